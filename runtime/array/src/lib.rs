@@ -1,0 +1,16 @@
+//! Arrays as values: dtypes, shapes, chunk grids, expressions, and their lowering to task groups.
+//!
+//! An [`Array`] is an expression that knows its shape, dtype and chunks. A [`graph::Graph`] is what
+//! travels; [`lower::lower`] turns it into [`ebbtide_core::Group`]s whose programs the kernels run.
+//! Nothing here computes an element.
+
+mod dtype;
+mod expression;
+pub mod graph;
+mod grid;
+pub mod lower;
+pub mod program;
+
+pub use crate::dtype::{DType, Kind};
+pub use crate::expression::{Array, ArrayError, BinaryOp, Distribution, Node, Op, ReduceOp};
+pub use crate::grid::{Grid, auto_chunks, broadcast};

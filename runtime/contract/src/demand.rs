@@ -1,0 +1,117 @@
+//! The lines between a scheduler and the operator: JSON, one message a line.
+//!
+//! A scheduler says [`Up::Hello`], then a snapshot (`Begin`, facts, `End`), then numbered facts as
+//! they change. A gap in the numbers makes the operator answer [`Down::Resend`]. Silence says
+//! nothing: neither that the cluster is idle nor that its scheduler is dead.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol.
+pub const PROTOCOL: u32 = 1;
+
+/// Longest line, in bytes, that either side accepts.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest time between two lines of a connected scheduler, in seconds.
+pub const INTERVAL_SECONDS_MAX: u64 = 5;
+
+/// From the scheduler to the operator.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Up {
+    /// The first line.
+    Hello {
+        /// [`PROTOCOL`] of the scheduler.
+        protocol: u32,
+        /// Which life of the scheduler this is: larger after every restart.
+        epoch: u64,
+    },
+    /// A snapshot starts: everything said before is void.
+    Begin {
+        /// Number of this line; the next fact after `End` has the next one.
+        sequence: u64,
+    },
+    /// One fact, inside a snapshot or after it.
+    Fact {
+        /// Number of this line.
+        sequence: u64,
+        /// What is now so.
+        fact: Fact,
+    },
+    /// The snapshot is complete.
+    End {
+        /// Number of this line.
+        sequence: u64,
+    },
+    /// The answer to [`Down::Retire`] for one worker.
+    Retired {
+        /// The worker's name.
+        worker: String,
+        /// What became of it.
+        outcome: Outcome,
+    },
+}
+
+/// Something that is so until said otherwise.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "fact", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Fact {
+    /// What waits and runs.
+    #[serde(rename_all = "camelCase")]
+    Queue {
+        /// Tasks that wait.
+        tasks: u64,
+        /// Core-seconds that they are expected to need.
+        core_seconds: f64,
+        /// Tasks that run.
+        running: u64,
+    },
+    /// A worker is registered.
+    #[serde(rename_all = "camelCase")]
+    Worker {
+        /// Its name: the pod's.
+        name: String,
+        /// Bytes of chunks that it holds.
+        held_bytes: u64,
+        /// Tasks that it was given.
+        assigned: u64,
+    },
+    /// A worker is no longer registered.
+    WorkerGone {
+        /// Its name.
+        name: String,
+    },
+    /// Who is connected.
+    Clients {
+        /// Open connections of clients.
+        connected: u64,
+    },
+}
+
+/// What became of a worker that was to be retired.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// It holds nothing that is needed and gets no more work: it may be deleted.
+    Released,
+    /// It is needed after all, or its data could not be moved in time: it works on.
+    Kept,
+    /// Nobody of this name is registered.
+    Unknown,
+}
+
+/// From the operator to the scheduler.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+pub enum Down {
+    /// Send a new snapshot.
+    Resend,
+    /// Give these workers no more work and move what they alone hold.
+    #[serde(rename_all = "camelCase")]
+    Retire {
+        /// Names of workers.
+        workers: Vec<String>,
+        /// How long moving may take, in seconds.
+        deadline_seconds: u64,
+    },
+}

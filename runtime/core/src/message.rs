@@ -1,0 +1,85 @@
+//! What scheduler and workers say to each other. Each message is safe to deliver twice.
+//!
+//! A message belongs to one connection, which carries the scheduler's epoch and the worker's
+//! incarnation; within it, a task's attempt tells an answer that counts from one that came late.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Group, GroupId, TaskId, WorkerId};
+
+/// Tells one try at a task from another; larger for later tries.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Attempt(pub u32);
+
+/// A task for a worker.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Assignment {
+    /// The task.
+    pub task: TaskId,
+    /// Which try this is.
+    pub attempt: Attempt,
+    /// Its inputs in the order of its group's relations, each with a worker that holds it.
+    pub inputs: Vec<(TaskId, WorkerId)>,
+}
+
+/// From the scheduler to a worker.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum ToWorker {
+    /// Groups whose tasks may follow.
+    Define(Vec<Group>),
+    /// Run this task.
+    Assign(Assignment),
+    /// Nobody needs these chunks any more, as far as they come from these attempts or earlier ones.
+    Free(Vec<(TaskId, Attempt)>),
+    /// These groups are over: drop what is left of them, finished or not.
+    Forget(Vec<GroupId>),
+    /// Send this chunk to the scheduler, for a client.
+    Collect(TaskId),
+    /// Where a worker that is named in assignments can be reached.
+    Peer {
+        /// The worker.
+        worker: WorkerId,
+        /// `host:port`.
+        address: String,
+    },
+}
+
+/// From a worker to the scheduler.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum FromWorker {
+    /// A task is done and its chunk is held here.
+    Finished {
+        /// The task.
+        task: TaskId,
+        /// The try that made it.
+        attempt: Attempt,
+        /// Size of the chunk.
+        bytes: u64,
+        /// Time on one core.
+        nanoseconds: u64,
+    },
+    /// A task failed in a way that another try would repeat.
+    Failed {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+        /// What happened, for a person.
+        error: String,
+    },
+    /// An input could not be had from the worker that should hold it.
+    InputMissing {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+        /// The input.
+        input: TaskId,
+        /// Who should have held it.
+        holder: WorkerId,
+    },
+    /// The answer to `Collect` where the chunk is not here.
+    NotHere(TaskId),
+    /// Proof of life.
+    Heartbeat,
+}

@@ -1,0 +1,195 @@
+//! Which task comes next, and which worker gets it.
+
+use crate::message::{Assignment, Attempt, ToWorker};
+use crate::scheduler::{Scheduler, State, Task, Worker};
+use crate::{JobId, TaskId, WorkerId};
+
+/// Work that a worker has in hand beyond what runs, per core, in nanoseconds: long enough to hide
+/// a round trip, short enough to leave work for others.
+const AHEAD_NANOSECONDS: u64 = 20_000_000;
+
+/// Most tasks per core that a worker has in hand, however short they are.
+const AHEAD_MAX: u64 = 64;
+
+impl Scheduler {
+    /// Gives out tasks while a worker has room for the next one.
+    pub(super) fn assign(&mut self) {
+        while self.workers.values().any(Worker::is_open) {
+            let Some((order, task)) = self.next_ready() else { return };
+            let Some(worker) = self.place(task) else { return };
+            self.ready.remove(&(order, task));
+            self.give(task, worker);
+        }
+    }
+
+    fn next_ready(&mut self) -> Option<(u64, TaskId)> {
+        if self.ready.is_empty() {
+            let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+            jobs.into_iter().find(|job| self.advance(*job));
+        }
+        self.ready.first().copied()
+    }
+
+    /// Walks on through a job until one task is ready. False when the walk is over.
+    fn advance(&mut self, job: JobId) -> bool {
+        loop {
+            let frontier = &mut self.jobs.get_mut(&job).expect("a live job").frontier;
+            let next = match frontier.top() {
+                Some(step) => step.to_visit.pop(),
+                None => match frontier.next_target() {
+                    Some(target) => {
+                        if self.table.is_wanted_by_client(target) {
+                            self.visit(target);
+                        }
+                        continue;
+                    }
+                    None => return false,
+                },
+            };
+            if let Some(input) = next {
+                self.visit(input);
+                continue;
+            }
+            let task = frontier.pop().expect("a step was on top");
+            if self.settle(task) {
+                return true;
+            }
+        }
+    }
+
+    /// Brings a task up, unless it is up already.
+    pub(super) fn visit(&mut self, task: TaskId) {
+        if self.tasks.contains_key(&task) {
+            return;
+        }
+        self.undo(task);
+        let order = self.next_order;
+        self.next_order += 1;
+        let uses = self.table.uses_to_come(task);
+        self.tasks.insert(task, Task { state: State::Planned, order, uses, losses: 0 });
+        let needs = self.table.dependencies(task);
+        let job = self.table.entry(task.group).job;
+        self.jobs.get_mut(&job).expect("a live job").frontier.push(task, needs);
+    }
+
+    /// Makes a task wait for the inputs that are not in memory. True when there are none.
+    pub(super) fn settle(&mut self, task: TaskId) -> bool {
+        let needs = self.table.dependencies(task);
+        let is_missing = |input: &TaskId| {
+            !matches!(self.tasks.get(input).map(|it| &it.state), Some(State::InMemory { .. }))
+        };
+        let missing: Vec<TaskId> = needs.into_iter().filter(is_missing).collect();
+        let live = self.live(task);
+        if missing.is_empty() {
+            live.state = State::Ready;
+            let order = live.order;
+            self.ready.insert((order, task));
+            return true;
+        }
+        let count = u32::try_from(missing.len()).expect("a task has fewer than 2³² inputs");
+        live.state = State::Waiting { missing: count };
+        // An input may have been lost and forgotten since it was visited.
+        for input in missing {
+            self.visit(input);
+        }
+        false
+    }
+
+    /// The open worker that holds most of the inputs, else the one with least in hand.
+    fn place(&self, task: TaskId) -> Option<WorkerId> {
+        let inputs = self.table.dependencies(task);
+        let entry = self.table.entry(task.group);
+        let cost = self.reservation(task);
+        let local_bytes = |id: WorkerId| -> u64 {
+            let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
+                Some(State::InMemory { holder, bytes, .. }) if *holder == id => *bytes,
+                _ => 0,
+            };
+            inputs.iter().map(bytes).sum()
+        };
+        self.workers
+            .iter()
+            .filter(|(_, it)| it.has_room(cost, entry.expected_nanoseconds()))
+            .max_by_key(|(id, it)| {
+                let in_hand = it.assigned.len() * 1024 / it.joining.cores.max(1) as usize;
+                (local_bytes(**id), std::cmp::Reverse((in_hand, **id)))
+            })
+            .map(|(id, _)| *id)
+    }
+
+    fn give(&mut self, task: TaskId, to: WorkerId) {
+        let needs = self.table.dependencies(task);
+        let inputs: Vec<(TaskId, WorkerId)> =
+            needs.into_iter().map(|input| (input, self.holder(input))).collect();
+        self.introduce(task, &inputs, to);
+        let entry = self.table.entry_mut(task.group);
+        entry.attempt = Attempt(entry.attempt.0 + 1);
+        let attempt = entry.attempt;
+        self.live(task).state = State::Assigned(to, attempt);
+        let reservation = self.reservation(task);
+        let worker = self.workers.get_mut(&to).expect("place chose one of ours");
+        worker.assigned.insert(task);
+        worker.reserved_bytes += reservation;
+        self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
+    }
+
+    /// Tells a worker of the group and the peers that an assignment will name.
+    fn introduce(&mut self, task: TaskId, inputs: &[(TaskId, WorkerId)], to: WorkerId) {
+        let worker = self.workers.get_mut(&to).expect("place chose one of ours");
+        let strangers: Vec<WorkerId> = inputs
+            .iter()
+            .map(|(_, holder)| *holder)
+            .filter(|holder| *holder != to && worker.peers.insert(*holder))
+            .collect();
+        if worker.defined.insert(task.group) {
+            let group = self.table.entry(task.group).group.clone();
+            self.send(to, ToWorker::Define(vec![group]));
+        }
+        for stranger in strangers {
+            let address = self.workers[&stranger].joining.address.clone();
+            self.send(to, ToWorker::Peer { worker: stranger, address });
+        }
+    }
+
+    fn holder(&self, input: TaskId) -> WorkerId {
+        match self.tasks.get(&input).map(|it| &it.state) {
+            Some(State::InMemory { holder, .. }) => *holder,
+            other => unreachable!("a ready task's input {input} is in memory, not {other:?}"),
+        }
+    }
+
+    /// Bytes that a task may take beyond what its worker already holds.
+    pub(super) fn reservation(&self, task: TaskId) -> u64 {
+        let cost = self.table.entry(task.group).group.cost;
+        cost.output_bytes.saturating_add(cost.scratch_bytes)
+    }
+
+    /// Takes a task off its worker. The caller gives it a new state.
+    pub(super) fn unassign(&mut self, task: TaskId) {
+        let State::Assigned(from, _) = self.live(task).state else { return };
+        let reservation = self.reservation(task);
+        if let Some(worker) = self.workers.get_mut(&from)
+            && worker.assigned.remove(&task)
+        {
+            worker.reserved_bytes -= reservation;
+        }
+    }
+}
+
+impl Worker {
+    fn is_open(&self) -> bool {
+        self.retire_by.is_none()
+            && !self.is_released
+            && (self.assigned.len() as u64) < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
+    }
+
+    fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
+        let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
+        let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
+        let taken = self.held_bytes.saturating_add(self.reserved_bytes);
+        let fits = taken.saturating_add(bytes) <= self.joining.memory_bytes;
+        self.is_open()
+            && (self.assigned.len() as u64) < tasks_max
+            && (fits || self.assigned.is_empty())
+    }
+}

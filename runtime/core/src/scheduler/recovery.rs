@@ -1,0 +1,80 @@
+//! What is done when workers and chunks are lost: what is still needed comes up again.
+
+use crate::scheduler::{LOSSES_MAX, Scheduler, State};
+use crate::{TaskId, WorkerId};
+
+impl Scheduler {
+    pub(super) fn lose_worker(&mut self, lost: WorkerId) {
+        let Some(worker) = self.workers.remove(&lost) else { return };
+        let chunks: Vec<(TaskId, WorkerId)> =
+            worker.held.iter().map(|task| (*task, lost)).collect();
+        self.lose_chunks(&chunks);
+        for task in worker.assigned {
+            // An earlier one may have failed the job that this one belonged to.
+            let Some(live) = self.tasks.get_mut(&task) else { continue };
+            live.losses += 1;
+            if live.losses > LOSSES_MAX {
+                let name = &worker.joining.name;
+                let error = format!(
+                    "task {task} was lost with its worker {} times, last with {name}; \
+                     it may need more memory than a worker has",
+                    live.losses
+                );
+                self.fail_job(task, error);
+            } else {
+                self.settle(task);
+            }
+        }
+    }
+
+    /// These chunks are not where they were. Those that are still needed are made again.
+    pub(super) fn lose_chunks(&mut self, lost: &[(TaskId, WorkerId)]) {
+        let gone: Vec<TaskId> = lost
+            .iter()
+            .filter(|(task, from)| self.is_held_by(*task, *from))
+            .map(|(task, _)| *task)
+            .collect();
+        for task in &gone {
+            self.drop_chunk(*task);
+        }
+        for task in gone {
+            self.visit(task);
+        }
+    }
+
+    fn is_held_by(&self, task: TaskId, worker: WorkerId) -> bool {
+        self.tasks.get(&task).is_some_and(
+            |live| matches!(live.state, State::InMemory { holder, .. } if holder == worker),
+        )
+    }
+
+    fn drop_chunk(&mut self, task: TaskId) {
+        // Its users lost an input before the task is undone, which changes who uses what.
+        for user in self.table.dependents(task) {
+            let Some(live) = self.tasks.get_mut(&user) else { continue };
+            match &mut live.state {
+                State::Waiting { missing } => *missing += 1,
+                State::Ready => {
+                    self.ready.remove(&(live.order, user));
+                    live.state = State::Waiting { missing: 1 };
+                }
+                State::Planned | State::Assigned(..) | State::InMemory { .. } => (),
+            }
+        }
+        self.free(task);
+        self.undo(task);
+    }
+
+    /// A task that was done no longer is: its inputs have a use to come again.
+    pub(super) fn undo(&mut self, task: TaskId) {
+        if !self.table.is_done(task) {
+            return;
+        }
+        self.table.entry_mut(task.group).done.set(task.index, false);
+        for input in self.table.dependencies(task) {
+            if let Some(live) = self.tasks.get_mut(&input) {
+                live.uses += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Demand, Effect, Event, Joining, Scheduler};
+use crate::message::{Attempt, FromWorker, ToWorker};
+use crate::{
+    AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Space, TaskId, Time, WorkerId,
+};
+
+const COST: Cost = Cost { output_bytes: 100, scratch_bytes: 0, nanoseconds: 1_000_000_000 };
+
+fn group(id: u64, extents: &[u32], inputs: Vec<Input>) -> Group {
+    let space = Space::new(extents.to_vec()).unwrap();
+    Group { id: GroupId(id), space, inputs, cost: COST, program: Arc::from([]) }
+}
+
+/// `leaves` tasks and one that needs them all.
+fn tree(leaves: u32) -> Event {
+    let all = Input { group: GroupId(1), relation: Relation(vec![AxisRelation::All]) };
+    let groups = vec![group(1, &[leaves], vec![]), group(2, &[], vec![all])];
+    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)] }
+}
+
+fn joining(cores: u32) -> Joining {
+    Joining { name: "w".to_owned(), address: "127.0.0.1:1".to_owned(), cores, memory_bytes: 10_000 }
+}
+
+fn join(id: u64, cores: u32) -> Event {
+    Event::WorkerJoined(WorkerId(id), joining(cores))
+}
+
+fn task(group: u64, index: u32) -> TaskId {
+    TaskId { group: GroupId(group), index }
+}
+
+#[derive(Default)]
+struct Play {
+    scheduler: Scheduler,
+    assigned: Vec<(WorkerId, TaskId, Attempt)>,
+    others: Vec<Effect>,
+}
+
+impl Play {
+    fn of(events: impl IntoIterator<Item = Event>) -> Self {
+        let mut play = Self::default();
+        for event in events {
+            play.at(0, event);
+        }
+        play
+    }
+
+    fn at(&mut self, seconds: u64, event: Event) {
+        self.scheduler.handle_event(event, Time(Duration::from_secs(seconds)));
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(effect) = self.scheduler.poll_effect() {
+            match effect {
+                Effect::Send(to, ToWorker::Assign(it)) => {
+                    self.assigned.push((to, it.task, it.attempt));
+                }
+                Effect::Send(_, ToWorker::Define(_) | ToWorker::Peer { .. }) => (),
+                other => self.others.push(other),
+            }
+        }
+    }
+
+    fn finish(&mut self, nth: usize) {
+        let (worker, task, attempt) = self.assigned[nth];
+        let said = FromWorker::Finished { task, attempt, bytes: 100, nanoseconds: 1 };
+        self.at(0, Event::Worker(worker, said));
+    }
+
+    fn tasks(&self) -> Vec<TaskId> {
+        self.assigned.iter().map(|(_, task, _)| *task).collect()
+    }
+}
+
+#[test]
+fn a_job_runs_from_its_leaves_to_its_target_and_is_delivered() {
+    let mut play = Play::of([join(1, 1), tree(2)]);
+    play.finish(0);
+    play.finish(1);
+    play.finish(2);
+    assert_eq!(play.tasks(), [task(1, 0), task(1, 1), task(2, 0)]);
+    play.at(0, Event::Collected(task(2, 0)));
+    assert!(play.others.contains(&Effect::JobDone(JobId(1))), "{:?}", play.others);
+    assert_eq!(play.scheduler.demand(), Demand::default());
+}
+
+#[test]
+fn an_answer_from_an_attempt_that_no_longer_counts_changes_nothing() {
+    let mut play = Play::of([join(1, 1), tree(1)]);
+    let (worker, task, attempt) = play.assigned[0];
+    let stale = Attempt(attempt.0 - 1);
+    let said = FromWorker::Finished { task, attempt: stale, bytes: 100, nanoseconds: 1 };
+    play.at(0, Event::Worker(worker, said));
+    assert_eq!(play.tasks().len(), 1, "the target must wait for the attempt that counts");
+}
+
+#[test]
+fn the_chunks_of_a_lost_worker_are_made_again_where_they_are_needed() {
+    let mut play = Play::of([join(1, 1), tree(2)]);
+    play.finish(0);
+    play.at(0, join(2, 1));
+    play.at(0, Event::WorkerLost(WorkerId(1)));
+    let again: Vec<TaskId> = play
+        .assigned
+        .iter()
+        .filter(|(worker, ..)| *worker == WorkerId(2))
+        .map(|(_, task, _)| *task)
+        .collect();
+    assert!(again.contains(&task(1, 0)) && again.contains(&task(1, 1)), "{again:?}");
+}
+
+#[test]
+fn a_task_that_keeps_losing_its_worker_fails_its_job_by_name() {
+    let mut play = Play::of([tree(1)]);
+    for id in 1..=4 {
+        play.at(0, join(id, 1));
+        play.at(0, Event::WorkerLost(WorkerId(id)));
+    }
+    let failed = play.others.iter().find_map(|effect| match effect {
+        Effect::JobFailed(_, error) => Some(error.as_str()),
+        _ => None,
+    });
+    assert!(failed.is_some_and(|error| error.contains("task 1.0 was lost")), "{failed:?}");
+}
+
+#[test]
+fn a_silent_worker_is_disconnected_when_its_time_is_up() {
+    let mut play = Play::of([join(1, 1), tree(1)]);
+    let (due, why) = play.scheduler.poll_timeout().unwrap();
+    assert_eq!((due, why), (Time(super::SILENCE_MAX), "a worker is silent"));
+    play.scheduler.handle_timeout(due);
+    play.drain();
+    assert!(matches!(play.others[..], [Effect::Disconnect(WorkerId(1), _)]));
+}
+
+#[test]
+fn a_worker_that_holds_nothing_is_released_and_gets_no_more_work() {
+    let mut play = Play::of([join(1, 1)]);
+    let deadline = Time(Duration::from_secs(60));
+    play.at(0, Event::Retire(WorkerId(1), deadline));
+    assert_eq!(play.others, [Effect::Released(WorkerId(1))]);
+    play.at(0, tree(1));
+    assert_eq!(play.assigned, []);
+}
+
+#[test]
+fn a_worker_that_is_not_empty_in_time_works_on() {
+    let mut play = Play::of([join(1, 1), tree(1)]);
+    let deadline = Time(Duration::from_secs(5));
+    play.at(0, Event::Retire(WorkerId(1), deadline));
+    play.scheduler.handle_timeout(deadline);
+    play.drain();
+    assert_eq!(play.others, [Effect::Kept(WorkerId(1))]);
+}
+
+#[test]
+fn demand_counts_what_waits_and_what_runs() {
+    let play = Play::of([tree(9)]);
+    let demand = play.scheduler.demand();
+    assert_eq!((demand.tasks, demand.assigned, demand.nanoseconds), (10, 0, 10_000_000_000));
+}
+
+#[test]
+fn work_in_hand_stays_within_the_memory_of_a_worker() {
+    let small = Joining { memory_bytes: 250, ..joining(8) };
+    let play = Play::of([Event::WorkerJoined(WorkerId(1), small), tree(9)]);
+    assert_eq!(play.assigned.len(), 2);
+}
+
+#[test]
+fn groups_that_make_no_job_are_refused() {
+    let stray = Input { group: GroupId(9), relation: Relation(vec![]) };
+    let groups = vec![group(1, &[2], vec![stray])];
+    let play = Play::of([Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] }]);
+    assert!(matches!(play.others[..], [Effect::JobFailed(JobId(1), _)]));
+}

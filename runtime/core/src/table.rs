@@ -1,0 +1,171 @@
+//! The groups of a scheduler and which of their tasks are done. Pure look-ups.
+
+use std::collections::BTreeMap;
+
+use crate::message::Attempt;
+use crate::{Group, GroupId, JobId, TaskId};
+
+/// A group and what has become of it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) group: Group,
+    pub(crate) job: JobId,
+    /// Groups that take this one as an input, once for each time they do.
+    pub(crate) consumers: Vec<(GroupId, usize)>,
+    /// For a group that a client asked for: which chunks it has.
+    pub(crate) delivered: Option<Bits>,
+    pub(crate) done: Bits,
+    /// The last attempt given out for any task of this group.
+    pub(crate) attempt: Attempt,
+    pub(crate) measured: Measured,
+}
+
+/// Time that tasks of a group took.
+#[derive(Debug, Default)]
+pub(crate) struct Measured {
+    tasks: u64,
+    nanoseconds: u64,
+}
+
+/// One bit for each task.
+#[derive(Debug)]
+pub(crate) struct Bits {
+    words: Vec<u64>,
+    ones: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Table(BTreeMap<GroupId, Entry>);
+
+impl Table {
+    pub(crate) fn insert(&mut self, job: JobId, group: Group, is_target: bool) {
+        for (nth, input) in group.inputs.iter().enumerate() {
+            let producer = self.0.get_mut(&input.group).expect("inputs are checked on submission");
+            producer.consumers.push((group.id, nth));
+        }
+        let tasks = group.space.tasks();
+        let entry = Entry {
+            job,
+            consumers: Vec::new(),
+            delivered: is_target.then(|| Bits::zeros(tasks)),
+            done: Bits::zeros(tasks),
+            attempt: Attempt::default(),
+            measured: Measured::default(),
+            group,
+        };
+        self.0.insert(entry.group.id, entry);
+    }
+
+    pub(crate) fn get_mut(&mut self, id: GroupId) -> Option<&mut Entry> {
+        self.0.get_mut(&id)
+    }
+
+    pub(crate) fn entry(&self, id: GroupId) -> &Entry {
+        self.0.get(&id).expect("a live task's group is in the table")
+    }
+
+    pub(crate) fn entry_mut(&mut self, id: GroupId) -> &mut Entry {
+        self.0.get_mut(&id).expect("a live task's group is in the table")
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.0.values()
+    }
+
+    /// Removes the groups of a job and tells which they were.
+    pub(crate) fn remove_job(&mut self, job: JobId) -> Vec<GroupId> {
+        let ids: Vec<GroupId> =
+            self.0.values().filter(|entry| entry.job == job).map(|entry| entry.group.id).collect();
+        for id in &ids {
+            self.0.remove(id);
+        }
+        ids
+    }
+
+    /// The tasks that `task` needs, in the order of its inputs. One may stand there twice.
+    pub(crate) fn dependencies(&self, task: TaskId) -> Vec<TaskId> {
+        let consumer = &self.entry(task.group).group;
+        let mut needed = Vec::new();
+        for input in &consumer.inputs {
+            let producer = &self.entry(input.group).group;
+            let indices = input.relation.producers(&producer.space, &consumer.space, task.index);
+            needed.extend(indices.into_iter().map(|index| producer.task(index)));
+        }
+        needed
+    }
+
+    /// The tasks that need `task`, once for each time they do.
+    pub(crate) fn dependents(&self, task: TaskId) -> Vec<TaskId> {
+        let producer = self.entry(task.group);
+        let mut needing = Vec::new();
+        for (id, nth) in &producer.consumers {
+            let consumer = &self.entry(*id).group;
+            let relation = &consumer.inputs[*nth].relation;
+            let indices = relation.consumers(&producer.group.space, &consumer.space, task.index);
+            needing.extend(indices.into_iter().map(|index| consumer.task(index)));
+        }
+        needing
+    }
+
+    pub(crate) fn is_done(&self, task: TaskId) -> bool {
+        self.entry(task.group).done.get(task.index)
+    }
+
+    /// Whether a client asked for this chunk and does not have it yet.
+    pub(crate) fn is_wanted_by_client(&self, task: TaskId) -> bool {
+        let delivered = self.entry(task.group).delivered.as_ref();
+        delivered.is_some_and(|delivered| !delivered.get(task.index))
+    }
+
+    /// How many uses of `task` are still to come, the client's own included.
+    pub(crate) fn uses_to_come(&self, task: TaskId) -> u32 {
+        let uses = self.dependents(task).into_iter().filter(|user| !self.is_done(*user)).count();
+        u32::try_from(uses).expect("a chunk has fewer than 2³² uses")
+            + u32::from(self.is_wanted_by_client(task))
+    }
+}
+
+impl Entry {
+    /// Expected time of one task on one core, in nanoseconds.
+    pub(crate) fn expected_nanoseconds(&self) -> u64 {
+        self.measured
+            .nanoseconds
+            .checked_div(self.measured.tasks)
+            .unwrap_or(self.group.cost.nanoseconds)
+            .max(1)
+    }
+}
+
+impl Measured {
+    pub(crate) fn add(&mut self, nanoseconds: u64) {
+        self.tasks += 1;
+        self.nanoseconds = self.nanoseconds.saturating_add(nanoseconds);
+    }
+}
+
+impl Bits {
+    fn zeros(bits: u32) -> Self {
+        let words = usize::try_from(bits.div_ceil(64)).expect("a u32 fits a usize");
+        Self { words: vec![0; words], ones: 0 }
+    }
+
+    pub(crate) fn get(&self, at: u32) -> bool {
+        self.words[word(at)] >> (at % 64) & 1 == 1
+    }
+
+    pub(crate) fn set(&mut self, at: u32, value: bool) {
+        if self.get(at) == value {
+            return;
+        }
+        self.words[word(at)] ^= 1 << (at % 64);
+        self.ones = if value { self.ones + 1 } else { self.ones - 1 };
+    }
+
+    pub(crate) fn ones(&self) -> u32 {
+        self.ones
+    }
+}
+
+fn word(at: u32) -> usize {
+    usize::try_from(at / 64).expect("a u32 fits a usize")
+}

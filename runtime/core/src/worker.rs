@@ -1,0 +1,388 @@
+//! A worker: assignments in, executions and fetches out. One owner, no locks, no clock, no bytes.
+//!
+//! A task waits until its inputs are here, then until its memory is free, then it runs. Chunks that
+//! were fetched for a task go when no task here needs them; chunks that were made here go when the
+//! scheduler says so.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::message::{Assignment, Attempt, FromWorker, ToWorker};
+use crate::{Cost, Group, GroupId, TaskId, WorkerId};
+
+/// Something that happened outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The scheduler says something.
+    Scheduler(ToWorker),
+    /// A fetched chunk is here.
+    Fetched {
+        /// The chunk.
+        chunk: TaskId,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A chunk could not be fetched.
+    FetchFailed {
+        /// The chunk.
+        chunk: TaskId,
+        /// Who should have held it.
+        holder: WorkerId,
+    },
+    /// A task's program ended and its chunk is here.
+    Executed {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+        /// Size of the chunk.
+        bytes: u64,
+        /// Time on one core.
+        nanoseconds: u64,
+    },
+    /// A task's program failed.
+    ExecutionFailed {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+        /// What happened, for a person.
+        error: String,
+    },
+    /// The connection to the scheduler is a new one, of another epoch: nothing that was said
+    /// before holds any more.
+    Reconnected,
+}
+
+/// Something that the shell must now do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Say this to the scheduler.
+    Say(FromWorker),
+    /// Tasks of this group may follow: prepare its program.
+    Define(Group),
+    /// Nothing of these groups will be asked for again.
+    Undefine(Vec<GroupId>),
+    /// A worker can be reached at this address.
+    Introduce(WorkerId, String),
+    /// Get a chunk from another worker.
+    Fetch {
+        /// The chunk.
+        chunk: TaskId,
+        /// Who holds it.
+        holder: WorkerId,
+    },
+    /// Run a task: its inputs are here.
+    Execute {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+        /// Its inputs, in order.
+        inputs: Vec<TaskId>,
+    },
+    /// Let a chunk go.
+    Drop(TaskId),
+    /// Send a chunk to the scheduler, for a client.
+    Deliver(TaskId),
+}
+
+#[derive(Debug)]
+struct Task {
+    attempt: Attempt,
+    inputs: Vec<(TaskId, WorkerId)>,
+    cost: Cost,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting { missing: BTreeSet<TaskId> },
+    Ready,
+    Running,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: u64,
+    /// The attempt that made it here; none for a copy of another worker's.
+    made_by: Option<Attempt>,
+    /// Tasks here that will use it.
+    users: u32,
+}
+
+/// The whole worker.
+#[derive(Debug)]
+pub struct Worker {
+    cores: u32,
+    memory_bytes: u64,
+    costs: BTreeMap<GroupId, Cost>,
+    tasks: BTreeMap<TaskId, Task>,
+    ready: VecDeque<TaskId>,
+    running: BTreeMap<TaskId, u64>,
+    chunks: BTreeMap<TaskId, Chunk>,
+    /// Chunks on their way here and the tasks that wait for them.
+    fetching: BTreeMap<TaskId, BTreeSet<TaskId>>,
+    taken_bytes: u64,
+    effects: VecDeque<Effect>,
+}
+
+impl Worker {
+    /// A worker that runs `cores` tasks at once as long as chunks and tasks fit `memory_bytes`.
+    pub fn new(cores: u32, memory_bytes: u64) -> Self {
+        Self {
+            cores,
+            memory_bytes,
+            costs: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            ready: VecDeque::new(),
+            running: BTreeMap::new(),
+            chunks: BTreeMap::new(),
+            fetching: BTreeMap::new(),
+            taken_bytes: 0,
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Takes one event to completion.
+    pub fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Scheduler(message) => self.hear(message),
+            Event::Fetched { chunk, bytes } => self.fetched(chunk, bytes),
+            Event::FetchFailed { chunk, holder } => self.fetch_failed(chunk, holder),
+            Event::Executed { task, attempt, bytes, nanoseconds } => {
+                self.executed(task, attempt, (bytes, nanoseconds));
+            }
+            Event::ExecutionFailed { task, attempt, error } => {
+                self.stop_running(task);
+                if self.take_task(task, attempt).is_some() {
+                    self.say(FromWorker::Failed { task, attempt, error });
+                }
+            }
+            Event::Reconnected => self.forget_everything(),
+        }
+        self.admit();
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// Bytes of the chunks that are here and of what running tasks may take.
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
+    }
+
+    fn hear(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::Define(groups) => {
+                for group in groups {
+                    self.costs.insert(group.id, group.cost);
+                    self.effects.push_back(Effect::Define(group));
+                }
+            }
+            ToWorker::Assign(assignment) => self.assign(assignment),
+            ToWorker::Free(chunks) => {
+                for (chunk, attempt) in chunks {
+                    self.free(chunk, attempt);
+                }
+            }
+            ToWorker::Forget(groups) => self.forget(&groups),
+            ToWorker::Collect(chunk) => match self.chunks.get(&chunk) {
+                Some(Chunk { made_by: Some(_), .. }) => {
+                    self.effects.push_back(Effect::Deliver(chunk));
+                }
+                _ => self.say(FromWorker::NotHere(chunk)),
+            },
+            ToWorker::Peer { worker, address } => {
+                self.effects.push_back(Effect::Introduce(worker, address));
+            }
+        }
+    }
+
+    fn assign(&mut self, Assignment { task, attempt, inputs }: Assignment) {
+        let Some(cost) = self.costs.get(&task.group).copied() else { return };
+        if self.tasks.get(&task).is_some_and(|known| attempt <= known.attempt) {
+            return;
+        }
+        if let Some(chunk) = self.chunks.get_mut(&task)
+            && chunk.made_by.is_some()
+        {
+            // Made here already: by this very attempt, or by one whose answer was lost.
+            chunk.made_by = chunk.made_by.max(Some(attempt));
+            let bytes = chunk.bytes;
+            self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds: 0 });
+            return;
+        }
+        if let Some(known) = self.tasks.get_mut(&task) {
+            known.attempt = attempt;
+            return;
+        }
+        let mut missing = BTreeSet::new();
+        for (input, holder) in &inputs {
+            match self.chunks.get_mut(input) {
+                Some(chunk) => chunk.users += 1,
+                None => {
+                    missing.insert(*input);
+                    self.want(*input, *holder, task);
+                }
+            }
+        }
+        let state = if missing.is_empty() {
+            self.ready.push_back(task);
+            State::Ready
+        } else {
+            State::Waiting { missing }
+        };
+        self.tasks.insert(task, Task { attempt, inputs, cost, state });
+    }
+
+    fn want(&mut self, chunk: TaskId, holder: WorkerId, task: TaskId) {
+        let waiting = self.fetching.entry(chunk).or_default();
+        if waiting.is_empty() {
+            self.effects.push_back(Effect::Fetch { chunk, holder });
+        }
+        waiting.insert(task);
+    }
+
+    fn fetched(&mut self, chunk: TaskId, bytes: u64) {
+        let Some(waiting) = self.fetching.remove(&chunk) else {
+            if !self.chunks.contains_key(&chunk) {
+                self.effects.push_back(Effect::Drop(chunk));
+            }
+            return;
+        };
+        self.taken_bytes += bytes;
+        let mut users = 0;
+        for task in waiting {
+            let Some(known) = self.tasks.get_mut(&task) else { continue };
+            let uses = known.inputs.iter().filter(|(input, _)| *input == chunk).count();
+            users += u32::try_from(uses).expect("a task has fewer than 2³² inputs");
+            let State::Waiting { missing } = &mut known.state else { continue };
+            missing.remove(&chunk);
+            if missing.is_empty() {
+                known.state = State::Ready;
+                self.ready.push_back(task);
+            }
+        }
+        self.chunks.insert(chunk, Chunk { bytes, made_by: None, users });
+        self.drop_unused(chunk);
+    }
+
+    fn fetch_failed(&mut self, chunk: TaskId, holder: WorkerId) {
+        for task in self.fetching.remove(&chunk).unwrap_or_default() {
+            let Some(attempt) = self.tasks.get(&task).map(|known| known.attempt) else { continue };
+            self.take_task(task, attempt);
+            self.say(FromWorker::InputMissing { task, attempt, input: chunk, holder });
+        }
+    }
+
+    fn executed(&mut self, task: TaskId, attempt: Attempt, (bytes, nanoseconds): (u64, u64)) {
+        self.stop_running(task);
+        let Some(known) = self.take_task(task, attempt) else {
+            self.effects.push_back(Effect::Drop(task));
+            return;
+        };
+        let attempt = known.attempt;
+        self.taken_bytes += bytes;
+        self.chunks.insert(task, Chunk { bytes, made_by: Some(attempt), users: 0 });
+        self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds });
+    }
+
+    /// Runs what is ready, first come first served, while there are cores and memory.
+    fn admit(&mut self) {
+        while self.running.len() < self.cores as usize {
+            let Some(task) = self.ready.front().copied() else { return };
+            let Some(known) = self.tasks.get_mut(&task) else {
+                self.ready.pop_front();
+                continue;
+            };
+            let needed = known.cost.output_bytes.saturating_add(known.cost.scratch_bytes);
+            let fits = self.taken_bytes.saturating_add(needed) <= self.memory_bytes;
+            if !fits && !self.running.is_empty() {
+                return;
+            }
+            self.ready.pop_front();
+            known.state = State::Running;
+            self.running.insert(task, needed);
+            self.taken_bytes += needed;
+            let inputs = known.inputs.iter().map(|(input, _)| *input).collect();
+            self.effects.push_back(Effect::Execute { task, attempt: known.attempt, inputs });
+        }
+    }
+
+    fn stop_running(&mut self, task: TaskId) {
+        if let Some(reserved) = self.running.remove(&task) {
+            self.taken_bytes -= reserved;
+        }
+    }
+
+    /// Removes a task if its present attempt is this one or a later one, and its inputs' uses.
+    fn take_task(&mut self, task: TaskId, attempt: Attempt) -> Option<Task> {
+        if self.tasks.get(&task)?.attempt < attempt {
+            return None;
+        }
+        let taken = self.tasks.remove(&task)?;
+        for (input, _) in &taken.inputs {
+            if let Some(waiting) = self.fetching.get_mut(input) {
+                waiting.remove(&task);
+            } else if let Some(chunk) = self.chunks.get_mut(input) {
+                chunk.users -= 1;
+                self.drop_unused(*input);
+            }
+        }
+        Some(taken)
+    }
+
+    /// Lets a copy go that no task here needs.
+    fn drop_unused(&mut self, chunk: TaskId) {
+        let is_unused = |it: &Chunk| it.made_by.is_none() && it.users == 0;
+        if self.chunks.get(&chunk).is_some_and(is_unused) {
+            self.drop_chunk(chunk);
+        }
+    }
+
+    fn free(&mut self, chunk: TaskId, attempt: Attempt) {
+        let Some(held) = self.chunks.get_mut(&chunk) else { return };
+        if held.made_by.is_some_and(|made_by| made_by <= attempt) {
+            // A task here may still use it: it stays as a copy until then.
+            held.made_by = None;
+            self.drop_unused(chunk);
+        }
+    }
+
+    fn drop_chunk(&mut self, chunk: TaskId) {
+        if let Some(dropped) = self.chunks.remove(&chunk) {
+            self.taken_bytes -= dropped.bytes;
+            self.effects.push_back(Effect::Drop(chunk));
+        }
+    }
+
+    fn forget(&mut self, groups: &[GroupId]) {
+        let is_over = |task: &TaskId| groups.contains(&task.group);
+        let tasks: Vec<TaskId> = self.tasks.keys().copied().filter(is_over).collect();
+        for task in tasks {
+            self.take_task(task, Attempt::default());
+        }
+        self.ready.retain(|task| !is_over(task));
+        self.fetching.retain(|chunk, _| !is_over(chunk));
+        let chunks: Vec<TaskId> = self.chunks.keys().copied().filter(is_over).collect();
+        for chunk in chunks {
+            self.drop_chunk(chunk);
+        }
+        self.costs.retain(|group, _| !groups.contains(group));
+        self.effects.push_back(Effect::Undefine(groups.to_vec()));
+    }
+
+    fn forget_everything(&mut self) {
+        let groups: Vec<GroupId> = self.costs.keys().copied().collect();
+        self.forget(&groups);
+    }
+
+    fn say(&mut self, message: FromWorker) {
+        self.effects.push_back(Effect::Say(message));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! One worker's core with its chunks, programs and threads; whoever drives it does the talking.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ebbtide_array::program::Program;
+use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_core::message::FromWorker;
+use ebbtide_core::worker::{Effect, Event, Worker};
+use ebbtide_core::{GroupId, Space, TaskId, WorkerId};
+use ebbtide_kernels::level::Level;
+
+use crate::store::Store;
+use crate::threads::{Ran, Run, Threads};
+
+/// What the driver must do.
+pub(crate) enum Outcome {
+    /// Say this to the scheduler.
+    Say(FromWorker),
+    /// Remember where a peer is.
+    Introduce(WorkerId, String),
+    /// Get a chunk from a peer.
+    Fetch { chunk: TaskId, holder: WorkerId },
+    /// Send a chunk to the scheduler.
+    Deliver(TaskId, Arc<Buffer>),
+}
+
+pub(crate) struct Engine {
+    core: Worker,
+    threads: Threads,
+    programs: BTreeMap<GroupId, (Result<Arc<Program>, String>, Space)>,
+    store: Store,
+}
+
+impl Engine {
+    pub(crate) fn start(
+        cores: u32,
+        memory_bytes: u64,
+        level: Level,
+        pool: &Pool,
+        report: impl Fn(Ran) + Clone + Send + 'static,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            core: Worker::new(cores, memory_bytes),
+            threads: Threads::start(cores, level, pool, report)?,
+            programs: BTreeMap::new(),
+            store: Store::default(),
+        })
+    }
+
+    /// The chunks that are here.
+    pub(crate) fn store(&self) -> Store {
+        self.store.clone()
+    }
+
+    /// Bytes of chunks and of what running tasks may take.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        self.core.taken_bytes()
+    }
+
+    /// Takes an event and says what is to be done outside.
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Outcome> {
+        self.core.handle_event(event);
+        self.drain()
+    }
+
+    /// Takes a fetched chunk.
+    pub(crate) fn fetched(&mut self, chunk: TaskId, buffer: Buffer) -> Vec<Outcome> {
+        let bytes = buffer.len() as u64;
+        self.store.insert(chunk, buffer);
+        self.handle(Event::Fetched { chunk, bytes })
+    }
+
+    /// Takes what a thread made.
+    pub(crate) fn ran(&mut self, ran: Ran) -> Vec<Outcome> {
+        let Ran { task, attempt, result, nanoseconds } = ran;
+        match result {
+            Ok(buffer) => {
+                let bytes = buffer.len() as u64;
+                self.store.insert(task, buffer);
+                self.handle(Event::Executed { task, attempt, bytes, nanoseconds })
+            }
+            Err(error) => self.handle(Event::ExecutionFailed { task, attempt, error }),
+        }
+    }
+
+    fn drain(&mut self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        while let Some(effect) = self.core.poll_effect() {
+            match effect {
+                Effect::Say(message) => outcomes.push(Outcome::Say(message)),
+                Effect::Introduce(peer, address) => {
+                    outcomes.push(Outcome::Introduce(peer, address));
+                }
+                Effect::Fetch { chunk, holder } => outcomes.push(Outcome::Fetch { chunk, holder }),
+                Effect::Define(group) => {
+                    let program = Program::decode(&group.program)
+                        .map(Arc::new)
+                        .map_err(|error| format!("a program of another version: {error}"));
+                    self.programs.insert(group.id, (program, group.space));
+                }
+                Effect::Undefine(groups) => {
+                    for group in groups {
+                        self.programs.remove(&group);
+                    }
+                }
+                Effect::Execute { task, attempt, inputs } => match self.prepare(task, &inputs) {
+                    Ok((program, place, inputs)) => {
+                        self.threads.run(Run { task, attempt, program, place, inputs });
+                    }
+                    Err(error) => {
+                        self.core.handle_event(Event::ExecutionFailed { task, attempt, error })
+                    }
+                },
+                Effect::Drop(chunk) => self.store.remove(chunk),
+                Effect::Deliver(chunk) => match self.store.get(chunk) {
+                    Some(buffer) => outcomes.push(Outcome::Deliver(chunk, buffer)),
+                    None => outcomes.push(Outcome::Say(FromWorker::NotHere(chunk))),
+                },
+            }
+        }
+        outcomes
+    }
+
+    #[expect(clippy::type_complexity, reason = "the parts of a run, taken apart at once")]
+    fn prepare(
+        &self,
+        task: TaskId,
+        inputs: &[TaskId],
+    ) -> Result<(Arc<Program>, Vec<u32>, Vec<Arc<Buffer>>), String> {
+        let (program, space) =
+            self.programs.get(&task.group).ok_or_else(|| format!("task {task} has no program"))?;
+        let inputs = inputs
+            .iter()
+            .map(|input| self.store.get(*input).ok_or_else(|| format!("input {input} is not here")))
+            .collect::<Result<_, _>>()?;
+        Ok((Arc::clone(program.as_ref().map_err(Clone::clone)?), space.unravel(task.index), inputs))
+    }
+}

@@ -1,0 +1,227 @@
+//! Frames on a byte stream: a small header in postcard and a payload of raw bytes with a checksum.
+//!
+//! Each side starts with eight bytes, `EBBT` and the version, so that a peer of another version is
+//! refused in words. A frame is: length of the header (u32), length of the payload (u64), XXH3 of
+//! the payload (u64), header, payload; all integers are little-endian.
+
+use std::io::{self, IoSlice};
+
+use ebbtide_buffer::{Buffer, Pool};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Version of everything that follows the greeting.
+pub(crate) const VERSION: u32 = 1;
+
+/// Longest header: an assignment with a million inputs.
+const HEADER_BYTES_MAX: usize = 32 << 20;
+
+const MAGIC: [u8; 4] = *b"EBBT";
+const PREFIX_BYTES: usize = 4 + 8 + 8;
+
+/// Why a connection cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The stream ended or broke.
+    #[error("the connection broke")]
+    Stream(#[from] io::Error),
+    /// The peer speaks something else.
+    #[error("the peer does not speak ebbtide's protocol")]
+    Stranger,
+    /// The peer is of another version.
+    #[error(
+        "the peer speaks version {0} of the protocol, this side version {VERSION}; \
+         install the same version of ebbtide on both"
+    )]
+    Version(u32),
+    /// A length that no frame has.
+    #[error("a frame with a {part} of {bytes} bytes; at most {max} are taken")]
+    TooLong {
+        /// Header or payload.
+        part: &'static str,
+        /// The length.
+        bytes: u64,
+        /// The longest that is taken.
+        max: u64,
+    },
+    /// The payload changed on its way.
+    #[error("a payload of {0} bytes does not have its checksum")]
+    Checksum(usize),
+    /// The header is not a message of this version.
+    #[error("a header that is no message: {0}")]
+    Header(#[from] postcard::Error),
+}
+
+/// A frame to be sent.
+#[derive(Debug)]
+pub(crate) struct Frame<P> {
+    header: Vec<u8>,
+    payload: Option<P>,
+}
+
+impl<P: AsRef<[u8]>> Frame<P> {
+    pub(crate) fn message(message: &impl Serialize) -> Self {
+        let header = postcard::to_stdvec(message).expect("messages are plain data");
+        Self { header, payload: None }
+    }
+
+    pub(crate) fn with_payload(message: &impl Serialize, payload: P) -> Self {
+        Self { payload: Some(payload), ..Self::message(message) }
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.payload.as_ref().map_or(&[], AsRef::as_ref)
+    }
+}
+
+/// Sends the greeting and checks the peer's.
+pub(crate) async fn greet<S>(stream: &mut S) -> Result<(), FrameError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut greeting = [0; 8];
+    greeting[..4].copy_from_slice(&MAGIC);
+    greeting[4..].copy_from_slice(&VERSION.to_le_bytes());
+    stream.write_all(&greeting).await?;
+    stream.flush().await?;
+    let mut theirs = [0; 8];
+    stream.read_exact(&mut theirs).await?;
+    let (magic, version) = theirs.split_at(4);
+    if magic != MAGIC {
+        return Err(FrameError::Stranger);
+    }
+    match u32::from_le_bytes(version.try_into().expect("half of eight bytes")) {
+        VERSION => Ok(()),
+        other => Err(FrameError::Version(other)),
+    }
+}
+
+/// Reads a frame. An empty payload is no payload.
+pub(crate) async fn read<M, R>(
+    stream: &mut R,
+    pool: &Pool,
+    payload_bytes_max: u64,
+) -> Result<(M, Option<Buffer>), FrameError>
+where
+    M: DeserializeOwned,
+    R: AsyncRead + Unpin,
+{
+    let mut prefix = [0; PREFIX_BYTES];
+    stream.read_exact(&mut prefix).await?;
+    let number = |from: usize| -> u64 {
+        u64::from_le_bytes(prefix[from..from + 8].try_into().expect("eight bytes"))
+    };
+    let header = u32::from_le_bytes(prefix[..4].try_into().expect("four bytes"));
+    let header = checked("header", u64::from(header), HEADER_BYTES_MAX as u64)?;
+    let (payload, checksum) = (checked("payload", number(4), payload_bytes_max)?, number(12));
+    let mut header = vec![0; header];
+    stream.read_exact(&mut header).await?;
+    let message = postcard::from_bytes(&header)?;
+    if payload == 0 {
+        return Ok((message, None));
+    }
+    let mut buffer = pool.take(payload);
+    stream.read_exact(&mut buffer).await?;
+    if xxh3_64(&buffer) != checksum {
+        return Err(FrameError::Checksum(payload));
+    }
+    Ok((message, Some(buffer)))
+}
+
+fn checked(part: &'static str, bytes: u64, max: u64) -> Result<usize, FrameError> {
+    match usize::try_from(bytes) {
+        Ok(length) if bytes <= max => Ok(length),
+        _ => Err(FrameError::TooLong { part, bytes, max }),
+    }
+}
+
+/// Writes a frame without copying its payload. The caller flushes.
+pub(crate) async fn write<P, W>(stream: &mut W, frame: &Frame<P>) -> Result<(), FrameError>
+where
+    P: AsRef<[u8]>,
+    W: AsyncWrite + Unpin,
+{
+    let payload = frame.payload();
+    let mut head = Vec::with_capacity(PREFIX_BYTES + frame.header.len());
+    let header = u32::try_from(frame.header.len()).unwrap_or(u32::MAX);
+    checked("header", u64::from(header), HEADER_BYTES_MAX as u64)?;
+    head.extend_from_slice(&header.to_le_bytes());
+    head.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+    head.extend_from_slice(&xxh3_64(payload).to_le_bytes());
+    head.extend_from_slice(&frame.header);
+    if payload.is_empty() {
+        return Ok(stream.write_all(&head).await?);
+    }
+    let mut written = 0;
+    while written < head.len() {
+        let slices = [IoSlice::new(&head[written..]), IoSlice::new(payload)];
+        written += stream.write_vectored(&slices).await?;
+    }
+    Ok(stream.write_all(&payload[written - head.len()..]).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_buffer::Pool;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::{Frame, FrameError, VERSION, greet, read, write};
+
+    async fn sent(frame: &Frame<Vec<u8>>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write(&mut bytes, frame).await.unwrap();
+        bytes
+    }
+
+    async fn received(bytes: &[u8], max: u64) -> Result<(String, Option<Vec<u8>>), FrameError> {
+        let mut bytes = bytes;
+        let (message, payload) = read::<String, _>(&mut bytes, &Pool::new(0), max).await?;
+        Ok((message, payload.map(|payload| payload.to_vec())))
+    }
+
+    #[tokio::test]
+    async fn a_frame_arrives_as_it_was_sent() {
+        let frame = Frame::with_payload(&"hello", vec![7; 100_000]);
+        let (message, payload) = received(&sent(&frame).await, 100_000).await.unwrap();
+        assert_eq!((message.as_str(), payload), ("hello", Some(vec![7; 100_000])));
+    }
+
+    #[tokio::test]
+    async fn every_frame_cut_short_is_an_error_and_no_panic() {
+        let bytes = sent(&Frame::with_payload(&"hello", vec![7; 10])).await;
+        for length in 0..bytes.len() {
+            let cut = received(&bytes[..length], 100).await;
+            assert!(matches!(cut, Err(FrameError::Stream(_))), "{length}: {cut:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_payload_is_noticed() {
+        let mut bytes = sent(&Frame::with_payload(&"hello", vec![7; 10])).await;
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(matches!(received(&bytes, 100).await, Err(FrameError::Checksum(10))));
+    }
+
+    #[tokio::test]
+    async fn a_length_beyond_the_limit_is_refused_before_memory_is_taken() {
+        let bytes = sent(&Frame::with_payload(&"hello", vec![7; 10])).await;
+        assert!(matches!(received(&bytes, 9).await, Err(FrameError::TooLong { .. })));
+        let header = [&u32::MAX.to_le_bytes()[..], &[0; 16]].concat();
+        assert!(matches!(received(&header, 9).await, Err(FrameError::TooLong { .. })));
+    }
+
+    #[tokio::test]
+    async fn strangers_and_other_versions_are_refused_in_words() {
+        for (greeting, words) in
+            [(*b"GET / HT", "does not speak"), (*b"EBBT\x09\0\0\0", "version 9")]
+        {
+            let (mut ours, mut theirs) = tokio::io::duplex(64);
+            theirs.write_all(&greeting).await.unwrap();
+            let refused = greet(&mut ours).await.unwrap_err().to_string();
+            assert!(refused.contains(words), "{refused}");
+        }
+        assert_eq!(VERSION, 1);
+    }
+}

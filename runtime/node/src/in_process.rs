@@ -1,0 +1,247 @@
+//! The same scheduler and worker without a cluster: in this process, over threads.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use ebbtide_array::lower::lower;
+use ebbtide_array::{Array, ArrayError};
+use ebbtide_buffer::Pool;
+use ebbtide_core::scheduler::{self, Effect, Joining, Scheduler};
+use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId, worker};
+use ebbtide_kernels::level::{Level, TooOld};
+
+use crate::engine::{Engine, Outcome};
+use crate::result::Whole;
+use crate::settings;
+use crate::threads::Ran;
+
+const SELF: WorkerId = WorkerId(0);
+
+/// How often a computation asks whether it is still wanted.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A scheduler and one worker in this process.
+pub struct InProcess {
+    scheduler: Scheduler,
+    engine: Engine,
+    ran: mpsc::Receiver<Ran>,
+    started_at: Instant,
+    next_job: u64,
+    next_group: GroupId,
+}
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// The expression means nothing or cannot be scheduled.
+    #[error(transparent)]
+    Array(#[from] ArrayError),
+    /// A task failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The caller no longer wants it.
+    #[error("the computation was interrupted")]
+    Interrupted,
+}
+
+/// Why nothing can be computed here.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The processor is too old.
+    #[error(transparent)]
+    Processor(#[from] TooOld),
+    /// The threads cannot be started.
+    #[error("cannot start threads")]
+    Threads(#[from] std::io::Error),
+}
+
+/// Who watches a computation.
+pub trait Watch {
+    /// So many tasks of so many are done.
+    fn progress(&mut self, done: u64, tasks: u64);
+    /// Whether to stop.
+    fn is_interrupted(&mut self) -> bool;
+}
+
+impl InProcess {
+    /// Starts a thread for each core that this process may use.
+    pub fn start() -> Result<Self, StartError> {
+        let memory_bytes = settings::memory_bytes();
+        let cores = settings::cores();
+        let pool = Pool::new(settings::pool_bytes(memory_bytes));
+        let (sender, ran) = mpsc::channel();
+        let report = move |it| {
+            // Nobody listens any more when the process ends.
+            let _: Result<(), _> = sender.send(it);
+        };
+        let engine = Engine::start(cores, memory_bytes, Level::detect()?, &pool, report)?;
+        let mut scheduler = Scheduler::default();
+        let joining = Joining {
+            name: "this process".to_owned(),
+            address: String::new(),
+            cores,
+            memory_bytes,
+        };
+        scheduler.handle_event(scheduler::Event::WorkerJoined(SELF, joining), Time::default());
+        let started_at = Instant::now();
+        Ok(Self { scheduler, engine, ran, started_at, next_job: 0, next_group: GroupId(0) })
+    }
+
+    /// Computes arrays. Their bytes come in the same order.
+    pub fn compute(
+        &mut self,
+        targets: &[Array],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<u8>>, ComputeError> {
+        let lowered = lower(targets, self.next_group)?;
+        self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
+        let job = JobId(self.next_job);
+        self.next_job += 1;
+        let groups = lowered.targets.clone();
+        let mut wholes: Vec<Whole> = targets.iter().map(Whole::new).collect();
+        let mut put = |chunk: TaskId, bytes: &[u8]| {
+            for (group, whole) in groups.iter().zip(&mut wholes) {
+                if *group == chunk.group {
+                    whole.put(chunk.index, bytes);
+                }
+            }
+        };
+        self.tell(scheduler::Event::Submitted {
+            job,
+            groups: lowered.groups,
+            targets: lowered.targets,
+        });
+        let mut told_at = Instant::now();
+        loop {
+            if self.settle(job, &mut put)? {
+                return Ok(wholes.into_iter().map(Whole::into_bytes).collect());
+            }
+            match self.ran.recv_timeout(INTERRUPT_INTERVAL) {
+                Ok(ran) => {
+                    let outcomes = self.engine.ran(ran);
+                    self.carry_out(outcomes, &mut put);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ComputeError::Failed("the kernel threads ended".to_owned()));
+                }
+            }
+            if watch.is_interrupted() {
+                self.tell(scheduler::Event::Cancelled(job));
+                self.settle(job, &mut |_, _| ())?;
+                return Err(ComputeError::Interrupted);
+            }
+            if told_at.elapsed() >= PROGRESS_INTERVAL {
+                told_at = Instant::now();
+                let (done, tasks) = self.scheduler.progress(job);
+                watch.progress(done, tasks);
+            }
+        }
+    }
+
+    fn tell(&mut self, event: scheduler::Event) {
+        self.scheduler.handle_event(event, Time(self.started_at.elapsed()));
+    }
+
+    /// Carries messages between scheduler and worker until both wait. True when the job is done.
+    fn settle(
+        &mut self,
+        job: JobId,
+        put: &mut dyn FnMut(TaskId, &[u8]),
+    ) -> Result<bool, ComputeError> {
+        let mut is_done = false;
+        while let Some(effect) = self.scheduler.poll_effect() {
+            match effect {
+                Effect::Send(_, message) => {
+                    let outcomes = self.engine.handle(worker::Event::Scheduler(message));
+                    self.carry_out(outcomes, put);
+                }
+                Effect::JobDone(done) => is_done |= done == job,
+                Effect::JobFailed(failed, error) if failed == job => {
+                    return Err(ComputeError::Failed(error));
+                }
+                Effect::JobFailed(..)
+                | Effect::Disconnect(..)
+                | Effect::Released(_)
+                | Effect::Kept(_) => {}
+            }
+        }
+        Ok(is_done)
+    }
+
+    fn carry_out(&mut self, outcomes: Vec<Outcome>, put: &mut dyn FnMut(TaskId, &[u8])) {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Say(message) => self.tell(scheduler::Event::Worker(SELF, message)),
+                Outcome::Deliver(chunk, bytes) => {
+                    put(chunk, &bytes);
+                    self.tell(scheduler::Event::Collected(chunk));
+                }
+                Outcome::Introduce(..) | Outcome::Fetch { .. } => {
+                    unreachable!("the only worker has no peers")
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_array::{Array, DType, Distribution, ReduceOp};
+
+    use super::{ComputeError, InProcess, Watch};
+
+    struct Patient;
+
+    impl Watch for Patient {
+        fn progress(&mut self, _done: u64, _tasks: u64) {}
+        fn is_interrupted(&mut self) -> bool {
+            false
+        }
+    }
+
+    struct Impatient;
+
+    impl Watch for Impatient {
+        fn progress(&mut self, _done: u64, _tasks: u64) {}
+        fn is_interrupted(&mut self) -> bool {
+            true
+        }
+    }
+
+    fn mean(shape: &[u64], chunks: &[u64]) -> Array {
+        let normal = Array::random(Distribution::Normal, (7, 0), shape, Some(chunks)).unwrap();
+        normal.mean(None).unwrap()
+    }
+
+    #[test]
+    fn a_sum_of_one_is_one() {
+        let one = Array::constant(DType::Int64, vec![1], 1_i64.to_le_bytes().to_vec()).unwrap();
+        let sum = one.reduce(ReduceOp::Sum, None).unwrap();
+        let bytes = InProcess::start().unwrap().compute(&[sum], &mut Patient).unwrap();
+        assert_eq!(bytes, [1_i64.to_le_bytes().to_vec()]);
+    }
+
+    #[test]
+    fn the_same_expression_gives_the_same_bits_every_time() {
+        let mean = mean(&[1000, 1000], &[77, 130]);
+        let mut engine = InProcess::start().unwrap();
+        let first = engine.compute(std::slice::from_ref(&mean), &mut Patient).unwrap();
+        for _ in 0..5 {
+            let mut other = InProcess::start().unwrap();
+            let again = other.compute(std::slice::from_ref(&mean), &mut Patient).unwrap();
+            assert_eq!(again, first);
+        }
+    }
+
+    #[test]
+    fn an_interrupted_computation_leaves_the_process_able_to_compute() {
+        let mut engine = InProcess::start().unwrap();
+        let interrupted = engine.compute(&[mean(&[1 << 24], &[1 << 16])], &mut Impatient);
+        assert!(matches!(interrupted, Err(ComputeError::Interrupted)));
+        engine.compute(&[mean(&[10], &[3])], &mut Patient).unwrap();
+    }
+}

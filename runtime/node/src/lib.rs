@@ -1,0 +1,18 @@
+//! The shell of the runtime: sockets, TLS, threads and clocks around the core's state machines.
+
+pub mod client;
+mod engine;
+mod frame;
+mod http;
+pub mod in_process;
+mod link;
+mod operator;
+pub mod result;
+pub mod scheduler;
+pub mod settings;
+mod store;
+mod threads;
+pub mod wire;
+pub mod worker;
+
+pub use crate::frame::FrameError;

@@ -1,0 +1,201 @@
+//! One connection after its handshake: a task that writes what is queued, and how to accept and
+//! dial. Knows frames and identities, not what they say.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_contract::identity::Identity;
+use ebbtide_contract::tls;
+use rustls::{ClientConfig, ServerConfig};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf, split};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::frame::{self, Frame, FrameError};
+
+/// How long a peer may take for TLS and the greeting.
+pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes that are gathered before they are written: one TLS record holds 16 KiB.
+const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// What a frame carries.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    Chunk(Arc<Buffer>),
+    Bytes(Vec<u8>),
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Chunk(buffer) => buffer,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// Where frames are put to be sent. What is put after the connection broke goes nowhere: its
+/// reader is the one who notices.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox(mpsc::UnboundedSender<Outgoing>);
+
+struct Outgoing {
+    frame: Frame<Payload>,
+    written: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.frame.fmt(f)
+    }
+}
+
+impl Outbox {
+    pub(crate) fn send(&self, message: &impl Serialize) {
+        self.put(Frame::message(message), None);
+    }
+
+    pub(crate) fn send_with(&self, message: &impl Serialize, payload: Payload) {
+        self.put(Frame::with_payload(message, payload), None);
+    }
+
+    /// Calls `written` once the frame left this process.
+    pub(crate) fn send_and(
+        &self,
+        message: &impl Serialize,
+        payload: Payload,
+        written: impl FnOnce() + Send + 'static,
+    ) {
+        self.put(Frame::with_payload(message, payload), Some(Box::new(written)));
+    }
+
+    fn put(&self, frame: Frame<Payload>, written: Option<Box<dyn FnOnce() + Send>>) {
+        let _: Result<(), _> = self.0.send(Outgoing { frame, written });
+    }
+}
+
+/// An encrypted connection whose peer is known.
+pub(crate) struct Link<S> {
+    pub(crate) stream: S,
+    pub(crate) peer: Identity,
+}
+
+/// A stream of any kind that TLS runs over.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Accepts TLS and the greeting.
+pub(crate) async fn accept<S: Stream>(
+    stream: S,
+    config: Arc<ServerConfig>,
+) -> Result<Link<tokio_rustls::server::TlsStream<S>>, FrameError> {
+    in_time(async {
+        let mut stream = TlsAcceptor::from(config).accept(stream).await?;
+        let peer = identity(stream.get_ref().1.peer_certificates())?;
+        frame::greet(&mut stream).await?;
+        Ok(Link { stream, peer })
+    })
+    .await
+}
+
+/// Dials TLS and the greeting over an open stream.
+pub(crate) async fn connect<S: Stream>(
+    stream: S,
+    config: Arc<ClientConfig>,
+) -> Result<Link<tokio_rustls::client::TlsStream<S>>, FrameError> {
+    in_time(async {
+        let mut stream = TlsConnector::from(config).connect(tls::any_name(), stream).await?;
+        let peer = identity(stream.get_ref().1.peer_certificates())?;
+        frame::greet(&mut stream).await?;
+        Ok(Link { stream, peer })
+    })
+    .await
+}
+
+/// Opens a TCP connection that sends small frames at once.
+pub(crate) async fn dial(address: &str) -> Result<TcpStream, FrameError> {
+    in_time(async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    })
+    .await
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
+    timeout(HANDSHAKE_MAX, work).await.unwrap_or_else(|_| {
+        let late = format!("no handshake within {HANDSHAKE_MAX:?}");
+        Err(FrameError::Stream(io::Error::new(io::ErrorKind::TimedOut, late)))
+    })
+}
+
+fn identity(
+    certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>,
+) -> Result<Identity, FrameError> {
+    let certificate = certificates.and_then(<[_]>::first);
+    certificate
+        .and_then(|certificate| Identity::of_certificate(certificate).ok())
+        .ok_or(FrameError::Stranger)
+}
+
+/// Splits a connection: an outbox whose frames are written by a task of their own, and the half
+/// to read from.
+pub(crate) fn split_off<S: Stream + 'static>(stream: S) -> (Outbox, ReadHalf<S>) {
+    let (reader, writer) = split(stream);
+    let (sender, outgoing) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        if let Err(error) = write_all(writer, outgoing).await {
+            tracing::debug!(%error, "a connection can no longer be written");
+        }
+    });
+    (Outbox(sender), reader)
+}
+
+async fn write_all<S: Stream>(
+    writer: WriteHalf<S>,
+    mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
+) -> Result<(), FrameError> {
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+    let mut written = Vec::new();
+    while let Some(first) = outgoing.recv().await {
+        let mut next = Some(first);
+        while let Some(Outgoing { frame, written: then }) = next {
+            frame::write(&mut writer, &frame).await?;
+            written.extend(then);
+            next = outgoing.try_recv().ok();
+        }
+        writer.flush().await?;
+        for then in written.drain(..) {
+            then();
+        }
+    }
+    Ok(writer.shutdown().await?)
+}
+
+/// Reads one frame of a handshake.
+pub(crate) async fn read_first<M, S>(stream: &mut S) -> Result<M, FrameError>
+where
+    M: serde::de::DeserializeOwned,
+    S: AsyncRead + Unpin,
+{
+    let pool = Pool::new(0);
+    in_time(async { frame::read::<M, _>(stream, &pool, 0).await.map(|(message, _)| message) }).await
+}
+
+/// Writes one frame of a handshake.
+pub(crate) async fn write_first<S>(
+    stream: &mut S,
+    message: &impl Serialize,
+) -> Result<(), FrameError>
+where
+    S: AsyncWrite + Unpin,
+{
+    frame::write(stream, &Frame::<Payload>::message(message)).await?;
+    Ok(stream.flush().await?)
+}

@@ -1,0 +1,144 @@
+//! Who may come in: TLS, version, identity and token are checked before the core hears of anybody.
+
+use std::sync::Arc;
+
+use ebbtide_buffer::Pool;
+use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_core::WorkerId;
+use ebbtide_core::scheduler::Joining;
+use rustls::ServerConfig;
+use subtle::ConstantTimeEq as _;
+use tokio::io::ReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_rustls::server::TlsStream;
+
+use crate::frame::{self, FrameError};
+use crate::link::{self, Link};
+use crate::scheduler::hall::Input;
+use crate::wire::{ClientFrame, Hello, Welcome, WorkerFrame};
+
+/// Connections at once: 1,000 workers and clients with room to spare.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// Largest graph that a client may send.
+const GRAPH_BYTES_MAX: u64 = 256 << 20;
+
+/// Largest chunk that is relayed.
+const CHUNK_BYTES_MAX: u64 = 4 << 30;
+
+pub(super) struct Door {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) token: String,
+    pub(super) epoch: u64,
+    pub(super) pool: Pool,
+    pub(super) inputs: mpsc::Sender<Input>,
+}
+
+type Reader = ReadHalf<TlsStream<TcpStream>>;
+
+impl Door {
+    pub(super) async fn open(self, listener: TcpListener) {
+        let this = Arc::new(self);
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    continue;
+                }
+            };
+            let this = Arc::clone(&this);
+            tokio::spawn(async move {
+                if let Err(error) = this.welcome(stream).await {
+                    tracing::info!(%error, %from, "a connection ended");
+                }
+                drop(place);
+            });
+        }
+    }
+
+    async fn welcome(&self, stream: TcpStream) -> Result<(), FrameError> {
+        stream.set_nodelay(true)?;
+        let Link { mut stream, peer } = link::accept(stream, Arc::clone(&self.config)).await?;
+        let hello: Hello = link::read_first(&mut stream).await?;
+        let Identity::Member { role, .. } = peer else { return Err(FrameError::Stranger) };
+        match (hello, role) {
+            (Hello::Worker { name, address, cores, memory_bytes, .. }, Role::Worker) => {
+                let joining = Joining { name, address, cores, memory_bytes };
+                self.worker(stream, joining).await
+            }
+            (Hello::Client { token }, Role::Client) if self.is_token(&token) => {
+                self.client(stream).await
+            }
+            (Hello::Client { .. }, Role::Client) => {
+                refuse(stream, "the token is not this cluster's").await
+            }
+            (Hello::Worker { .. } | Hello::Client { .. } | Hello::Peer { .. }, _) => {
+                refuse(stream, "the certificate is for another role").await
+            }
+        }
+    }
+
+    fn is_token(&self, token: &str) -> bool {
+        token.as_bytes().ct_eq(self.token.as_bytes()).into()
+    }
+
+    async fn worker(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        joining: Joining,
+    ) -> Result<(), FrameError> {
+        let (reply, id) = oneshot::channel();
+        self.input(Input::WorkerComes(reply)).await;
+        let Ok(id) = id.await else { return Ok(()) };
+        link::write_first(&mut stream, &Welcome::Worker { id, epoch: self.epoch }).await?;
+        let (outbox, reader) = link::split_off(stream);
+        self.input(Input::WorkerJoined(id, joining, outbox)).await;
+        let ended = self.hear_worker(id, reader).await;
+        self.input(Input::WorkerGone(id)).await;
+        ended
+    }
+
+    async fn hear_worker(&self, id: WorkerId, mut reader: Reader) -> Result<(), FrameError> {
+        loop {
+            let (message, payload) =
+                frame::read::<WorkerFrame, _>(&mut reader, &self.pool, CHUNK_BYTES_MAX).await?;
+            self.input(match message {
+                WorkerFrame::Message(message) => Input::WorkerSaid(id, message),
+                WorkerFrame::Chunk(task) => Input::WorkerSent(task, payload),
+            })
+            .await;
+        }
+    }
+
+    async fn client(&self, mut stream: TlsStream<TcpStream>) -> Result<(), FrameError> {
+        link::write_first(&mut stream, &Welcome::Yes).await?;
+        let (outbox, mut reader) = link::split_off(stream);
+        let (reply, id) = oneshot::channel();
+        self.input(Input::ClientJoined(outbox, reply)).await;
+        let Ok(id) = id.await else { return Ok(()) };
+        let ended = loop {
+            match frame::read::<ClientFrame, _>(&mut reader, &self.pool, GRAPH_BYTES_MAX).await {
+                Ok((message, payload)) => {
+                    self.input(Input::ClientSaid(id, message, payload)).await;
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        self.input(Input::ClientGone(id)).await;
+        ended
+    }
+
+    async fn input(&self, input: Input) {
+        // The hall is gone only when the process ends.
+        let _: Result<(), _> = self.inputs.send(input).await;
+    }
+}
+
+async fn refuse(mut stream: TlsStream<TcpStream>, reason: &str) -> Result<(), FrameError> {
+    link::write_first(&mut stream, &Welcome::Refused(reason.to_owned())).await?;
+    Err(FrameError::Stream(std::io::Error::other(format!("refused: {reason}"))))
+}

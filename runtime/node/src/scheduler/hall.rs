@@ -1,0 +1,397 @@
+//! Where everybody's messages meet the core. Owns it, and never waits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebbtide_array::graph::Graph;
+use ebbtide_array::lower::lower;
+use ebbtide_buffer::Buffer;
+use ebbtide_contract::demand::{Down, Fact, Outcome, Up};
+use ebbtide_core::message::{FromWorker, ToWorker};
+use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler};
+use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::http::Metrics;
+use crate::link::{Outbox, Payload};
+use crate::operator::Facts;
+use crate::wire::{ClientFrame, ClientReply};
+
+/// Chunks of one client that are on their way at once: bounds what a slow client keeps here.
+const COLLECTING_MAX: usize = 4;
+
+/// Something that one of the connections has to say.
+pub(super) enum Input {
+    /// A worker asks for its name.
+    WorkerComes(oneshot::Sender<WorkerId>),
+    /// It has its name and can be sent messages.
+    WorkerJoined(WorkerId, Joining, Outbox),
+    WorkerSaid(WorkerId, FromWorker),
+    /// A chunk for a client.
+    WorkerSent(TaskId, Option<Buffer>),
+    WorkerGone(WorkerId),
+    ClientJoined(Outbox, oneshot::Sender<u64>),
+    ClientSaid(u64, ClientFrame, Option<Buffer>),
+    ClientGone(u64),
+    /// A chunk has left for its client.
+    Written(u64, TaskId),
+}
+
+struct Client {
+    outbox: Outbox,
+    /// Chunks that a worker was asked for and that have not left for the client.
+    collecting: BTreeMap<TaskId, WorkerId>,
+    /// Chunks that are ready to be fetched from their worker.
+    to_collect: VecDeque<(WorkerId, TaskId)>,
+}
+
+struct Job {
+    client: u64,
+    /// The client's own name for it.
+    number: u64,
+    targets: Vec<GroupId>,
+    told: (u64, u64),
+}
+
+struct Gauges {
+    workers: Gauge,
+    clients: Gauge,
+    waiting: Gauge,
+    assigned: Gauge,
+}
+
+pub(super) struct Hall {
+    core: Scheduler,
+    workers: BTreeMap<WorkerId, Outbox>,
+    clients: BTreeMap<u64, Client>,
+    jobs: BTreeMap<JobId, Job>,
+    owners: BTreeMap<GroupId, JobId>,
+    next_worker: u64,
+    next_client: u64,
+    next_job: u64,
+    next_group: GroupId,
+    started_at: Instant,
+    inputs: mpsc::Sender<Input>,
+    answers: mpsc::UnboundedSender<Up>,
+    facts: watch::Sender<Facts>,
+    gauges: Gauges,
+}
+
+impl Hall {
+    pub(super) fn new(
+        inputs: mpsc::Sender<Input>,
+        answers: mpsc::UnboundedSender<Up>,
+        facts: watch::Sender<Facts>,
+        metrics: &mut Metrics,
+    ) -> Self {
+        let gauges = Gauges {
+            workers: metrics.gauge("workers", "Registered workers"),
+            clients: metrics.gauge("clients", "Connected clients"),
+            waiting: metrics.gauge("tasks_waiting", "Tasks that wait"),
+            assigned: metrics.gauge("tasks_assigned", "Tasks that were given to workers"),
+        };
+        let hall = Self {
+            core: Scheduler::default(),
+            workers: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            next_worker: 0,
+            next_client: 0,
+            next_job: 0,
+            next_group: GroupId(0),
+            started_at: Instant::now(),
+            inputs,
+            answers,
+            facts,
+            gauges,
+        };
+        hall.tell_operator();
+        hall
+    }
+
+    /// When [`Self::tick`] is to be called next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.core.poll_timeout().map(|(at, _)| self.started_at + at.0)
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.core.handle_timeout(self.now());
+        self.carry_out();
+    }
+
+    pub(super) fn take(&mut self, input: Input) {
+        match input {
+            Input::WorkerComes(reply) => {
+                let id = WorkerId(self.next_worker);
+                self.next_worker += 1;
+                // It may have gone again.
+                let _: Result<(), _> = reply.send(id);
+            }
+            Input::WorkerJoined(id, joining, outbox) => {
+                tracing::info!(worker = joining.name, cores = joining.cores, "a worker registered");
+                self.workers.insert(id, outbox);
+                self.tell(Event::WorkerJoined(id, joining));
+                self.tell_operator();
+            }
+            Input::WorkerSaid(id, message) => {
+                if let FromWorker::NotHere(task) = message
+                    && let Some(client) = self.client_of(task)
+                {
+                    self.stop_collecting(client, |chunk, _| chunk == task);
+                }
+                self.tell(Event::Worker(id, message));
+            }
+            Input::WorkerSent(task, chunk) => self.relay(task, chunk),
+            Input::WorkerGone(id) => {
+                self.workers.remove(&id);
+                let clients: Vec<u64> = self.clients.keys().copied().collect();
+                for client in clients {
+                    self.stop_collecting(client, |_, worker| worker == id);
+                }
+                self.tell(Event::WorkerLost(id));
+                self.tell_operator();
+            }
+            Input::ClientJoined(outbox, reply) => {
+                let id = self.next_client;
+                self.next_client += 1;
+                let client =
+                    Client { outbox, collecting: BTreeMap::new(), to_collect: VecDeque::new() };
+                self.clients.insert(id, client);
+                let _: Result<(), _> = reply.send(id);
+                self.tell_operator();
+            }
+            Input::ClientSaid(id, ClientFrame::Submit { job }, graph) => {
+                self.submit(id, job, graph.as_deref().unwrap_or_default());
+                self.tell_operator();
+            }
+            Input::ClientSaid(id, ClientFrame::Cancel { job }, _) => {
+                self.cancel(|it| it.client == id && it.number == job);
+            }
+            Input::ClientGone(id) => {
+                self.clients.remove(&id);
+                self.cancel(|it| it.client == id);
+                self.tell_operator();
+            }
+            Input::Written(client, task) => {
+                self.tell(Event::Collected(task));
+                self.stop_collecting(client, |chunk, _| chunk == task);
+            }
+        }
+    }
+
+    pub(super) fn obey(&mut self, order: Down) {
+        let Down::Retire { workers, deadline_seconds } = order else { return };
+        let deadline = self.now().after(Duration::from_secs(deadline_seconds));
+        for name in workers {
+            let known: Vec<WorkerId> = self
+                .core
+                .workers()
+                .filter(|(_, worker)| worker.name == name)
+                .map(|(id, _)| id)
+                .collect();
+            if known.is_empty() {
+                self.answer(name, Outcome::Unknown);
+            }
+            for id in known {
+                self.tell(Event::Retire(id, deadline));
+            }
+        }
+    }
+
+    pub(super) fn tell_news(&mut self) {
+        let workers = self.workers.len() as u64;
+        for (id, job) in &mut self.jobs {
+            let (done, tasks) = self.core.progress(*id);
+            if job.told != (done, workers)
+                && let Some(client) = self.clients.get(&job.client)
+            {
+                job.told = (done, workers);
+                let job = job.number;
+                client.outbox.send(&ClientReply::Progress { job, done, tasks, workers });
+            }
+        }
+        self.tell_operator();
+    }
+
+    fn now(&self) -> Time {
+        Time(self.started_at.elapsed())
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.core.handle_event(event, self.now());
+        self.carry_out();
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.core.poll_effect() {
+            match effect {
+                Effect::Send(worker, ToWorker::Collect(task)) => self.collect(worker, task),
+                Effect::Send(worker, message) => {
+                    if let Some(outbox) = self.workers.get(&worker) {
+                        outbox.send(&message);
+                    }
+                }
+                // Its reader ends when nothing is left to write to.
+                Effect::Disconnect(worker, why) => {
+                    tracing::warn!(worker = worker.0, why, "a worker is disconnected");
+                    self.workers.remove(&worker);
+                }
+                Effect::JobDone(job) => self.end(job, |job| ClientReply::Done { job }),
+                Effect::JobFailed(job, error) => {
+                    self.end(job, |job| ClientReply::Failed { job, error });
+                }
+                Effect::Released(worker) => self.retired(worker, Outcome::Released),
+                Effect::Kept(worker) => self.retired(worker, Outcome::Kept),
+            }
+        }
+    }
+
+    fn submit(&mut self, client: u64, number: u64, graph: &[u8]) {
+        let lowered = Graph::decode(graph)
+            .and_then(|graph| graph.arrays())
+            .map_err(|error| error.to_string())
+            .and_then(|arrays| lower(&arrays, self.next_group).map_err(|error| error.to_string()));
+        let lowered = match lowered {
+            Ok(lowered) => lowered,
+            Err(error) => {
+                if let Some(client) = self.clients.get(&client) {
+                    client.outbox.send(&ClientReply::Failed { job: number, error });
+                }
+                return;
+            }
+        };
+        let job = JobId(self.next_job);
+        self.next_job += 1;
+        self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
+        self.owners.extend(lowered.targets.iter().map(|target| (*target, job)));
+        let targets = lowered.targets.clone();
+        self.jobs.insert(job, Job { client, number, targets, told: (0, u64::MAX) });
+        self.tell(Event::Submitted { job, groups: lowered.groups, targets: lowered.targets });
+    }
+
+    fn cancel(&mut self, is_meant: impl Fn(&Job) -> bool) {
+        let jobs: Vec<JobId> =
+            self.jobs.iter().filter(|(_, job)| is_meant(job)).map(|(id, _)| *id).collect();
+        for id in jobs {
+            self.forget(id);
+            self.tell(Event::Cancelled(id));
+        }
+    }
+
+    fn end(&mut self, id: JobId, reply: impl FnOnce(u64) -> ClientReply) {
+        let Some(job) = self.forget(id) else { return };
+        if let Some(client) = self.clients.get(&job.client) {
+            client.outbox.send(&reply(job.number));
+        }
+    }
+
+    fn forget(&mut self, id: JobId) -> Option<Job> {
+        let job = self.jobs.remove(&id)?;
+        for target in &job.targets {
+            self.owners.remove(target);
+        }
+        self.stop_collecting(job.client, |chunk, _| job.targets.contains(&chunk.group));
+        Some(job)
+    }
+
+    /// The client of the job that asked for this chunk.
+    fn client_of(&self, task: TaskId) -> Option<u64> {
+        Some(self.jobs.get(self.owners.get(&task.group)?)?.client)
+    }
+
+    fn collect(&mut self, worker: WorkerId, task: TaskId) {
+        let Some(id) = self.client_of(task) else { return };
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.to_collect.push_back((worker, task));
+            self.collect_more(id);
+        }
+    }
+
+    fn collect_more(&mut self, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        while client.collecting.len() < COLLECTING_MAX
+            && let Some((worker, task)) = client.to_collect.pop_front()
+        {
+            // A worker that is gone is lost to the core too, which has the chunk made again.
+            if let Some(outbox) = self.workers.get(&worker) {
+                client.collecting.insert(task, worker);
+                outbox.send(&ToWorker::Collect(task));
+            }
+        }
+    }
+
+    fn stop_collecting(&mut self, id: u64, is_over: impl Fn(TaskId, WorkerId) -> bool) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.collecting.retain(|chunk, worker| !is_over(*chunk, *worker));
+            self.collect_more(id);
+        }
+    }
+
+    fn relay(&mut self, task: TaskId, chunk: Option<Buffer>) {
+        let Some(id) = self.client_of(task) else { return };
+        let (Some(owner), Some(client)) = (self.owners.get(&task.group), self.clients.get(&id))
+        else {
+            return;
+        };
+        let job = &self.jobs[owner];
+        let target = job.targets.iter().position(|target| *target == task.group);
+        let target = target.and_then(|target| u32::try_from(target).ok()).unwrap_or_default();
+        let reply = ClientReply::Chunk { job: job.number, target, index: task.index };
+        let inputs = self.inputs.clone();
+        let payload =
+            chunk.map_or(Payload::Bytes(Vec::new()), |chunk| Payload::Chunk(Arc::new(chunk)));
+        client.outbox.send_and(&reply, payload, move || {
+            // Off the writer's path: the hall may be busy.
+            tokio::spawn(async move { inputs.send(Input::Written(id, task)).await });
+        });
+    }
+
+    fn retired(&self, worker: WorkerId, outcome: Outcome) {
+        if let Some((_, view)) = self.core.workers().find(|(id, _)| *id == worker) {
+            self.answer(view.name.to_owned(), outcome);
+        }
+    }
+
+    fn answer(&self, worker: String, outcome: Outcome) {
+        // The receiver lives as long as the process.
+        let _: Result<(), _> = self.answers.send(Up::Retired { worker, outcome });
+    }
+
+    fn tell_operator(&self) {
+        let demand = self.core.demand();
+        self.gauges.workers.set(count(self.workers.len() as u64));
+        self.gauges.clients.set(count(self.clients.len() as u64));
+        self.gauges.waiting.set(count(demand.tasks));
+        self.gauges.assigned.set(count(demand.assigned));
+        let queue = Fact::Queue {
+            tasks: demand.tasks,
+            core_seconds: demand.nanoseconds as f64 / 1e9,
+            running: demand.assigned,
+        };
+        let mut facts = Facts::new();
+        facts.insert("queue".to_owned(), queue);
+        let connected = self.clients.len() as u64;
+        facts.insert("clients".to_owned(), Fact::Clients { connected });
+        for (_, worker) in self.core.workers() {
+            let fact = Fact::Worker {
+                name: worker.name.to_owned(),
+                held_bytes: worker.held_bytes,
+                assigned: worker.assigned,
+            };
+            facts.insert(format!("worker {}", worker.name), fact);
+        }
+        self.facts.send_if_modified(|told| {
+            let is_new = *told != facts;
+            *told = facts;
+            is_new
+        });
+    }
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,243 @@
+//! The worker's process: registers with the scheduler, serves its peers and drives an engine.
+
+mod peers;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_contract::{port, variable};
+use ebbtide_core::message::{FromWorker, ToWorker};
+use ebbtide_core::worker::Event;
+use ebbtide_core::{TaskId, WorkerId};
+use ebbtide_kernels::level::{Level, TooOld};
+use prometheus_client::metrics::gauge::Gauge;
+use rustls::ClientConfig;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use crate::engine::{Engine, Outcome};
+use crate::frame::{self, FrameError};
+use crate::http::{self, Metrics};
+use crate::link::{self, Link, Outbox, Payload};
+use crate::scheduler::{SchedulerError, listen};
+use crate::settings::{self, Settings, SettingsError};
+use crate::threads::Ran;
+use crate::wire::{Hello, Welcome, WorkerFrame};
+use crate::worker::peers::{Peers, Serving};
+
+/// How often a worker says that it lives: a fifth of the scheduler's patience.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Wait between two tries to reach the scheduler.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a worker waits for a scheduler before it ends.
+const ABANDONED_AFTER: Duration = Duration::from_secs(120);
+
+/// Inputs that wait for the engine before those who send them have to.
+const INPUTS_MAX: usize = 4096;
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// Started with settings that cannot work.
+    #[error("the worker cannot start")]
+    Settings(#[from] SettingsError),
+    /// On a processor that is too old.
+    #[error(transparent)]
+    Processor(#[from] TooOld),
+    /// Without a port or threads.
+    #[error(transparent)]
+    Start(#[from] SchedulerError),
+    /// Threads cannot be started.
+    #[error("cannot start threads")]
+    Threads(#[source] std::io::Error),
+    /// No scheduler for too long.
+    #[error("no scheduler at {address} for {ABANDONED_AFTER:?}: {last}")]
+    Abandoned {
+        /// Where it should be.
+        address: String,
+        /// What the last try said.
+        last: FrameError,
+    },
+}
+
+/// Something that threads and peers have to say.
+enum Input {
+    Fetched(TaskId, Buffer),
+    FetchFailed(TaskId, WorkerId),
+}
+
+struct Node {
+    engine: Engine,
+    peers: Peers,
+    inputs: mpsc::Receiver<Input>,
+    ran: mpsc::UnboundedReceiver<Ran>,
+    pool: Pool,
+    taken: Gauge,
+}
+
+/// Runs a worker of the cluster that the environment names, until `stop` is ready.
+pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    let level = Level::detect()?;
+    let (cores, memory_bytes) = (settings::worker_cores()?, settings::worker_memory_bytes()?);
+    let scheduler = settings::required(variable::SCHEDULER)?;
+    let uid = &settings.cluster_uid;
+    let credentials = &settings.credentials;
+    let dial = credentials.dial(Identity::member(uid, Role::Scheduler));
+    let dial = Arc::new(dial.map_err(SettingsError::from)?);
+    let accept = credentials.accept(uid, &[Role::Worker]).map_err(SettingsError::from)?;
+    let dial_peer = credentials.dial(Identity::member(uid, Role::Worker));
+
+    let pool = Pool::new(settings::pool_bytes(memory_bytes));
+    let epoch = Arc::new(AtomicU64::new(0));
+    let listener = listen(&settings.pod_ip, port::WORKER).await?;
+    let http = listen(&settings.pod_ip, port::HTTP).await?;
+    let mut metrics = Metrics::new();
+    let taken = metrics.bytes("worker_memory_taken", "Bytes of chunks and of running tasks");
+    let (sender, ran) = mpsc::unbounded_channel();
+    let report = move |it| {
+        // The engine is gone only when the process ends.
+        let _: Result<(), _> = sender.send(it);
+    };
+    let engine =
+        Engine::start(cores, memory_bytes, level, &pool, report).map_err(WorkerError::Threads)?;
+    let (fetched, inputs) = mpsc::channel(INPUTS_MAX);
+    let peers = Peers::new(
+        dial_peer.map_err(SettingsError::from)?,
+        pool.clone(),
+        fetched,
+        Arc::clone(&epoch),
+    );
+    let serving = Serving { config: Arc::new(accept), store: engine.store(), epoch };
+    tokio::spawn(serving.open(listener));
+    tokio::spawn(http::serve(http, metrics));
+
+    let hello = Hello::Worker {
+        name: settings.pod_name.clone(),
+        address: format!("{}:{}", settings.pod_ip, port::WORKER),
+        cores,
+        memory_bytes,
+        incarnation: incarnation(),
+    };
+    tracing::info!(%level, cores, memory_bytes, "the worker is ready");
+    let mut node = Node { engine, peers, inputs, ran, pool, taken };
+    tokio::select! {
+        () = stop => Ok(()),
+        ended = node.stay_registered(&scheduler, &dial, &hello) => ended,
+    }
+}
+
+/// Tells this life of the worker from earlier ones: the time at which it started.
+fn incarnation() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Node {
+    async fn stay_registered(
+        &mut self,
+        address: &str,
+        config: &Arc<ClientConfig>,
+        hello: &Hello,
+    ) -> Result<(), WorkerError> {
+        let mut lost_at = Instant::now();
+        loop {
+            let ended = match register(address, config, hello).await {
+                Ok((stream, epoch)) => {
+                    self.peers.enter(epoch);
+                    let ended = self.session(stream).await;
+                    lost_at = Instant::now();
+                    ended
+                }
+                Err(error) => error,
+            };
+            if lost_at.elapsed() > ABANDONED_AFTER {
+                return Err(WorkerError::Abandoned { address: address.to_owned(), last: ended });
+            }
+            tracing::debug!(error = %ended, address, "no scheduler");
+            sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Works for one life of the scheduler. Ends with why the connection did.
+    async fn session<S: link::Stream + 'static>(&mut self, stream: S) -> FrameError {
+        let (outbox, mut reader) = link::split_off(stream);
+        let (orders, mut ordered) = mpsc::channel(INPUTS_MAX);
+        let pool = self.pool.clone();
+        let reading = tokio::spawn(async move {
+            loop {
+                let order = match frame::read::<ToWorker, _>(&mut reader, &pool, 0).await {
+                    Ok((order, _)) => order,
+                    Err(error) => return error,
+                };
+                if orders.send(order).await.is_err() {
+                    return FrameError::Stream(std::io::ErrorKind::BrokenPipe.into());
+                }
+            }
+        });
+        let outcomes = self.engine.handle(Event::Reconnected);
+        self.carry_out(outcomes, &outbox);
+        let mut heartbeat = interval(HEARTBEAT_INTERVAL);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let outcomes = tokio::select! {
+                order = ordered.recv() => match order {
+                    Some(order) => self.engine.handle(Event::Scheduler(order)),
+                    None => {
+                        return reading.await.unwrap_or_else(|error| {
+                            FrameError::Stream(std::io::Error::other(error))
+                        });
+                    }
+                },
+                Some(ran) = self.ran.recv() => self.engine.ran(ran),
+                Some(input) = self.inputs.recv() => match input {
+                    Input::Fetched(chunk, buffer) => self.engine.fetched(chunk, buffer),
+                    Input::FetchFailed(chunk, holder) => {
+                        self.engine.handle(Event::FetchFailed { chunk, holder })
+                    }
+                },
+                _ = heartbeat.tick() => {
+                    outbox.send(&WorkerFrame::Message(FromWorker::Heartbeat));
+                    Vec::new()
+                }
+            };
+            self.carry_out(outcomes, &outbox);
+            self.taken.set(i64::try_from(self.engine.taken_bytes()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn carry_out(&mut self, outcomes: Vec<Outcome>, outbox: &Outbox) {
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Say(message) => outbox.send(&WorkerFrame::Message(message)),
+                Outcome::Introduce(peer, address) => self.peers.introduce(peer, address),
+                Outcome::Fetch { chunk, holder } => self.peers.fetch(chunk, holder),
+                Outcome::Deliver(chunk, buffer) => {
+                    outbox.send_with(&WorkerFrame::Chunk(chunk), Payload::Chunk(buffer));
+                }
+            }
+        }
+    }
+}
+
+async fn register(
+    address: &str,
+    config: &Arc<ClientConfig>,
+    hello: &Hello,
+) -> Result<(impl link::Stream + use<>, u64), FrameError> {
+    let stream = link::dial(address).await?;
+    let Link { mut stream, .. } = link::connect(stream, Arc::clone(config)).await?;
+    link::write_first(&mut stream, hello).await?;
+    match link::read_first(&mut stream).await? {
+        Welcome::Worker { id, epoch } => {
+            tracing::info!(id = id.0, epoch, address, "registered");
+            Ok((stream, epoch))
+        }
+        Welcome::Refused(reason) => Err(FrameError::Stream(std::io::Error::other(reason))),
+        Welcome::Yes => Err(FrameError::Stranger),
+    }
+}
