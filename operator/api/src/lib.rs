@@ -1,1 +1,306 @@
-//! .
+//! The Cluster resource: types, defaults, names and labels. Knows no client and decides nothing.
+
+#![expect(unreachable_pub, reason = "the schema derive repeats each struct inside a function")]
+
+mod amount;
+mod duration;
+pub mod names;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use crate::amount::{Amount, AmountError};
+pub use crate::duration::{DurationError, Length};
+
+/// API group of everything here.
+pub const GROUP: &str = "ebbtide.dev";
+
+/// What a cluster of this machine or namespace should be.
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "ebbtide.dev",
+    version = "v1alpha1",
+    kind = "Cluster",
+    plural = "clusters",
+    namespaced,
+    status = "ClusterStatus",
+    derive = "PartialEq",
+    shortname = "ebb",
+    category = "ebbtide",
+    doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the cluster is doing."),
+    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers.ready", description = "Workers that are registered."),
+    printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.workers.desired", description = "Workers that the queue asks for."),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1, description = "What the cluster waits for."),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since the cluster was made.")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("has(self.image) != has(self.environment)")
+    .message("give either image or environment: an image is used as it is, an environment is a package list that is looked up"))]
+pub struct ClusterSpec {
+    /// Packages that everything in this cluster runs with. Give this or `image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<EnvironmentSpec>,
+    /// Image that everything in this cluster runs, with Ebbtide installed. Give this or
+    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// The one process that plans and hands out work.
+    #[serde(default)]
+    pub scheduler: SchedulerSpec,
+    /// Kinds of workers. One for now.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(min = 1, max = 1))]
+    pub workers: Vec<WorkerGroup>,
+    /// How the number of workers follows the queue.
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// When the cluster goes.
+    #[serde(default)]
+    pub lifetime: Lifetime,
+}
+
+/// A package list.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnvironmentSpec {
+    /// Version of Python, like `"3.11"`. Write it in quotes: 3.10 without them is the number 3.1.
+    #[schemars(length(min = 3, max = 8), regex(pattern = r"^[0-9]+\.[0-9]+$"))]
+    pub python: String,
+    /// Requirements as pip takes them, like `numpy` or `scipy>=1.14`.
+    #[serde(default)]
+    #[schemars(length(max = 512), inner(length(min = 1, max = 256)))]
+    pub packages: Vec<String>,
+}
+
+/// The scheduler.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SchedulerSpec {
+    /// What it may use. Default: 1 core and 1 GiB.
+    #[serde(default = "scheduler_resources")]
+    pub resources: Resources,
+}
+
+/// What one process may use: request and limit alike.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// Cores, like `2` or `500m`. Kernels run on as many threads, rounded up.
+    pub cpu: Amount,
+    /// Bytes, like `8Gi`. Chunks take at most three quarters of it.
+    pub memory: Amount,
+}
+
+/// A kind of worker.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.min) || self.min <= self.max")
+    .message("min must not be greater than max")
+    .field_path(".min"))]
+pub struct WorkerGroup {
+    /// Name of the group, part of its pods' names.
+    #[schemars(length(min = 1, max = 20), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
+    pub name: String,
+    /// What each worker may use.
+    pub resources: Resources,
+    /// Workers that are there even without work. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min: i32,
+    /// Workers at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: i32,
+}
+
+/// How the number of workers follows the queue.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scaling {
+    /// Aim to finish the known queue in so many seconds. Default: 10.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub target_seconds: i32,
+    /// How fewer workers come about.
+    #[serde(default)]
+    pub down: ScaleDown,
+}
+
+/// How fewer workers come about.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScaleDown {
+    /// How long there must be no work before workers are retired. Default: `30s`.
+    #[serde(default = "thirty_seconds")]
+    pub window: Length,
+    /// How long a worker may take to hand over what it holds, in seconds. Default: 120.
+    #[serde(default = "two_minutes")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub retire_seconds: i32,
+}
+
+/// When the cluster goes.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lifetime {
+    /// What happens when there is no work.
+    #[serde(default)]
+    pub idle: Idle,
+}
+
+/// What happens when there is no work.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Idle {
+    /// How long there must be no work. Default: `20m`.
+    #[serde(default = "twenty_minutes")]
+    pub after: Length,
+    /// What happens then. Default: `Delete`.
+    #[serde(default)]
+    pub then: AtLast,
+}
+
+/// What becomes of a cluster whose time is up.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum AtLast {
+    /// The cluster is deleted with everything that it made.
+    #[default]
+    Delete,
+}
+
+/// What the cluster is.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// What the cluster is doing.
+    #[serde(default)]
+    pub phase: Phase,
+    /// What it waits for, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: the scheduler answers and `min` workers are registered.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// How many workers there are.
+    #[serde(default)]
+    pub workers: WorkerCounts,
+    /// Where programs inside the Kubernetes cluster reach the scheduler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub scheduler_address: Option<String>,
+    /// Key of the package list: what an administrator packs an image under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub environment_key: Option<String>,
+    /// Image that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub image: Option<String>,
+    /// Since when there has been no work, as far as the scheduler said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
+}
+
+/// What a cluster is doing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Phase {
+    /// Its parts are being made.
+    #[default]
+    Starting,
+    /// The scheduler answers and the least number of workers is there.
+    Ready,
+    /// Something must be changed by a person: see the message.
+    Degraded,
+    /// It is going.
+    Deleting,
+}
+
+/// How many workers there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerCounts {
+    /// What the queue asks for, within `min` and `max`.
+    #[serde(default)]
+    pub desired: i32,
+    /// Pods that are not registered yet.
+    #[serde(default)]
+    pub starting: i32,
+    /// Registered with the scheduler.
+    #[serde(default)]
+    pub ready: i32,
+    /// Handing over what they hold.
+    #[serde(default)]
+    pub retiring: i32,
+}
+
+impl Default for SchedulerSpec {
+    fn default() -> Self {
+        Self { resources: scheduler_resources() }
+    }
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { target_seconds: ten(), down: ScaleDown::default() }
+    }
+}
+
+impl Default for ScaleDown {
+    fn default() -> Self {
+        Self { window: thirty_seconds(), retire_seconds: two_minutes() }
+    }
+}
+
+impl Default for Lifetime {
+    fn default() -> Self {
+        Self { idle: Idle::default() }
+    }
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self { after: twenty_minutes(), then: AtLast::Delete }
+    }
+}
+
+fn scheduler_resources() -> Resources {
+    Resources { cpu: Amount::from("1"), memory: Amount::from("1Gi") }
+}
+
+fn ten() -> i32 {
+    10
+}
+
+fn two_minutes() -> i32 {
+    120
+}
+
+fn thirty_seconds() -> Length {
+    Length::from_seconds(30)
+}
+
+fn twenty_minutes() -> Length {
+    Length::from_seconds(20 * 60)
+}
+
+/// Labels of everything that belongs to a cluster.
+pub fn labels(cluster_uid: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (names::MANAGED_BY.to_owned(), names::MANAGER.to_owned()),
+        (names::CLUSTER_UID.to_owned(), cluster_uid.to_owned()),
+    ])
+}
+
+#[cfg(test)]
+mod tests;

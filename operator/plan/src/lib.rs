@@ -1,1 +1,310 @@
-//! .
+//! Decides what must change for one cluster. Reads nothing, writes nothing, knows no clock.
+//!
+//! [`plan`] takes what the user asked for and what was observed, and returns every change with its
+//! reason and the status that the user will see. A spec that is refused is a plan without changes
+//! and a condition that says why. Changes are in the order in which they must be applied; whoever
+//! applies them stops at the first error and plans again from fresh reads.
+
+mod children;
+mod lifetime;
+mod network;
+mod pods;
+mod scaling;
+mod secrets;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use ebbtide_api::{Cluster, ClusterStatus, EnvironmentSpec, WorkerGroup, names};
+use ebbtide_contract::view::Demand;
+use ebbtide_environment::{Key, Request, RequestError};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::{Resource as _, ResourceExt as _};
+use serde::Serialize;
+
+pub use crate::pods::CREDENTIALS_PATH;
+pub use crate::secrets::{Content, SecretWanted, client_secret, token_secret};
+
+/// What is the same for every cluster of an installation.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// `host:port` at which schedulers reach the operator.
+    pub operator: String,
+    /// Where a scheduler is reached.
+    pub scheduler_address: SchedulerAddress,
+    /// For each package list, by its key: the image that holds it, or why there can be none.
+    pub environments: BTreeMap<String, Result<String, String>>,
+}
+
+/// Where a scheduler is reached.
+#[derive(Clone, Debug)]
+pub enum SchedulerAddress {
+    /// By its Service's name in DNS.
+    Service,
+    /// At this `host:port`.
+    Fixed(String),
+}
+
+/// What was read. It may be out of date, and parts may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Names of the Secrets that exist and are this cluster's.
+    pub secrets: BTreeSet<String>,
+    /// Whether the Service exists.
+    pub has_service: bool,
+    /// Whether the network policy exists.
+    pub has_network_policy: bool,
+    /// The pods of this cluster.
+    pub pods: Vec<PodSeen>,
+    /// What the scheduler says, while it is connected.
+    pub demand: Option<Demand>,
+}
+
+/// What is seen of a pod.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct PodSeen {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is being deleted.
+    pub is_deleting: bool,
+    /// How far it is.
+    pub phase: PodPhase,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it waits or ended, in the words of whoever runs it.
+    pub trouble: Option<String>,
+}
+
+/// How far a pod is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PodPhase {
+    /// Not running yet.
+    #[default]
+    Pending,
+    /// Running.
+    Running,
+    /// Ended and not started again.
+    Ended,
+}
+
+/// Everything that one reconcile will do.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    /// In the order in which to apply them.
+    pub changes: Vec<Change>,
+    /// Written once, after the changes.
+    pub status: ClusterStatus,
+    /// When to look again even if nothing happens.
+    #[serde(skip)]
+    pub next_look: Option<Duration>,
+}
+
+/// One write.
+#[derive(Debug, Serialize)]
+pub struct Change {
+    /// What to write.
+    pub op: Op,
+    /// Shown in the log, the event and the snapshot.
+    pub why: &'static str,
+}
+
+/// The writes that the planner can ask for. That something exists already, or is gone already, is
+/// success: names are decided here, and deletions carry the uid.
+#[derive(Debug, Serialize)]
+pub enum Op {
+    /// Mint what the Secret is to hold and create it.
+    CreateSecret(SecretWanted),
+    /// Create this policy.
+    CreateNetworkPolicy(Box<NetworkPolicy>),
+    /// Create this Service.
+    CreateService(Box<Service>),
+    /// Create this pod.
+    CreatePod(Box<Pod>),
+    /// Delete this very pod.
+    DeletePod(PodRef),
+    /// Ask the scheduler to do without these workers.
+    Retire {
+        /// Their names.
+        workers: Vec<String>,
+        /// How long handing over may take, in seconds.
+        deadline_seconds: u64,
+    },
+    /// Delete the cluster itself.
+    DeleteCluster {
+        /// Its uid.
+        uid: String,
+    },
+}
+
+/// Names one pod for as long as it lives. A name alone may by now be another pod's.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct PodRef {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`, sent as the deletion's precondition.
+    pub uid: String,
+}
+
+/// The image that a cluster runs, or why there is none.
+enum Image {
+    Known { image: String, key: Option<Key> },
+    NotPacked { key: Key, message: String },
+    Refused { message: String },
+}
+
+/// Plans one step towards `cluster.spec`.
+pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
+    if cluster.metadata.deletion_timestamp.is_some() {
+        // Its children go with it: they carry owner references.
+        return Plan { changes: Vec::new(), status: status::deleting(cluster), next_look: None };
+    }
+    let (image, key) = match image(cluster, site) {
+        Image::Known { image, key } => (image, key),
+        Image::NotPacked { key, message } => {
+            let status = status::degraded(cluster, "EnvironmentNotPacked", message, Some(key), now);
+            return Plan { changes: Vec::new(), status, next_look: None };
+        }
+        Image::Refused { message } => {
+            let status = status::degraded(cluster, "InvalidSpec", message, None, now);
+            return Plan { changes: Vec::new(), status, next_look: None };
+        }
+    };
+    let children = children::Children::sort(cluster, observed, now);
+    let idle = lifetime::idle(cluster, observed, now);
+    let target = scaling::target(cluster, &children, observed, &idle);
+
+    let mut changes = Vec::new();
+    if idle.is_over {
+        let uid = cluster.uid().unwrap_or_default();
+        changes.push(Change { op: Op::DeleteCluster { uid }, why: "there was no work for too long" });
+    } else {
+        let made = pods::Context { cluster, site, image: &image };
+        changes.extend(secrets::due(cluster, observed));
+        changes.extend(network::due(cluster, observed));
+        changes.extend(children.clear_away());
+        changes.extend(pods::scheduler_due(&made, &children));
+        changes.extend(pods::workers_due(&made, &children, &target));
+        changes.extend(scaling::fewer(cluster, &children, &target));
+    }
+    let status = status::observed(&status::Facts {
+        cluster,
+        children: &children,
+        observed,
+        site,
+        image: &image,
+        key,
+        idle: &idle,
+        target: &target,
+        now,
+    });
+    let next_look = [children.next_look, idle.next_look, target.next_look].into_iter().flatten().min();
+    Plan { changes, status, next_look }
+}
+
+/// The key of the package list that a cluster asks for.
+pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
+    Request::new(&environment.python, environment.packages.iter().map(String::as_str))
+}
+
+fn image(cluster: &Cluster, site: &Site) -> Image {
+    if let Err(message) = check(&cluster.spec.workers) {
+        return Image::Refused { message };
+    }
+    match (&cluster.spec.image, &cluster.spec.environment) {
+        (Some(image), None) => Image::Known { image: image.clone(), key: None },
+        (None, Some(environment)) => match request(environment) {
+            Ok(request) => packed(&request, site),
+            Err(error) => Image::Refused { message: format!("spec.environment: {error}") },
+        },
+        (Some(_), Some(_)) | (None, None) => Image::Refused {
+            message: "spec: give either image or environment".to_owned(),
+        },
+    }
+}
+
+/// What the API server checks too; manifests for this machine have only this.
+fn check(workers: &[WorkerGroup]) -> Result<(), String> {
+    let [group] = workers else {
+        return Err(format!("spec.workers: expected exactly one group, not {}", workers.len()));
+    };
+    let WorkerGroup { min, max, .. } = group;
+    if *min < 0 || *max < 1 {
+        return Err(format!("spec.workers: min {min} must be at least 0 and max {max} at least 1"));
+    }
+    if min > max {
+        return Err(format!("spec.workers: min {min} is greater than max {max}"));
+    }
+    Ok(())
+}
+
+fn packed(request: &Request, site: &Site) -> Image {
+    let key = request.key();
+    match site.environments.get(key.as_str()) {
+        Some(Ok(image)) => return Image::Known { image: image.clone(), key: Some(key) },
+        Some(Err(reason)) => {
+            let message = format!("spec.environment: {reason}");
+            return Image::NotPacked { key, message };
+        }
+        None => {}
+    }
+    let packages: Vec<&str> = request.packages().collect();
+    let message = format!(
+        "spec.environment: no image is packed for python {} with {}; an administrator adds one to \
+         the chart's values under environments, with the key {key}",
+        request.python(),
+        if packages.is_empty() { "no packages".to_owned() } else { packages.join(", ") },
+    );
+    Image::NotPacked { key, message }
+}
+
+/// `host:port` of a cluster's scheduler.
+fn scheduler_address(cluster: &Cluster, site: &Site) -> String {
+    match &site.scheduler_address {
+        SchedulerAddress::Fixed(address) => address.clone(),
+        SchedulerAddress::Service => format!(
+            "{}.{}.svc:{}",
+            names::scheduler(&cluster.name_any()),
+            cluster.namespace().unwrap_or_default(),
+            ebbtide_contract::port::SCHEDULER
+        ),
+    }
+}
+
+/// Metadata of a child: owned, labelled, named.
+fn metadata(cluster: &Cluster, name: String) -> kube::core::ObjectMeta {
+    kube::core::ObjectMeta {
+        name: Some(name),
+        namespace: cluster.namespace(),
+        labels: Some(ebbtide_api::labels(&cluster.uid().unwrap_or_default())),
+        owner_references: cluster.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..kube::core::ObjectMeta::default()
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.op {
+            Op::CreateSecret(secret) => write!(f, "create secret {}", secret.name)?,
+            Op::CreateNetworkPolicy(policy) => {
+                write!(f, "create network policy {}", policy.name_any())?;
+            }
+            Op::CreateService(service) => write!(f, "create service {}", service.name_any())?,
+            Op::CreatePod(pod) => write!(f, "create pod {}", pod.name_any())?,
+            Op::DeletePod(pod) => write!(f, "delete pod {}", pod.name)?,
+            Op::Retire { workers, .. } => write!(f, "retire {}", workers.join(", "))?,
+            Op::DeleteCluster { .. } => write!(f, "delete the cluster")?,
+        }
+        write!(f, ": {}", self.why)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebbtide_array::Array;
 use ebbtide_array::graph::Graph;
@@ -15,7 +15,7 @@ use tokio::io::ReadHalf;
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::frame::{self, FrameError};
 use crate::in_process::Watch;
@@ -25,6 +25,12 @@ use crate::wire::{ClientFrame, ClientReply, Hello, Welcome};
 
 /// How often a computation asks whether it is still wanted.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a client tries to reach a scheduler again before it gives up.
+const RECONNECT_MAX: Duration = Duration::from_secs(60);
+
+/// Wait between two tries.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Replies that wait for the program.
 const REPLIES_MAX: usize = 16;
@@ -87,9 +93,10 @@ pub enum ClientError {
 
 type Reply = Result<(ClientReply, Option<Buffer>), FrameError>;
 
-/// An open connection to a scheduler.
+/// An open connection to a scheduler. When it breaks, a new one is opened and what was not computed
+/// is asked for again: expressions are small, and give the same result every time.
 pub struct Client {
-    name: String,
+    endpoint: Endpoint,
     outbox: Outbox,
     replies: mpsc::Receiver<Reply>,
     next_job: u64,
@@ -102,11 +109,48 @@ impl Client {
     pub fn connect(endpoint: &Endpoint) -> Result<Self, ClientError> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (outbox, replies) = runtime.block_on(open(endpoint))?;
-        Ok(Self { name: endpoint.name.clone(), outbox, replies, next_job: 0, runtime })
+        Ok(Self { endpoint: endpoint.clone(), outbox, replies, next_job: 0, runtime })
     }
 
     /// Computes arrays. Their bytes come in the same order.
     pub fn compute(
+        &mut self,
+        targets: &[Array],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Vec<u8>>, ClientError> {
+        let mut broken_at: Option<Instant> = None;
+        loop {
+            match self.try_compute(targets, watch) {
+                Err(ClientError::Connection(name, error)) => {
+                    let since = *broken_at.get_or_insert_with(Instant::now);
+                    if since.elapsed() > RECONNECT_MAX {
+                        return Err(ClientError::Connection(name, error));
+                    }
+                    self.reconnect(since, watch)?;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn reconnect(&mut self, since: Instant, watch: &mut dyn Watch) -> Result<(), ClientError> {
+        loop {
+            match self.runtime.block_on(open(&self.endpoint)) {
+                Ok((outbox, replies)) => {
+                    (self.outbox, self.replies) = (outbox, replies);
+                    return Ok(());
+                }
+                Err(ClientError::Connection(..)) if since.elapsed() < RECONNECT_MAX => {}
+                Err(error) => return Err(error),
+            }
+            if watch.is_interrupted() {
+                return Err(ClientError::Interrupted);
+            }
+            self.runtime.block_on(sleep(RECONNECT_INTERVAL));
+        }
+    }
+
+    fn try_compute(
         &mut self,
         targets: &[Array],
         watch: &mut dyn Watch,
@@ -155,7 +199,7 @@ impl Client {
         let replies = &mut self.replies;
         let next =
             self.runtime.block_on(async { timeout(INTERRUPT_INTERVAL, replies.recv()).await });
-        let broken = |error| ClientError::Connection(self.name.clone(), error);
+        let broken = |error| ClientError::Connection(self.endpoint.name.clone(), error);
         match next {
             Err(_) => Ok(None),
             Ok(Some(reply)) => reply.map(Some).map_err(broken),

@@ -1,0 +1,113 @@
+//! Where clusters live, behind one set of verbs.
+
+mod kubernetes;
+mod local;
+
+use clap::ValueEnum;
+use ebbtide_api::Cluster;
+use ebbtide_node::client::Endpoint;
+
+pub(crate) use crate::backend::kubernetes::Kubernetes;
+use crate::command::Place;
+
+/// The two backends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Pods.
+    Kubernetes,
+    /// Processes.
+    Local,
+}
+
+/// A backend that answers.
+pub(crate) enum Backend {
+    Kubernetes(Kubernetes),
+    Local { namespace: String },
+}
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Local => "local",
+        }
+    }
+}
+
+impl Backend {
+    pub(crate) async fn connect(place: &Place) -> anyhow::Result<Self> {
+        let namespace = place.namespace.clone();
+        match place.backend.unwrap_or_else(kubernetes::default_kind) {
+            Kind::Kubernetes => Ok(Self::Kubernetes(Kubernetes::connect(namespace).await?)),
+            Kind::Local => {
+                Ok(Self::Local { namespace: namespace.unwrap_or_else(|| "default".to_owned()) })
+            }
+        }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Kubernetes(_) => Kind::Kubernetes,
+            Self::Local { .. } => Kind::Local,
+        }
+    }
+
+    /// The namespace where none is named.
+    pub(crate) fn namespace(&self) -> String {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.namespace.clone(),
+            Self::Local { namespace } => namespace.clone(),
+        }
+    }
+
+    /// Creates or changes a cluster.
+    pub(crate) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.apply(cluster).await,
+            Self::Local { .. } => local::apply(cluster),
+        }
+    }
+
+    pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.get(namespace, name).await,
+            Self::Local { .. } => local::get(namespace, name),
+        }
+    }
+
+    pub(crate) async fn list(&self) -> anyhow::Result<Vec<Cluster>> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.list().await,
+            Self::Local { .. } => Ok(local::list()),
+        }
+    }
+
+    /// The cluster as soon as its status differs from `seen`.
+    pub(crate) async fn next(
+        &self,
+        namespace: &str,
+        name: &str,
+        seen: Option<&Cluster>,
+    ) -> anyhow::Result<Cluster> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.next(namespace, name, seen).await,
+            Self::Local { .. } => local::next(namespace, name, seen).await,
+        }
+    }
+
+    /// Deletes a cluster and waits until it is gone.
+    pub(crate) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.down(namespace, name).await,
+            Self::Local { .. } => local::down(namespace, name).await,
+        }
+    }
+
+    /// How a client reaches a cluster. On Kubernetes the address leads nowhere from here.
+    pub(crate) async fn endpoint(&self, namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.endpoint(namespace, name).await,
+            Self::Local { .. } => local::endpoint(namespace, name),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Clusters as objects of a Kubernetes API server.
+
+use std::env;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use ebbtide_api::{Cluster, names};
+use ebbtide_contract::port;
+use ebbtide_contract::tls::file;
+use ebbtide_node::client::{Address, Endpoint};
+use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams};
+use kube::{Api, Client, Config, ResourceExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use crate::backend::Kind;
+
+/// Longest time for one request.
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+
+/// How long a deletion may take.
+const DOWN_MAX: Duration = Duration::from_secs(120);
+
+const FIELD_MANAGER: &str = "ebbtide";
+
+pub(crate) struct Kubernetes {
+    client: Client,
+    pub(super) namespace: String,
+}
+
+/// Kubernetes where there is a context for it, else this machine.
+pub(super) fn default_kind() -> Kind {
+    let set = env::var_os("KUBECONFIG").is_some_and(|it| !it.is_empty());
+    let in_home = env::var_os("HOME").is_some_and(|home| Path::new(&home).join(".kube/config").exists());
+    let inside = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    if set || in_home || inside { Kind::Kubernetes } else { Kind::Local }
+}
+
+async fn in_time<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> anyhow::Result<T> {
+    match timeout(REQUEST_MAX, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) => bail!("{what}: {}", status.message),
+        Ok(Err(error)) => Err(anyhow!(error).context(what.to_owned())),
+        Err(_) => bail!("{what}: the API server did not answer within {REQUEST_MAX:?}"),
+    }
+}
+
+impl Kubernetes {
+    pub(super) async fn connect(namespace: Option<String>) -> anyhow::Result<Self> {
+        let config = Config::infer().await.context("no way to a Kubernetes API server")?;
+        let client = Client::try_from(config).context("cannot use the kubectl context")?;
+        let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+        Ok(Self { client, namespace })
+    }
+
+    fn clusters(&self, namespace: &str) -> Api<Cluster> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let mut cluster = cluster.clone();
+        cluster.status = None;
+        let params = PatchParams::apply(FIELD_MANAGER);
+        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let clusters = self.clusters(&namespace);
+        in_time("apply", clusters.patch(&name, &params, &Patch::Apply(&cluster))).await?;
+        Ok(())
+    }
+
+    pub(super) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
+        in_time("get", self.clusters(namespace).get(name)).await
+    }
+
+    pub(super) async fn list(&self) -> anyhow::Result<Vec<Cluster>> {
+        let clusters = self.clusters(&self.namespace);
+        Ok(in_time("list", clusters.list(&ListParams::default())).await?.items)
+    }
+
+    pub(super) async fn next(
+        &self,
+        namespace: &str,
+        name: &str,
+        seen: Option<&Cluster>,
+    ) -> anyhow::Result<Cluster> {
+        let clusters = self.clusters(namespace);
+        loop {
+            let now = in_time("get", clusters.get(name)).await?;
+            let is_news = seen.is_none_or(|seen| seen.status != now.status);
+            if is_news && now.status.is_some() {
+                return Ok(now);
+            }
+            let version = now.resource_version().unwrap_or_default();
+            self.changed(&clusters, name, &version).await?;
+        }
+    }
+
+    /// Waits until a cluster differs from this version or is gone, or for a while.
+    async fn changed(
+        &self,
+        clusters: &Api<Cluster>,
+        name: &str,
+        version: &str,
+    ) -> anyhow::Result<()> {
+        let params =
+            WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
+        let events = in_time("watch", clusters.watch(&params, version)).await?;
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.try_next().await.context("watch")? {
+            if !matches!(event, WatchEvent::Bookmark(_)) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let clusters = self.clusters(namespace);
+        let cluster = self.get(namespace, name).await?;
+        let uid = cluster.uid();
+        // In the foreground: it is gone when everything that it owned is.
+        let params = DeleteParams::foreground()
+            .preconditions(Preconditions { uid: uid.clone(), resource_version: None });
+        in_time("delete", clusters.delete(name, &params)).await?;
+        let gone = async {
+            loop {
+                match in_time("get", clusters.get_opt(name)).await? {
+                    Some(now) if now.uid() == uid => {
+                        let version = now.resource_version().unwrap_or_default();
+                        self.changed(&clusters, name, &version).await?;
+                    }
+                    _ => return anyhow::Ok(()),
+                }
+            }
+        };
+        timeout(DOWN_MAX, gone)
+            .await
+            .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
+    }
+
+    pub(super) async fn endpoint(&self, namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
+        let cluster = self.get(namespace, name).await?;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let client = ebbtide_plan::client_secret(name);
+        let token = ebbtide_plan::token_secret(name);
+        let client = in_time("read the client's certificate", secrets.get(&client)).await?;
+        let token = in_time("read the token", secrets.get(&token)).await?;
+        let text = |secret: &Secret, key: &str| -> anyhow::Result<String> {
+            let bytes = secret.data.as_ref().and_then(|data| data.get(key));
+            let bytes = bytes.with_context(|| format!("{} has no {key}", secret.name_any()))?;
+            Ok(String::from_utf8(bytes.0.clone())?)
+        };
+        let address = cluster.status.as_ref().and_then(|status| status.scheduler_address.clone());
+        Ok(Endpoint {
+            name: name.to_owned(),
+            cluster_uid: cluster.uid().unwrap_or_default(),
+            address: Address::Tcp(address.unwrap_or_default()),
+            authority: text(&client, file::AUTHORITY)?,
+            certificate: text(&client, file::CERTIFICATE)?,
+            key: text(&client, file::KEY)?,
+            token: text(&token, file::TOKEN)?,
+        })
+    }
+
+    /// A stream to the scheduler of a cluster, through the API server.
+    pub(crate) async fn forward(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let pod = names::scheduler(name);
+        let forwarding = pods.portforward(&pod, &[port::SCHEDULER]);
+        let mut forwarder = in_time("forward a port", forwarding).await?;
+        forwarder.take_stream(port::SCHEDULER).context("the port is not forwarded")
+    }
+}

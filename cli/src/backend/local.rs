@@ -1,0 +1,117 @@
+//! Clusters as processes of this machine, each with a supervisor of its own.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use anyhow::{Context as _, bail};
+use ebbtide_api::Cluster;
+use ebbtide_local::state::State;
+use ebbtide_node::client::Endpoint;
+use kube::ResourceExt as _;
+use tokio::time::{Instant, sleep};
+
+/// How often files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a supervisor may take to end.
+const DOWN_MAX: Duration = Duration::from_secs(30);
+
+pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
+    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    if cluster.spec.image.is_some() {
+        bail!("spec.image: processes of this machine run no images; give environment instead");
+    }
+    let state = State::of(&namespace, &name);
+    if state.supervisor().is_some() {
+        let running = state.cluster().map(|running| running.spec);
+        if running.as_ref() == Some(&cluster.spec) {
+            return Ok(());
+        }
+        bail!("{name} is running with another spec; take it down first: ebbtide down {name}");
+    }
+    if state.folder().exists() {
+        // What a supervisor left that was killed.
+        state.remove().with_context(|| format!("cannot clear {}", state.folder().display()))?;
+    }
+    state.create().with_context(|| format!("cannot create {}", state.folder().display()))?;
+    let mut cluster = cluster.clone();
+    cluster.metadata.uid = Some(fresh_uid()?);
+    cluster.metadata.generation = Some(1);
+    state.write_cluster(&cluster)?;
+    let log = File::create(state.folder().join("log"))?;
+    // A session of its own: it lives on when this terminal closes.
+    let mut supervisor = Command::new(env::current_exe()?);
+    supervisor.arg("supervise").arg(state.folder()).arg(namespace).arg(name);
+    supervisor.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    supervisor.spawn().context("the supervisor cannot be started")?;
+    Ok(())
+}
+
+fn fresh_uid() -> anyhow::Result<String> {
+    let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("no randomness")?;
+    Ok(uid.trim().to_owned())
+}
+
+pub(super) fn get(namespace: &str, name: &str) -> anyhow::Result<Cluster> {
+    let state = State::of(namespace, name);
+    let cluster = state.supervisor().and_then(|_| state.cluster());
+    cluster.with_context(|| {
+        format!("there is no cluster {name} in namespace {namespace} on this machine")
+    })
+}
+
+pub(super) fn list() -> Vec<Cluster> {
+    let live = State::all().into_iter().filter(|state| state.supervisor().is_some());
+    live.filter_map(|state| state.cluster()).collect()
+}
+
+pub(super) async fn next(
+    namespace: &str,
+    name: &str,
+    seen: Option<&Cluster>,
+) -> anyhow::Result<Cluster> {
+    let state = State::of(namespace, name);
+    let started_at = Instant::now();
+    loop {
+        match state.cluster() {
+            Some(cluster)
+                if cluster.status.is_some()
+                    && seen.is_none_or(|seen| seen.status != cluster.status) =>
+            {
+                return Ok(cluster);
+            }
+            _ => {}
+        }
+        if state.supervisor().is_none() && started_at.elapsed() > Duration::from_secs(5) {
+            let log = fs::read_to_string(state.folder().join("log")).unwrap_or_default();
+            bail!("the supervisor of {name} ended: {}", log.lines().last().unwrap_or("no log"));
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
+    let state = State::of(namespace, name);
+    let Some(pid) = state.supervisor().and_then(rustix::process::Pid::from_raw) else {
+        bail!("there is no cluster {name} in namespace {namespace} on this machine");
+    };
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+        .context("the supervisor cannot be asked to end")?;
+    let asked_at = Instant::now();
+    while state.supervisor().is_some() {
+        if asked_at.elapsed() > DOWN_MAX {
+            bail!("the supervisor of {name} did not end within {DOWN_MAX:?}");
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
+}
+
+pub(super) fn endpoint(namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
+    get(namespace, name)?;
+    let endpoint = State::of(namespace, name).endpoint();
+    endpoint.with_context(|| format!("cluster {name} does not answer yet"))
+}

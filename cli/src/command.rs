@@ -1,0 +1,214 @@
+//! The commands and what each does, in terms of a backend.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use ebbtide_api::{Cluster, Phase};
+use ebbtide_local::state::State;
+use ebbtide_local::supervisor;
+use kube::{CustomResourceExt as _, ResourceExt as _};
+use tokio::runtime::Builder;
+
+use crate::backend::{Backend, Kind};
+use crate::output::{self, Format};
+use crate::{endpoint, manifest, node};
+
+/// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Ebbtide {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create or change the cluster that a manifest describes and wait until it answers.
+    Up {
+        /// The manifest.
+        file: PathBuf,
+        /// Run this Python script against the cluster, then take the cluster down.
+        #[arg(long)]
+        run: Option<PathBuf>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Take a cluster down and wait until it is gone.
+    Down {
+        /// Name of the cluster.
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List clusters, or show one.
+    Get {
+        /// Name of the cluster.
+        name: Option<String>,
+        /// Print for programs.
+        #[arg(short, long)]
+        output: Option<Format>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Print the definition of the Cluster resource, for kubectl.
+    Crd {
+        /// JSON or YAML.
+        #[arg(short, long, default_value = "yaml")]
+        output: Format,
+    },
+    /// Print the version.
+    Version,
+    /// Print how to reach a cluster, with the client's credentials, and keep the way open until
+    /// standard input ends. For the Python package.
+    #[command(hide = true)]
+    Endpoint {
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Run a scheduler. The operator starts it.
+    #[command(hide = true)]
+    Scheduler,
+    /// Run a worker. The operator starts it.
+    #[command(hide = true)]
+    Worker,
+    /// Supervise a cluster of this machine. `ebbtide up` starts it.
+    #[command(hide = true)]
+    Supervise { folder: PathBuf, namespace: String, name: String },
+}
+
+/// Where a cluster is.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Place {
+    /// Namespace. Default: the manifest's, else that of the kubectl context, else `default`.
+    #[arg(short, long, env = "EBBTIDE_NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// As pods on Kubernetes, or as processes on this machine. Default: Kubernetes where kubectl
+    /// has a context, else this machine.
+    #[arg(long, env = "EBBTIDE_BACKEND")]
+    pub(crate) backend: Option<Kind>,
+}
+
+impl Command {
+    /// Whether this is a program that the operator starts.
+    pub(crate) fn is_process(&self) -> bool {
+        matches!(self, Self::Scheduler | Self::Worker | Self::Supervise { .. })
+    }
+}
+
+/// Runs a command to its exit code.
+pub(crate) fn run(command: Command) -> ExitCode {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let done = runtime
+        .context("cannot start")
+        .and_then(|runtime| runtime.block_on(carry_out(command)));
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            output::tell(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Up { file, run, place } => return up(&file, run.as_deref(), &place).await,
+        Command::Down { name, place } => {
+            let backend = Backend::connect(&place).await?;
+            backend.down(&backend.namespace(), &name).await?;
+            output::line(&format!("{name} is gone"))?;
+        }
+        Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
+        Command::Crd { output } => output::value(&Cluster::crd(), output)?,
+        Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,
+        Command::Endpoint { name, place } => {
+            let backend = Backend::connect(&place).await?;
+            endpoint::serve(&backend, &backend.namespace(), &name).await?;
+        }
+        Command::Supervise { namespace, name, .. } => {
+            supervisor::run(State::of(&namespace, &name), node::asked_to_end()).await?;
+        }
+        Command::Scheduler | Command::Worker => bail!("a program, not a command"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn up(file: &Path, script: Option<&Path>, place: &Place) -> anyhow::Result<ExitCode> {
+    let mut cluster = manifest::read(file)?;
+    let backend = Backend::connect(place).await?;
+    let namespace = place
+        .namespace
+        .clone()
+        .or_else(|| cluster.namespace())
+        .unwrap_or_else(|| backend.namespace());
+    cluster.metadata.namespace = Some(namespace.clone());
+    let name = cluster.name_any();
+    backend.apply(&cluster).await?;
+    let ready = wait_until_ready(&backend, &namespace, &name).await;
+    let Some(script) = script else {
+        ready?;
+        output::line(&format!("{name} is ready"))?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let ran = match ready {
+        Ok(()) => run_script(script, &name, &namespace, backend.kind()).await,
+        Err(error) => Err(error),
+    };
+    let gone = backend.down(&namespace, &name).await;
+    let code = ran?;
+    gone?;
+    output::tell(&format!("{name} is gone"));
+    Ok(code)
+}
+
+/// Tells what the cluster waits for until it answers.
+async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
+    let mut told = None;
+    loop {
+        let cluster = backend.next(namespace, name, told.as_ref()).await?;
+        let status = cluster.status.clone().unwrap_or_default();
+        match (status.phase, status.message) {
+            (Phase::Ready, _) => return Ok(()),
+            (Phase::Degraded, message) => bail!("{name}: {}", message.unwrap_or_default()),
+            (Phase::Deleting, _) => bail!("{name} is being deleted"),
+            (Phase::Starting, message) => {
+                output::tell(&format!("{name}: {}", message.as_deref().unwrap_or("starting")));
+            }
+        }
+        told = Some(cluster);
+    }
+}
+
+async fn run_script(
+    script: &Path,
+    name: &str,
+    namespace: &str,
+    backend: Kind,
+) -> anyhow::Result<ExitCode> {
+    let mut python = tokio::process::Command::new("python3");
+    python.arg(script).env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
+    python.env("EBBTIDE_BACKEND", backend.as_str());
+    let mut child = python.spawn().context("python3 cannot be started")?;
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        // The script hears of Ctrl-C itself; the cluster goes whatever it does then.
+        () = node::asked_to_end() => child.wait().await?,
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}
+
+async fn get(name: Option<&str>, format: Option<Format>, place: &Place) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let namespace = backend.namespace();
+    match (name, format) {
+        (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
+        (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
+        (None, Some(format)) => output::value(&backend.list().await?, format),
+        (None, None) => output::table(&backend.list().await?),
+    }
+}

@@ -1,0 +1,74 @@
+//! Reads a manifest from a file, with messages that name what is wrong and where.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use ebbtide_api::Cluster;
+use kube::Resource as _;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TypeMeta {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+/// The cluster that a file describes.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Cluster> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+fn parse(text: &str) -> anyhow::Result<Cluster> {
+    let meta: TypeMeta = serde_saphyr::from_str(text)?;
+    let (version, kind) = (Cluster::api_version(&()), Cluster::kind(&()));
+    if meta.api_version.as_deref() != Some(&version) || meta.kind.as_deref() != Some(&kind) {
+        bail!(
+            "expected apiVersion {version} and kind {kind}, found {} and {}",
+            meta.api_version.as_deref().unwrap_or("none"),
+            meta.kind.as_deref().unwrap_or("none"),
+        );
+    }
+    let cluster: Cluster = serde_saphyr::from_str(text)?;
+    if cluster.metadata.name.as_deref().is_none_or(str::is_empty) {
+        bail!("metadata.name is missing; every cluster has a name");
+    }
+    Ok(cluster)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    const MANIFEST: &str = "apiVersion: ebbtide.dev/v1alpha1
+kind: Cluster
+metadata: { name: risk }
+spec:
+  environment: { python: \"3.11\", packages: [numpy] }
+  workers:
+    - { name: w, resources: { cpu: 1, memory: 1Gi }, max: 2 }
+";
+
+    #[test]
+    fn a_manifest_is_read() {
+        let cluster = parse(MANIFEST).unwrap();
+        assert_eq!(cluster.spec.workers[0].max, 2);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (from, to, words) in [
+            ("v1alpha1", "v1", "expected apiVersion ebbtide.dev/v1alpha1"),
+            ("name: risk", "nome: risk", "metadata.name is missing"),
+            ("workers:", "wokers:", "wokers"),
+            ("1Gi", "1Zi", "\"1Zi\" is not an amount"),
+            ("max: 2", "max: two", "line 7"),
+        ] {
+            let wrong = format!("{:#}", parse(&MANIFEST.replace(from, to)).unwrap_err());
+            assert!(wrong.contains(words), "{to}: {wrong}");
+        }
+    }
+}

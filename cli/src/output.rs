@@ -1,0 +1,59 @@
+//! What people and programs read: tables, JSON and YAML on standard output, progress beside it.
+
+use std::io::{self, Write as _};
+
+use clap::ValueEnum;
+use ebbtide_api::Cluster;
+use kube::ResourceExt as _;
+use serde::Serialize;
+
+/// How things are printed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub(crate) enum Format {
+    /// For programs.
+    Json,
+    /// For people who edit it.
+    Yaml,
+}
+
+/// Prints one line on standard output.
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+/// Tells a person what is going on, beside the output.
+pub(crate) fn tell(text: &str) {
+    // Without standard error there is nobody to tell.
+    let _: io::Result<()> = writeln!(io::stderr(), "{text}");
+}
+
+/// Prints a value for a program.
+pub(crate) fn value(value: &impl Serialize, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => line(&serde_json::to_string_pretty(value)?),
+        Format::Yaml => line(serde_saphyr::to_string(value)?.trim_end()),
+    }
+}
+
+/// Prints clusters, one a line.
+pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
+    let mut rows = vec![["NAMESPACE", "NAME", "PHASE", "WORKERS", "WANTED", "MESSAGE"].map(str::to_owned)];
+    rows.extend(clusters.iter().map(|cluster| {
+        let status = cluster.status.clone().unwrap_or_default();
+        [
+            cluster.namespace().unwrap_or_default(),
+            cluster.name_any(),
+            format!("{:?}", status.phase),
+            status.workers.ready.to_string(),
+            status.workers.desired.to_string(),
+            status.message.unwrap_or_default(),
+        ]
+    }));
+    let widths: Vec<usize> =
+        (0..6).map(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or_default()).collect();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+use kube::CustomResourceExt as _;
+use serde_json::json;
+
+use crate::{Amount, Cluster, ClusterSpec, Length};
+
+#[test]
+fn the_definition_is_what_is_committed() {
+    insta::assert_yaml_snapshot!(Cluster::crd());
+}
+
+#[test]
+fn the_smallest_manifest_gets_its_defaults() {
+    let workers = json!([{ "name": "w", "resources": { "cpu": 2, "memory": "8Gi" }, "max": 4 }]);
+    let spec: ClusterSpec =
+        serde_json::from_value(json!({ "image": "a", "workers": workers })).unwrap();
+    insta::assert_yaml_snapshot!(spec);
+}
+
+#[test]
+fn an_unknown_field_is_refused_by_name() {
+    let refused = serde_json::from_value::<ClusterSpec>(json!({ "workers": [], "wokers": 3 }));
+    assert!(refused.unwrap_err().to_string().contains("unknown field `wokers`"));
+}
+
+#[test]
+fn amounts_have_the_values_that_kubernetes_gives_them() {
+    for (text, value) in [("2", 2.0), ("500m", 0.5), ("1.5", 1.5), ("8Gi", 8_589_934_592.0), ("1k", 1000.0)] {
+        assert_eq!(Amount::from(text).value(), Ok(value), "{text}");
+    }
+    for text in ["", "m", "-1", "1e400", "1Zi", "nan", ".5"] {
+        assert!(Amount::from(text).value().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn lengths_of_time_read_back_what_they_print() {
+    for text in ["90s", "20m", "1h30m", "1h1s", "0s"] {
+        let length: Length = text.parse().unwrap();
+        assert_eq!(length.to_string().parse(), Ok(length), "{text}");
+    }
+    for text in ["", "20", "m", "1m1h", "1.5h", "-1s", "99999999999999999999h"] {
+        assert!(text.parse::<Length>().is_err(), "{text}");
+    }
+}

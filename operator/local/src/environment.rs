@@ -1,0 +1,92 @@
+//! A virtual environment for a package list, made once by `uv` under the list's key.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ebbtide_environment::Request;
+use tokio::process::Command;
+
+use crate::state;
+
+/// Why there is no environment.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnvironmentError {
+    #[error("cannot write {path}")]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("uv cannot be started; install it (pip install uv) or put it on the PATH")]
+    NoUv(#[source] std::io::Error),
+    #[error("python {python} with {packages}: {words}")]
+    Refused { python: String, packages: String, words: String },
+}
+
+/// The folder of the environment for a request, made if there is none.
+pub(crate) async fn make(request: &Request) -> Result<PathBuf, EnvironmentError> {
+    let root = state::folder("XDG_CACHE_HOME", ".cache").join("ebbtide").join("environments");
+    let path = root.join(request.key().as_str());
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let draft = root.join(format!("{}.{}", request.key().short(), std::process::id()));
+    let made = build(request, &draft).await;
+    let moved = made.and_then(|()| match fs::rename(&draft, &path) {
+        // Another one was faster.
+        Err(_) if path.is_dir() => Ok(()),
+        renamed => renamed
+            .map_err(|source| EnvironmentError::Folder { path: path.clone(), source }),
+    });
+    if draft.exists() {
+        fs::remove_dir_all(&draft)
+            .map_err(|source| EnvironmentError::Folder { path: draft, source })?;
+    }
+    moved.map(|()| path)
+}
+
+async fn build(request: &Request, draft: &Path) -> Result<(), EnvironmentError> {
+    if let Some(root) = draft.parent() {
+        fs::create_dir_all(root)
+            .map_err(|source| EnvironmentError::Folder { path: root.to_owned(), source })?;
+    }
+    // Relocatable: the folder is renamed once it is whole.
+    let venv: [&OsStr; 7] = [
+        "venv".as_ref(),
+        "--relocatable".as_ref(),
+        "--no-project".as_ref(),
+        "--no-python-downloads".as_ref(),
+        "--python".as_ref(),
+        request.python().as_ref(),
+        draft.as_ref(),
+    ];
+    uv(request, venv).await?;
+    let packages: Vec<&str> = request.packages().collect();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let python = draft.join("bin/python");
+    let install: [&OsStr; 4] =
+        ["pip".as_ref(), "install".as_ref(), "--python".as_ref(), python.as_ref()];
+    uv(request, install.into_iter().chain(packages.iter().map(OsStr::new))).await
+}
+
+async fn uv<'a>(
+    request: &Request,
+    arguments: impl IntoIterator<Item = &'a OsStr>,
+) -> Result<(), EnvironmentError> {
+    let program = env::var_os("EBBTIDE_UV").unwrap_or_else(|| "uv".into());
+    let output = Command::new(program)
+        .arg("--quiet")
+        .args(arguments)
+        .output()
+        .await
+        .map_err(EnvironmentError::NoUv)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = request.packages().collect();
+    Err(EnvironmentError::Refused {
+        python: request.python().to_owned(),
+        packages: packages.join(", "),
+        words: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}

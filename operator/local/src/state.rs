@@ -1,0 +1,124 @@
+//! What a cluster of this machine leaves on disk while it lives, for whoever asks about it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::{env, process};
+
+use ebbtide_api::Cluster;
+use kube::ResourceExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The cluster as it was asked for, with its status.
+const CLUSTER: &str = "cluster.json";
+/// How a client reaches it. Holds secrets.
+const ENDPOINT: &str = "endpoint.json";
+/// The supervisor's process id.
+const PID: &str = "pid";
+
+/// The folder of one cluster. Only its owner can read it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct State(PathBuf);
+
+impl State {
+    /// The folder of the cluster with this name.
+    pub fn of(namespace: &str, name: &str) -> Self {
+        Self(root().join(namespace).join(name))
+    }
+
+    /// Every cluster of this machine and user.
+    pub fn all() -> Vec<Self> {
+        let folders = |path: &Path| -> Vec<PathBuf> {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        };
+        let mut all: Vec<PathBuf> =
+            folders(&root()).iter().flat_map(|namespace| folders(namespace)).collect();
+        all.sort();
+        all.into_iter().map(Self).collect()
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the folder.
+    pub fn create(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
+    /// Removes everything.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.0)
+    }
+
+    /// The cluster, if there is one.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.read(CLUSTER)
+    }
+
+    /// Writes the cluster with its status.
+    pub fn write_cluster(&self, cluster: &Cluster) -> io::Result<()> {
+        self.write(CLUSTER, &serde_json::to_vec_pretty(cluster)?)
+    }
+
+    /// How a client reaches it, once it can.
+    pub fn endpoint<T: DeserializeOwned>(&self) -> Option<T> {
+        self.read(ENDPOINT)
+    }
+
+    /// Writes how a client reaches it.
+    pub fn write_endpoint(&self, endpoint: &impl Serialize) -> io::Result<()> {
+        self.write(ENDPOINT, &serde_json::to_vec(endpoint)?)
+    }
+
+    /// Says that this process is the supervisor.
+    pub fn write_pid(&self) -> io::Result<()> {
+        self.write(PID, process::id().to_string().as_bytes())
+    }
+
+    /// The supervisor's process id, if it lives. An id that by now is another program's is not it.
+    pub fn supervisor(&self) -> Option<i32> {
+        let pid = fs::read_to_string(self.0.join(PID)).ok()?.parse().ok()?;
+        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let folder = self.0.as_os_str().as_encoded_bytes();
+        let names_us = command.split(|byte| *byte == 0).any(|argument| argument == folder);
+        names_us.then_some(pid)
+    }
+
+    /// Writes a file that only its owner can read, whole or not at all.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (path, draft) = (self.0.join(name), self.0.join(format!("{name}.draft")));
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(bytes)?;
+        fs::rename(draft, path)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.0.join(name)).ok()?).ok()
+    }
+
+    /// Namespace and name, for messages.
+    pub fn title(&self) -> String {
+        self.cluster().map_or_else(
+            || self.0.display().to_string(),
+            |cluster| format!("{}/{}", cluster.namespace().unwrap_or_default(), cluster.name_any()),
+        )
+    }
+}
+
+/// `$XDG_STATE_HOME/ebbtide/clusters`.
+fn root() -> PathBuf {
+    folder("XDG_STATE_HOME", ".local/state").join("ebbtide").join("clusters")
+}
+
+/// A folder of the XDG base directory specification.
+pub(crate) fn folder(variable: &str, below_home: &str) -> PathBuf {
+    let set = env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || env::var_os("HOME").map_or_else(env::temp_dir, PathBuf::from);
+    set.unwrap_or_else(|| home().join(below_home))
+}

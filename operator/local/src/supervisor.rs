@@ -1,0 +1,375 @@
+//! Keeps one cluster of this machine as its plan says: observe, plan, apply, record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{env, fs, io};
+
+use ebbtide_api::{Cluster, Phase};
+use ebbtide_authority::{Authority, AuthorityError};
+use ebbtide_contract::identity::Identity;
+use ebbtide_contract::tls::{Credentials, CredentialsError, file};
+use ebbtide_contract::{exit, port};
+use ebbtide_listener::Schedulers;
+use ebbtide_plan::{
+    Change, Content, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site,
+    client_secret, plan, request, token_secret,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::process::Child;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::environment;
+use crate::process::{self, Sandbox};
+use crate::state::State;
+
+/// Longest time between two looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often processes that should be running are looked at.
+const EXIT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a process may take to end when it is asked to.
+const END_MAX: Duration = Duration::from_secs(5);
+
+/// Why a cluster of this machine ended other than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// Nothing to supervise.
+    #[error("{0} holds no cluster")]
+    NoCluster(PathBuf),
+    /// A file or process.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it did not work.
+        source: io::Error,
+    },
+    /// Certificates.
+    #[error("cannot mint credentials")]
+    Authority(#[from] AuthorityError),
+    /// Certificates that TLS refuses.
+    #[error("cannot use the minted credentials")]
+    Credentials(#[from] CredentialsError),
+}
+
+struct Supervisor {
+    cluster: Cluster,
+    state: State,
+    site: Site,
+    environment: Option<PathBuf>,
+    program: PathBuf,
+    authority: Authority,
+    schedulers: Schedulers,
+    network: [u8; 3],
+    next_host: u8,
+    next_uid: u64,
+    processes: BTreeMap<String, Process>,
+    has_network_policy: bool,
+    has_service: bool,
+}
+
+/// A pod that is a process.
+struct Process {
+    seen: PodSeen,
+    child: Option<Child>,
+}
+
+/// Supervises the cluster in this folder until it is deleted or `stop` is ready.
+pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), SupervisorError> {
+    let cluster = state.cluster();
+    let cluster =
+        cluster.ok_or_else(|| SupervisorError::NoCluster(state.folder().to_owned()))?;
+    state.write_pid().map_err(system("write the process id"))?;
+    let mut supervisor = Supervisor::start(cluster, state.clone()).await?;
+    let ended = tokio::select! {
+        ended = supervisor.reconcile() => ended,
+        () = stop => Ok(()),
+    };
+    supervisor.end_all().await;
+    state.remove().map_err(system("remove the cluster's folder"))?;
+    ended
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> SupervisorError {
+    move |source| SupervisorError::System { what, source }
+}
+
+impl Supervisor {
+    async fn start(cluster: Cluster, state: State) -> Result<Self, SupervisorError> {
+        let uid = cluster.uid().unwrap_or_default();
+        let (authority, _key) = Authority::create(Timestamp::now())?;
+        let network = network(&uid);
+        let scheduler = Ipv4Addr::new(network[0], network[1], network[2], 1);
+        let mut site = Site {
+            operator: String::new(),
+            scheduler_address: SchedulerAddress::Fixed(format!("{scheduler}:{}", port::SCHEDULER)),
+            environments: BTreeMap::new(),
+        };
+        let environment = prepare(&cluster, &mut site).await;
+        let program = env::current_exe().map_err(system("find this program"))?;
+        Ok(Self {
+            cluster,
+            state,
+            site,
+            environment,
+            program,
+            authority,
+            schedulers: Schedulers::default(),
+            network,
+            next_host: 2,
+            next_uid: 0,
+            processes: BTreeMap::new(),
+            has_network_policy: false,
+            has_service: false,
+        })
+    }
+
+    /// Accepts the scheduler and tells of news about it.
+    async fn listen(&mut self) -> Result<mpsc::Receiver<()>, SupervisorError> {
+        let leaf = self.authority.leaf(&Identity::Operator, Timestamp::now())?;
+        let credentials = Credentials::from_pem(
+            self.authority.certificate().as_bytes(),
+            leaf.certificate.as_bytes(),
+            leaf.key.as_bytes(),
+        )?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .map_err(system("listen on the loopback network"))?;
+        let address = listener.local_addr().map_err(system("find its own address"))?;
+        self.site.operator = address.to_string();
+        let (sender, news) = mpsc::channel(1);
+        let tell = move |_: &str| {
+            // One waiting piece of news is enough: everything is read again.
+            let _: Result<(), _> = sender.try_send(());
+        };
+        let config = credentials.accept_schedulers()?;
+        tokio::spawn(ebbtide_listener::serve(listener, config, self.schedulers.clone(), tell));
+        Ok(news)
+    }
+
+    async fn reconcile(&mut self) -> Result<(), SupervisorError> {
+        let mut news = self.listen().await?;
+        loop {
+            self.watch_processes();
+            let observed = self.observe();
+            let plan = plan(&self.cluster, &observed, &self.site, Timestamp::now());
+            if self.apply(&plan).await? == Applied::Gone {
+                return Ok(());
+            }
+            self.record(&plan)?;
+            let wait = if self.processes.is_empty() { LOOK_INTERVAL } else { EXIT_INTERVAL };
+            let wait = plan.next_look.map_or(wait, |look| look.min(wait));
+            tokio::select! {
+                Some(()) = news.recv() => {}
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    fn observe(&self) -> Observed {
+        let uid = self.cluster.uid().unwrap_or_default();
+        let secrets = fs::read_dir(self.secrets()).into_iter().flatten().flatten();
+        let secrets: BTreeSet<String> =
+            secrets.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        Observed {
+            secrets,
+            has_service: self.has_service,
+            has_network_policy: self.has_network_policy,
+            pods: self.processes.values().map(|process| process.seen.clone()).collect(),
+            demand: self.schedulers.demand(&uid),
+        }
+    }
+
+    async fn apply(&mut self, plan: &Plan) -> Result<Applied, SupervisorError> {
+        for change in &plan.changes {
+            tracing::info!("{change}");
+            let Change { op, .. } = change;
+            match op {
+                Op::CreateSecret(secret) => self.create_secret(secret)?,
+                // The loopback network is this machine's own; certificates keep strangers out.
+                Op::CreateNetworkPolicy(_) => self.has_network_policy = true,
+                Op::CreateService(_) => self.has_service = true,
+                Op::CreatePod(pod) => self.create_pod(pod),
+                Op::DeletePod(pod) => self.delete_pod(&pod.name, &pod.uid).await,
+                Op::Retire { workers, deadline_seconds } => {
+                    let uid = self.cluster.uid().unwrap_or_default();
+                    self.schedulers.retire(&uid, workers.clone(), *deadline_seconds);
+                }
+                Op::DeleteCluster { .. } => return Ok(Applied::Gone),
+            }
+        }
+        Ok(Applied::Done)
+    }
+
+    fn record(&mut self, plan: &Plan) -> Result<(), SupervisorError> {
+        if plan.status.phase == Phase::Ready {
+            self.write_endpoint()?;
+        }
+        if self.cluster.status.as_ref() != Some(&plan.status) {
+            self.cluster.status = Some(plan.status.clone());
+            self.state.write_cluster(&self.cluster).map_err(system("write the status"))?;
+        }
+        Ok(())
+    }
+
+    fn secrets(&self) -> PathBuf {
+        self.state.folder().join("secrets")
+    }
+
+    fn create_secret(&self, secret: &SecretWanted) -> Result<(), SupervisorError> {
+        let files = match &secret.content {
+            Content::Token => vec![(file::TOKEN, ebbtide_authority::token()?)],
+            Content::Leaf(identity) => {
+                let leaf = self.authority.leaf(identity, Timestamp::now())?;
+                vec![
+                    (file::AUTHORITY, self.authority.certificate().to_owned()),
+                    (file::CERTIFICATE, leaf.certificate),
+                    (file::KEY, leaf.key),
+                ]
+            }
+        };
+        let folder = self.secrets().join(&secret.name);
+        fs::create_dir_all(folder).map_err(system("create a folder for credentials"))?;
+        for (name, text) in files {
+            let path = format!("secrets/{}/{name}", secret.name);
+            self.state.write(&path, text.as_bytes()).map_err(system("write credentials"))?;
+        }
+        Ok(())
+    }
+
+    fn write_endpoint(&self) -> Result<(), SupervisorError> {
+        let SchedulerAddress::Fixed(address) = &self.site.scheduler_address else { return Ok(()) };
+        let name = self.cluster.name_any();
+        let (client, token) = (client_secret(&name), token_secret(&name));
+        let read = |secret: &str, file: &str| {
+            fs::read_to_string(self.secrets().join(secret).join(file))
+                .map_err(system("read credentials"))
+        };
+        let endpoint = json!({
+            "name": name,
+            "clusterUid": self.cluster.uid().unwrap_or_default(),
+            "address": { "tcp": address },
+            "authority": read(&client, file::AUTHORITY)?,
+            "certificate": read(&client, file::CERTIFICATE)?,
+            "key": read(&client, file::KEY)?,
+            "token": read(&token, file::TOKEN)?,
+        });
+        self.state.write_endpoint(&endpoint).map_err(system("write the endpoint"))
+    }
+
+    fn create_pod(&mut self, pod: &Pod) {
+        let is_scheduler = pod.name_any() == ebbtide_api::names::scheduler(&self.cluster.name_any());
+        let host = if is_scheduler { 1 } else { self.free_host() };
+        self.next_uid += 1;
+        let mut seen = PodSeen {
+            name: pod.name_any(),
+            uid: self.next_uid.to_string(),
+            labels: pod.labels().clone(),
+            phase: PodPhase::Running,
+            ..PodSeen::default()
+        };
+        let [a, b, c] = self.network;
+        let sandbox = Sandbox {
+            secrets: &self.secrets(),
+            pods: &self.state.folder().join("pods"),
+            ip: Ipv4Addr::new(a, b, c, host),
+            program: &self.program,
+            environment: self.environment.as_deref(),
+        };
+        let child = process::start(pod, &sandbox).map_err(|error| {
+            (seen.phase, seen.ended_at) = (PodPhase::Ended, Some(Timestamp::now()));
+            seen.trouble = Some(format!("cannot be started: {error}"));
+        });
+        self.processes.insert(pod.name_any(), Process { seen, child: child.ok() });
+    }
+
+    /// Addresses of pods: .1 is the scheduler's, workers take turns at the others.
+    fn free_host(&mut self) -> u8 {
+        let host = self.next_host;
+        self.next_host = if host == 254 { 2 } else { host + 1 };
+        host
+    }
+
+    async fn delete_pod(&mut self, name: &str, uid: &str) {
+        if self.processes.get(name).is_some_and(|process| process.seen.uid == uid)
+            && let Some(process) = self.processes.remove(name)
+        {
+            end(process).await;
+        }
+    }
+
+    async fn end_all(&mut self) {
+        let processes = std::mem::take(&mut self.processes);
+        futures::future::join_all(processes.into_values().map(end)).await;
+    }
+
+    fn watch_processes(&mut self) {
+        for process in self.processes.values_mut() {
+            let Some(child) = &mut process.child else { continue };
+            if let Ok(Some(status)) = child.try_wait() {
+                process.child = None;
+                process.seen.phase = PodPhase::Ended;
+                process.seen.ended_at = Some(Timestamp::now());
+                if status.code() != Some(i32::from(exit::DONE)) {
+                    let folder = self.state.folder().join("pods").join(&process.seen.name);
+                    process.seen.trouble = Some(format!("{status}: {}", last_words(&folder)));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Eq, PartialEq)]
+enum Applied {
+    Done,
+    Gone,
+}
+
+/// Makes the environment that a cluster asks for and enters it, or why there is none, into the
+/// catalogue.
+async fn prepare(cluster: &Cluster, site: &mut Site) -> Option<PathBuf> {
+    // A list that cannot be read is refused by the plan, in the same words as on Kubernetes.
+    let request = request(cluster.spec.environment.as_ref()?).ok()?;
+    let made = environment::make(&request).await;
+    let entry = made.as_ref().map(|path| path.display().to_string());
+    site.environments.insert(request.key().to_string(), entry.map_err(ToString::to_string));
+    made.ok()
+}
+
+/// A part of 127.0.0.0/8 for one cluster, told apart from 65,000 others by the cluster's uid.
+fn network(uid: &str) -> [u8; 3] {
+    let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [a, b, ..] = hash.to_le_bytes();
+    [127, a.clamp(1, 254), b]
+}
+
+async fn end(mut process: Process) {
+    let Some(child) = &mut process.child else { return };
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
+        && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+    {
+        tracing::debug!(%error, "the process has ended already");
+    }
+    if timeout(END_MAX, child.wait()).await.is_err()
+        && let Err(error) = child.kill().await
+    {
+        tracing::warn!(%error, "a process cannot be ended");
+    }
+}
+
+/// The last line of a process's log.
+fn last_words(folder: &Path) -> String {
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    log.lines().last().unwrap_or("it said nothing").to_owned()
+}

@@ -1,0 +1,92 @@
+//! Sorts the observed pods into what the rest of the plan treats alike, each pod in one place.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ebbtide_api::{Cluster, WorkerGroup, names};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use crate::{Change, Observed, Op, PodPhase, PodRef, PodSeen};
+
+/// How long a pod that ended keeps its name, so that one that cannot live is not made again at once.
+const PAUSE_AFTER_END: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Default)]
+pub(crate) struct Children {
+    /// The scheduler's pod, unless it has ended.
+    pub(crate) scheduler: Option<PodSeen>,
+    /// Whether the scheduler's name is taken, by a pod in whatever state.
+    pub(crate) is_scheduler_held: bool,
+    /// Workers that live, by index.
+    pub(crate) workers: BTreeMap<u32, Worker>,
+    /// Indices whose name is taken by a pod that ended or is going.
+    pub(crate) held: Vec<u32>,
+    /// Pods that ended and have waited long enough.
+    pub(crate) ended: Vec<PodRef>,
+    /// Why pods wait or ended.
+    pub(crate) troubles: Vec<String>,
+    pub(crate) next_look: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) pod: PodRef,
+    pub(crate) is_registered: bool,
+}
+
+impl Children {
+    pub(crate) fn sort(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Self {
+        let mut children = Self::default();
+        let scheduler = names::scheduler(&cluster.name_any());
+        let group = &cluster.spec.workers[0];
+        for pod in &observed.pods {
+            if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
+                children.troubles.push(format!("{}: {trouble}", pod.name));
+            }
+            let is_over = pod.is_deleting || pod.phase == PodPhase::Ended;
+            if pod.phase == PodPhase::Ended && !pod.is_deleting {
+                children.end(pod, now);
+            }
+            if pod.name == scheduler {
+                children.is_scheduler_held = true;
+                children.scheduler = (!is_over).then(|| pod.clone());
+                continue;
+            }
+            let Some(index) = index(cluster, group, pod) else { continue };
+            if is_over {
+                children.held.push(index);
+                continue;
+            }
+            let is_registered =
+                observed.demand.as_ref().is_some_and(|it| it.workers.contains_key(&pod.name));
+            children.workers.insert(index, Worker { pod: pod_ref(pod), is_registered });
+        }
+        children
+    }
+
+    fn end(&mut self, pod: &PodSeen, now: Timestamp) {
+        let since = pod.ended_at.map_or(PAUSE_AFTER_END, |at| crate::lifetime::since(at, now));
+        match PAUSE_AFTER_END.checked_sub(since) {
+            Some(rest) if !rest.is_zero() => {
+                self.next_look = Some(self.next_look.map_or(rest, |look| look.min(rest)));
+            }
+            _ => self.ended.push(pod_ref(pod)),
+        }
+    }
+
+    /// Pods that ended give their names free.
+    pub(crate) fn clear_away(&self) -> impl Iterator<Item = Change> {
+        self.ended.iter().map(|pod| Change { op: Op::DeletePod(pod.clone()), why: "it has ended" })
+    }
+}
+
+pub(crate) fn pod_ref(pod: &PodSeen) -> PodRef {
+    PodRef { name: pod.name.clone(), uid: pod.uid.clone() }
+}
+
+/// The index of a worker, if the pod's name is the one that we would give to it.
+fn index(cluster: &Cluster, group: &WorkerGroup, pod: &PodSeen) -> Option<u32> {
+    let index = pod.labels.get(names::INDEX)?.parse().ok()?;
+    (names::worker(&cluster.name_any(), &group.name, index) == pod.name).then_some(index)
+}

@@ -1,0 +1,36 @@
+//! How long there has been no work, and whether that is long enough. Silence is not idleness.
+
+use std::time::Duration;
+
+use ebbtide_api::Cluster;
+use jiff::Timestamp;
+
+use crate::Observed;
+
+#[derive(Debug, Default)]
+pub(crate) struct Idle {
+    /// Since when the scheduler says that there is no work.
+    pub(crate) since: Option<Timestamp>,
+    /// For how long.
+    pub(crate) length: Duration,
+    /// Whether the cluster's time is up.
+    pub(crate) is_over: bool,
+    pub(crate) next_look: Option<Duration>,
+}
+
+pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Idle {
+    let is_idle = observed.demand.as_ref().is_some_and(|it| it.tasks == 0 && it.running == 0);
+    if !is_idle {
+        return Idle::default();
+    }
+    let known = cluster.status.as_ref().and_then(|status| status.idle_since.as_ref());
+    let since = known.map_or(now, |time| time.0);
+    let length = self::since(since, now);
+    let after = cluster.spec.lifetime.idle.after.as_duration();
+    let rest = after.saturating_sub(length);
+    Idle { since: Some(since), length, is_over: rest.is_zero(), next_look: Some(rest) }
+}
+
+pub(crate) fn since(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(at)).unwrap_or_default()
+}

@@ -1,0 +1,287 @@
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ebbtide_api::{Cluster, Phase, names};
+use ebbtide_contract::demand::Outcome;
+use ebbtide_contract::view::WorkerView;
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, plan};
+
+const KEY: &str = "21cecb760556c79beaa0ccc8dd78eaec06f7bb4cad7801612ebcff054ff6fb0b";
+
+fn cluster(change: impl FnOnce(&mut Value)) -> Cluster {
+    let mut spec = json!({
+        "environment": { "python": "3.11", "packages": ["pandas", "numpy"] },
+        "workers": [{ "name": "w", "resources": { "cpu": "2", "memory": "4Gi" }, "max": 4 }],
+    });
+    change(&mut spec);
+    let mut cluster = Cluster::new("risk", serde_json::from_value(spec).unwrap());
+    cluster.metadata.namespace = Some("rates".to_owned());
+    cluster.metadata.uid = Some("u-1".to_owned());
+    cluster.metadata.generation = Some(3);
+    cluster
+}
+
+fn site() -> Site {
+    Site {
+        operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
+        scheduler_address: SchedulerAddress::Service,
+        environments: BTreeMap::from([(KEY.to_owned(), Ok("registry/env@sha256:1".to_owned()))]),
+    }
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+/// A namespace in which whatever is planned happens at once.
+struct World {
+    cluster: Cluster,
+    observed: Observed,
+    seconds: i64,
+    told: String,
+    is_gone: bool,
+    uids: u32,
+}
+
+impl World {
+    fn new(cluster: Cluster) -> Self {
+        let observed = Observed::default();
+        Self { cluster, observed, seconds: 0, told: String::new(), is_gone: false, uids: 0 }
+    }
+
+    fn step(&mut self) -> Plan {
+        let plan = plan(&self.cluster, &self.observed, &site(), at(self.seconds));
+        for change in &plan.changes {
+            writeln!(self.told, "{:>5}s {change}", self.seconds).unwrap();
+            self.carry_out(&change.op);
+        }
+        let workers = plan.status.workers;
+        writeln!(self.told, "{:>5}s = {:?} {workers:?}", self.seconds, plan.status.phase).unwrap();
+        self.cluster.status = Some(plan.status.clone());
+        plan
+    }
+
+    fn carry_out(&mut self, op: &Op) {
+        match op {
+            Op::CreateSecret(secret) => {
+                self.observed.secrets.insert(secret.name.clone());
+            }
+            Op::CreateNetworkPolicy(_) => self.observed.has_network_policy = true,
+            Op::CreateService(_) => self.observed.has_service = true,
+            Op::CreatePod(pod) => {
+                self.uids += 1;
+                self.observed.pods.push(PodSeen {
+                    name: pod.name_any(),
+                    uid: self.uids.to_string(),
+                    labels: pod.labels().clone(),
+                    ..PodSeen::default()
+                });
+            }
+            Op::DeletePod(gone) => {
+                self.observed.pods.retain(|pod| pod.uid != gone.uid);
+                if let Some(demand) = &mut self.observed.demand {
+                    demand.workers.remove(&gone.name);
+                    demand.retired.remove(&gone.name);
+                }
+            }
+            Op::Retire { workers, .. } => {
+                let demand = self.observed.demand.as_mut().unwrap();
+                let released = workers.iter().map(|name| (name.clone(), Outcome::Released));
+                demand.retired.extend(released);
+            }
+            Op::DeleteCluster { .. } => self.is_gone = true,
+        }
+    }
+
+    /// Everything that was created runs, and workers register.
+    fn run(&mut self) {
+        let demand = self.observed.demand.get_or_insert_default();
+        for pod in &mut self.observed.pods {
+            pod.phase = PodPhase::Running;
+            if pod.labels[names::ROLE] == "worker" {
+                demand.workers.insert(pod.name.clone(), WorkerView::default());
+            }
+        }
+    }
+
+    fn queue(&mut self, tasks: u64, core_seconds: f64) {
+        let demand = self.observed.demand.as_mut().unwrap();
+        (demand.tasks, demand.core_seconds) = (tasks, core_seconds);
+    }
+
+    fn after(&mut self, seconds: i64) -> Plan {
+        self.seconds += seconds;
+        self.step()
+    }
+}
+
+#[test]
+fn a_cluster_rises_with_its_queue_and_ebbs_when_it_is_done() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    world.queue(1000, 55.0);
+    world.after(1);
+    world.run();
+    world.after(1);
+    world.queue(0, 0.0);
+    world.after(60);
+    world.after(29);
+    world.after(1);
+    world.after(1);
+    world.after(1139);
+    assert!(!world.is_gone);
+    world.after(30);
+    assert!(world.is_gone);
+    insta::assert_snapshot!(world.told);
+}
+
+#[test]
+fn everything_a_new_cluster_gets() {
+    let plan = plan(&cluster(|spec| spec["workers"][0]["min"] = 1.into()), &Observed::default(), &site(), at(0));
+    insta::assert_yaml_snapshot!(plan);
+}
+
+#[test]
+fn no_pod_comes_before_its_secrets_and_policy() {
+    let plan = plan(&cluster(|spec| spec["workers"][0]["min"] = 2.into()), &Observed::default(), &site(), at(0));
+    let first_pod = plan.changes.iter().position(|it| matches!(it.op, Op::CreatePod(_))).unwrap();
+    let later = &plan.changes[first_pod..];
+    assert!(later.iter().all(|it| matches!(it.op, Op::CreatePod(_))));
+    assert_eq!((first_pod, later.len()), (6, 3));
+}
+
+#[test]
+fn a_cluster_as_it_should_be_is_left_alone() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 2.into()));
+    world.step();
+    world.run();
+    let plan = world.after(1);
+    assert!(plan.changes.is_empty(), "{:?}", plan.changes);
+    assert_eq!(plan.status.phase, Phase::Ready);
+    let again = world.after(0);
+    assert_eq!(again.status, plan.status);
+}
+
+#[test]
+fn a_package_list_that_is_not_packed_names_its_key_and_the_remedy() {
+    let unknown = cluster(|spec| spec["environment"]["packages"] = json!(["zarr"]));
+    let plan = plan(&unknown, &Observed::default(), &site(), at(0));
+    assert!(plan.changes.is_empty());
+    insta::assert_snapshot!(plan.status.message.unwrap());
+}
+
+#[test]
+fn a_requirement_that_cannot_be_read_creates_nothing() {
+    let wrong = cluster(|spec| spec["environment"]["packages"] = json!(["numpy=>1"]));
+    let plan = plan(&wrong, &Observed::default(), &site(), at(0));
+    assert!(plan.changes.is_empty() && plan.status.phase == Phase::Degraded);
+    assert!(plan.status.message.unwrap().contains("\"numpy=>1\""));
+}
+
+#[test]
+fn a_spec_that_no_server_checked_is_refused_in_words() {
+    for (change, words) in [
+        (json!([]), "exactly one"),
+        (json!([{ "name": "w", "resources": { "cpu": 1, "memory": "1Gi" }, "min": 3, "max": 2 }]), "min 3 is greater than max 2"),
+    ] {
+        let wrong = cluster(|spec| spec["workers"] = change);
+        let plan = plan(&wrong, &Observed::default(), &site(), at(0));
+        let message = plan.status.message.unwrap();
+        assert!(plan.changes.is_empty() && message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn silence_is_neither_idleness_nor_a_reason_to_shrink() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.queue(1000, 55.0);
+    world.after(1);
+    world.observed.demand = None;
+    let plan = world.after(100_000);
+    assert!(plan.changes.is_empty(), "{:?}", plan.changes);
+    assert_eq!(plan.status.idle_since, None);
+}
+
+#[test]
+fn a_worker_that_holds_something_is_never_deleted_before_it_is_released() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.queue(1000, 15.0);
+    world.after(1);
+    world.run();
+    world.queue(0, 0.0);
+    world.after(1);
+    world.seconds += 40;
+    let plan = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert!(matches!(&plan.changes[..], [it] if matches!(it.op, Op::Retire { .. })), "{plan:?}");
+}
+
+#[test]
+fn a_pod_that_ended_gives_its_name_free_only_after_a_pause() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    let ended = at(1);
+    let worker = world.observed.pods.iter_mut().find(|pod| pod.labels[names::ROLE] == "worker");
+    let worker = worker.unwrap();
+    (worker.phase, worker.ended_at) = (PodPhase::Ended, Some(ended));
+    let plan = world.after(5);
+    let whys: Vec<&str> = plan.changes.iter().map(|it| it.why).collect();
+    assert_eq!(whys, ["fewer workers than the queue asks for"], "another index comes at once");
+    assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(6));
+    let plan = world.after(6);
+    assert_eq!(plan.changes[0].why, "it has ended");
+}
+
+#[test]
+fn a_pod_that_is_not_ours_is_not_counted_and_not_touched() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    let labels = [(names::INDEX, "0"), (names::ROLE, "worker")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let stranger =
+        PodSeen { name: "other".to_owned(), labels: labels.into(), ..PodSeen::default() };
+    world.observed.pods.push(stranger);
+    let plan = world.step();
+    assert_eq!(plan.changes.iter().filter(|it| matches!(it.op, Op::CreatePod(_))).count(), 2);
+    assert!(!plan.changes.iter().any(|it| matches!(it.op, Op::DeletePod(_))));
+}
+
+#[test]
+fn the_queue_asks_for_as_many_workers_as_finish_it_in_time() {
+    for (core_seconds, workers) in [(0.1, 1), (20.0, 1), (20.1, 2), (79.0, 4), (1e18, 4)] {
+        let mut world = World::new(cluster(|_| ()));
+        world.step();
+        world.run();
+        world.queue(1, core_seconds);
+        assert_eq!(world.after(1).status.workers.desired, workers, "{core_seconds}");
+    }
+}
+
+#[test]
+fn a_cluster_that_is_going_gets_nothing_new() {
+    let mut going = cluster(|_| ());
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0));
+    going.metadata.deletion_timestamp = Some(now);
+    let plan = plan(&going, &Observed::default(), &site(), at(1));
+    assert!(plan.changes.is_empty() && plan.status.phase == Phase::Deleting);
+}
+
+#[test]
+fn a_clock_that_goes_back_ends_nothing() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    let before = at(0).checked_sub(SignedDuration::from_hours(9)).unwrap();
+    let plan = plan(&world.cluster, &world.observed, &site(), before);
+    assert!(plan.changes.is_empty(), "{:?}", plan.changes);
+}
