@@ -1,0 +1,49 @@
+//! Every call to the API server has a time limit and an error that says what was tried.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+/// Longest time for one call.
+const CALL_MAX: Duration = Duration::from_secs(15);
+
+/// A call that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The API server says no.
+    #[error("cannot {what}: {source}")]
+    Refused { what: &'static str, source: kube::Error },
+    /// No answer.
+    #[error("cannot {what}: the API server did not answer within {CALL_MAX:?}")]
+    Silent { what: &'static str },
+}
+
+/// Awaits a call.
+pub(crate) async fn call<T>(
+    what: &'static str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, CallError> {
+    match timeout(CALL_MAX, request).await {
+        Ok(answer) => answer.map_err(|source| CallError::Refused { what, source }),
+        Err(_) => Err(CallError::Silent { what }),
+    }
+}
+
+impl CallError {
+    fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Refused { source: kube::Error::Api(status), .. } => Some(status),
+            Self::Refused { .. } | Self::Silent { .. } => None,
+        }
+    }
+
+    /// Something of this name is there already.
+    pub(crate) fn is_already_there(&self) -> bool {
+        self.status().is_some_and(kube::core::Status::is_already_exists)
+    }
+
+    /// It is gone, or its name is another's by now.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 404 || status.code == 409)
+    }
+}

@@ -1,0 +1,147 @@
+//! All writes of one reconcile: one loop, one match, stopped by the first error.
+
+use std::collections::BTreeMap;
+
+use ebbtide_api::Cluster;
+use ebbtide_authority::AuthorityError;
+use ebbtide_contract::tls::file;
+use ebbtide_plan::{Change, Content, Op, SecretWanted};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api_call::{CallError, call};
+use crate::metrics::Kind;
+use crate::observe::{NETWORK_POLICY, SERVICE, secret};
+use crate::reconcile::Context;
+
+/// Why a change was not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("cannot mint credentials")]
+    Mint(#[from] AuthorityError),
+    #[error("{kind} {name} exists and is not this cluster's; remove or rename it")]
+    Foreign { kind: &'static str, name: String },
+}
+
+/// Applies changes in their order.
+pub(crate) async fn apply(
+    context: &Context,
+    cluster: &Cluster,
+    changes: &[Change],
+) -> Result<(), ApplyError> {
+    let (namespace, uid) =
+        (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
+    for change in changes {
+        tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
+        let kind = match &change.op {
+            Op::CreateSecret(wanted) => {
+                let minted = mint(context, wanted)?;
+                create(context, cluster, "secret", &minted).await?;
+                context.beliefs.learn(&uid, secret(&wanted.name));
+                "create secret"
+            }
+            Op::CreateNetworkPolicy(policy) => {
+                create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
+                context.beliefs.learn(&uid, NETWORK_POLICY.to_owned());
+                "create network policy"
+            }
+            Op::CreateService(service) => {
+                create::<Service>(context, cluster, "service", service).await?;
+                context.beliefs.learn(&uid, SERVICE.to_owned());
+                "create service"
+            }
+            Op::CreatePod(pod) => {
+                create::<Pod>(context, cluster, "pod", pod).await?;
+                "create pod"
+            }
+            Op::DeletePod(pod) => {
+                let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+                gone(call("delete a pod", pods.delete(&pod.name, &only(&pod.uid))).await)?;
+                "delete pod"
+            }
+            Op::Retire { workers, deadline_seconds } => {
+                context.schedulers.retire(&uid, workers.clone(), *deadline_seconds);
+                "retire"
+            }
+            Op::DeleteCluster { uid } => {
+                let clusters: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
+                let name = cluster.name_any();
+                gone(call("delete the cluster", clusters.delete(&name, &only(uid))).await)?;
+                "delete cluster"
+            }
+        };
+        context.metrics.changes.get_or_create(&Kind { kind }).inc();
+    }
+    Ok(())
+}
+
+/// Deletes this very object and nothing that has its name by now.
+fn only(uid: &str) -> DeleteParams {
+    DeleteParams::background()
+        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+}
+
+fn gone<T>(deleted: Result<T, CallError>) -> Result<(), CallError> {
+    match deleted {
+        Err(error) if !error.is_gone() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Creates a child. That it is there already is success if it is ours.
+async fn create<K>(
+    context: &Context,
+    cluster: &Cluster,
+    kind: &'static str,
+    child: &K,
+) -> Result<(), ApplyError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let namespace = cluster.namespace().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    match call("create a child", api.create(&PostParams::default(), child)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_already_there() => {
+            let name = child.name_any();
+            let there = call("read a child", api.get_metadata(&name)).await?;
+            let is_ours = there.owner_references().iter().any(|it| Some(&it.uid) == cluster.meta().uid.as_ref());
+            if is_ours { Ok(()) } else { Err(ApplyError::Foreign { kind, name }) }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
+    let entries = match &wanted.content {
+        Content::Token => vec![(file::TOKEN, ebbtide_authority::token()?)],
+        Content::Leaf(identity) => {
+            let leaf = context.authority.leaf(identity, Timestamp::now())?;
+            vec![
+                (file::AUTHORITY, context.authority.certificate().to_owned()),
+                (file::CERTIFICATE, leaf.certificate),
+                (file::KEY, leaf.key),
+            ]
+        }
+    };
+    let data: BTreeMap<String, String> =
+        entries.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
+    Ok(Secret {
+        metadata: wanted.metadata.clone(),
+        string_data: Some(data),
+        immutable: Some(true),
+        ..Secret::default()
+    })
+}

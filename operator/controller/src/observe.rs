@@ -1,0 +1,135 @@
+//! All reads of one reconcile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ebbtide_api::Cluster;
+use ebbtide_plan::{Observed, PodPhase, PodSeen};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
+use kube::core::ObjectMeta;
+use kube::{Resource, ResourceExt as _};
+use serde::Deserialize;
+
+use crate::reconcile::Context;
+
+/// How long it is believed that what was created or seen is still there. A Secret or Service that
+/// somebody deletes comes back after that.
+const BELIEF: Duration = Duration::from_secs(60);
+
+/// What is kept of a pod: 2 KiB where a whole one takes 39.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
+pub(crate) struct SlimPod {
+    pub(crate) metadata: ObjectMeta,
+    status: Option<SlimStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimStatus {
+    phase: Option<String>,
+    reason: Option<String>,
+    message: Option<String>,
+    conditions: Option<Vec<PodCondition>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+/// What clusters have beside pods, as far as this operator made or saw it.
+#[derive(Debug, Default)]
+pub(crate) struct Beliefs(Mutex<BTreeMap<String, (Instant, BTreeSet<String>)>>);
+
+impl Beliefs {
+    /// Something was created or found.
+    pub(crate) fn learn(&self, cluster_uid: &str, what: String) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let belief = all.entry(cluster_uid.to_owned());
+        belief.or_insert_with(|| (Instant::now(), BTreeSet::new())).1.insert(what);
+    }
+
+    /// What is believed about a cluster. What is too old is forgotten: creating it again finds out.
+    fn recall(&self, cluster_uid: &str) -> BTreeSet<String> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, (since, _)| since.elapsed() < BELIEF);
+        all.get(cluster_uid).map(|(_, known)| known.clone()).unwrap_or_default()
+    }
+}
+
+pub(crate) fn secret(name: &str) -> String {
+    format!("secret/{name}")
+}
+
+pub(crate) const SERVICE: &str = "service";
+pub(crate) const NETWORK_POLICY: &str = "network policy";
+
+/// Reads what is known of a cluster. Pods come from the cache, demand from the scheduler's own
+/// connection; Secrets, Service and policy from what this operator knows, so that a cluster that
+/// is as it should be costs the API server nothing.
+pub(crate) fn observe(context: &Context, cluster: &Cluster) -> Observed {
+    let uid = cluster.uid().unwrap_or_default();
+    let known = context.beliefs.recall(&uid);
+    let secrets = known.iter().filter_map(|it| it.strip_prefix("secret/")).map(str::to_owned);
+    let is_ours = |pod: &SlimPod| {
+        pod.metadata.namespace == cluster.metadata.namespace
+            && pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+    };
+    let pods = context.pods.state_filter(is_ours);
+    Observed {
+        secrets: secrets.collect(),
+        has_service: known.contains(SERVICE),
+        has_network_policy: known.contains(NETWORK_POLICY),
+        pods: pods.iter().map(|pod| seen(pod)).collect(),
+        demand: context.schedulers.demand(&uid),
+    }
+}
+
+fn seen(pod: &SlimPod) -> PodSeen {
+    let status = pod.status.as_ref();
+    let phase = match status.and_then(|status| status.phase.as_deref()) {
+        Some("Running") => PodPhase::Running,
+        Some("Succeeded" | "Failed") => PodPhase::Ended,
+        Some(_) | None => PodPhase::Pending,
+    };
+    let containers = || status.into_iter().flat_map(|it| it.container_statuses.iter().flatten());
+    let ended_at = containers()
+        .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
+        .filter_map(|ended| ended.finished_at.as_ref().map(|time| time.0))
+        .max();
+    let trouble = containers()
+        .filter_map(|container| trouble(container.state.as_ref()?))
+        .next()
+        .or_else(|| unschedulable(status?.conditions.as_deref().unwrap_or_default()))
+        .or_else(|| {
+            let reason = status?.reason.clone()?;
+            Some(format!("{reason}: {}", status?.message.as_deref().unwrap_or_default()))
+        });
+    PodSeen {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        labels: pod.labels().clone(),
+        is_deleting: pod.metadata.deletion_timestamp.is_some(),
+        phase,
+        ended_at,
+        trouble,
+    }
+}
+
+fn trouble(state: &ContainerState) -> Option<String> {
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.as_deref()?;
+        // The usual steps of a start are no trouble.
+        if matches!(reason, "ContainerCreating" | "PodInitializing") {
+            return None;
+        }
+        return Some(format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()));
+    }
+    let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
+    let reason = ended.reason.as_deref().unwrap_or("Error");
+    Some(format!("{reason}: exit code {}", ended.exit_code))
+}
+
+fn unschedulable(conditions: &[PodCondition]) -> Option<String> {
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    let reason = scheduled.reason.as_deref().filter(|_| scheduled.status == "False")?;
+    Some(format!("{reason}: {}", scheduled.message.as_deref().unwrap_or_default()))
+}

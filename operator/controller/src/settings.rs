@@ -1,0 +1,56 @@
+//! How the operator is started, and the catalogue of images that its site packed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use serde::Deserialize;
+
+/// Keeps Ebbtide's clusters as they should be.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub(crate) struct Settings {
+    /// Namespace of the operator, where the authority's key is kept.
+    #[arg(long, env = "EBBTIDE_OPERATOR_NAMESPACE")]
+    pub(crate) namespace: String,
+    /// Name of this pod, for events.
+    #[arg(long, env = "EBBTIDE_POD_NAME")]
+    pub(crate) pod_name: Option<String>,
+    /// `host:port` at which schedulers reach the operator: its Service.
+    #[arg(long)]
+    pub(crate) address: String,
+    /// Where it listens for schedulers.
+    #[arg(long, default_value = "0.0.0.0:7443")]
+    pub(crate) listen: String,
+    /// Where it serves /healthz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub(crate) http: String,
+    /// File that lists the packed environments: JSON, from each key to an image.
+    #[arg(long)]
+    pub(crate) environments: Option<PathBuf>,
+    /// Clusters that are worked on at once.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) concurrency: u16,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalogue(BTreeMap<String, String>);
+
+/// Images by key, as the plan takes them.
+pub(crate) fn environments(
+    path: Option<&Path>,
+) -> anyhow::Result<BTreeMap<String, Result<String, String>>> {
+    let Some(path) = path else { return Ok(BTreeMap::new()) };
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Catalogue(images) = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a JSON object from key to image", path.display()))?;
+    for key in images.keys() {
+        if key.len() != 64 || !key.bytes().all(|it| it.is_ascii_hexdigit()) {
+            bail!("{}: {key:?} is not a key; expected 64 hexadecimal digits", path.display());
+        }
+    }
+    Ok(images.into_iter().map(|(key, image)| (key, Ok(image))).collect())
+}

@@ -1,0 +1,11 @@
+"""Ephemeral compute clusters and chunked arrays.
+
+>>> import ebbtide.array as xp
+>>> float(xp.asarray([1, 2, 3]).sum().compute())
+6.0
+"""
+
+from ebbtide._cluster import Cluster
+from ebbtide._native import ConnectionLost, EbbtideError, TaskFailed, __version__
+
+__all__ = ["Cluster", "ConnectionLost", "EbbtideError", "TaskFailed", "__version__"]

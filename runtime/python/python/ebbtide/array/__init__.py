@@ -1,0 +1,44 @@
+"""Chunked arrays with the array API standard's names, computed when asked for.
+
+>>> import ebbtide.array as xp
+>>> x = xp.random.default_rng(7).normal(size=(1000, 1000), chunks=(250, 500))
+>>> x.shape, x.chunks[0]
+((1000, 1000), (250, 250, 250, 250))
+>>> round(float(x.mean().compute()), 4)
+-0.0002
+"""
+
+from ebbtide.array import random
+from ebbtide.array._array import (
+    Array,
+    add,
+    asarray,
+    astype,
+    compute,
+    divide,
+    mean,
+    multiply,
+    prod,
+    subtract,
+    sum,
+)
+from ebbtide.array._dtype import DType, bool, float64, int64
+
+__all__ = [
+    "Array",
+    "DType",
+    "add",
+    "asarray",
+    "astype",
+    "bool",
+    "compute",
+    "divide",
+    "float64",
+    "int64",
+    "mean",
+    "multiply",
+    "prod",
+    "random",
+    "subtract",
+    "sum",
+]

@@ -1,0 +1,291 @@
+"""The array and the functions that make one from others."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ebbtide import _cluster, _native
+from ebbtide.array._dtype import DType
+from ebbtide.array._dtype import bool as bool_
+from ebbtide.array._dtype import float64, int64
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Result = NDArray[Any] | np.generic
+
+Scalar = builtins.bool | int | float
+Axis = int | Sequence[int] | None
+
+
+class Array:
+    """An array that need not exist yet: an expression with shape, dtype and chunks.
+
+    Functions and operators make new ones and compute nothing; `compute` does.
+    """
+
+    __slots__ = ("_expression",)
+
+    def __init__(self, expression: _native.Expression) -> None:
+        """Use `asarray` or `random` instead."""
+        self._expression = expression
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of each axis."""
+        return tuple(self._expression.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Type of the elements."""
+        return DType(self._expression.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """Count the axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Count the elements."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Extents of the chunks along each axis."""
+        return tuple(tuple(extents) for extents in self._expression.chunks)
+
+    def compute(self, *, progress: builtins.bool = False) -> Result:
+        """Compute on the innermost open cluster, else in this process.
+
+        Returns a NumPy array of this shape and dtype, or a NumPy scalar where there are no axes.
+
+        Raises:
+            TaskFailed: a task failed; the message says which and why.
+            ConnectionLost: the cluster went away.
+            KeyboardInterrupt: Ctrl-C, which cancels the computation on the cluster too.
+
+        """
+        return compute(self, progress=progress)[0]
+
+    def sum(self, *, axis: Axis = None) -> Array:
+        """Add over axes, all by default. Booleans and integers are added as int64."""
+        return sum(self, axis=axis)
+
+    def prod(self, *, axis: Axis = None) -> Array:
+        """Multiply over axes, all by default."""
+        return prod(self, axis=axis)
+
+    def mean(self, *, axis: Axis = None) -> Array:
+        """Average over axes, all by default, in float64."""
+        return mean(self, axis=axis)
+
+    def astype(self, dtype: DType) -> Array:
+        """Convert every element."""
+        return astype(self, dtype)
+
+    def __add__(self, other: Array | Scalar) -> Array:
+        return _binary("add", self, other)
+
+    def __radd__(self, other: Scalar) -> Array:
+        return _binary("add", other, self)
+
+    def __sub__(self, other: Array | Scalar) -> Array:
+        return _binary("subtract", self, other)
+
+    def __rsub__(self, other: Scalar) -> Array:
+        return _binary("subtract", other, self)
+
+    def __mul__(self, other: Array | Scalar) -> Array:
+        return _binary("multiply", self, other)
+
+    def __rmul__(self, other: Scalar) -> Array:
+        return _binary("multiply", other, self)
+
+    def __truediv__(self, other: Array | Scalar) -> Array:
+        return _binary("divide", self, other)
+
+    def __rtruediv__(self, other: Scalar) -> Array:
+        return _binary("divide", other, self)
+
+    def __bool__(self) -> builtins.bool:
+        """Refuse: an array that is not computed has no truth."""
+        raise TypeError("the truth of an array is not known before .compute()")
+
+    def __repr__(self) -> str:
+        """Show shape, dtype and chunks, and compute nothing."""
+        chunks = tuple(max(extents) for extents in self.chunks)
+        return f"<ebbtide.array {self.shape} {self.dtype} in chunks of {chunks}>"
+
+
+def asarray(obj: object, *, dtype: DType | None = None) -> Array:
+    """Make an array of one chunk from numbers, nested sequences or a NumPy array.
+
+    >>> asarray([[1, 2], [3, 4]]).shape
+    (2, 2)
+
+    Raises:
+        TypeError: no kernels exist for the dtype; bool, int64 and float64 have them.
+
+    """
+    if isinstance(obj, Array):
+        return obj if dtype is None else astype(obj, dtype)
+    import numpy as np
+
+    given = np.ascontiguousarray(obj, dtype=None if dtype is None else dtype.name)
+    shape = list(np.shape(obj))
+    return Array(_native.Expression.constant(given.dtype.name, shape, given.tobytes()))
+
+
+def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ...]:
+    """Compute several arrays together, on the innermost open cluster, else in this process.
+
+    What they have in common is computed once. With `progress`, a bar shows how far it is, in a
+    terminal and in a notebook.
+
+    >>> x = asarray([1.0, 2.0])
+    >>> [float(result) for result in compute(x.sum(), x.mean())]
+    [3.0, 1.5]
+    """
+    import numpy as np
+
+    expressions = [array._expression for array in arrays]
+    if progress:
+        with _Bar() as bar:
+            results = _cluster.run(expressions, bar)
+    else:
+        results = _cluster.run(expressions, None)
+    return tuple(
+        np.frombuffer(bytes, dtype=array.dtype.name).reshape(array.shape)[()]
+        for array, bytes in zip(arrays, results, strict=True)
+    )
+
+
+class _Bar:
+    """A progress bar over tasks."""
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(unit="task", unit_scale=True)
+        return self._tell
+
+    def _tell(self, done: int, tasks: int) -> None:
+        self._bar.total = tasks
+        self._bar.n = done
+        self._bar.refresh()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._bar.total:
+            self._bar.n = self._bar.total
+            self._bar.refresh()
+        self._bar.close()
+
+
+def sum(x: Array, /, *, axis: Axis = None) -> Array:
+    """Add over axes, all by default. Booleans and integers are added as int64.
+
+    >>> sum(asarray([1, 2, 3])).compute()
+    np.int64(6)
+    """
+    return Array(x._expression.reduce("sum", _axes(axis)))
+
+
+def prod(x: Array, /, *, axis: Axis = None) -> Array:
+    """Multiply over axes, all by default.
+
+    >>> prod(asarray([[1, 2], [3, 4]]), axis=0).compute()
+    array([3, 8])
+    """
+    return Array(x._expression.reduce("prod", _axes(axis)))
+
+
+def mean(x: Array, /, *, axis: Axis = None) -> Array:
+    """Average over axes, all by default, in float64.
+
+    >>> mean(asarray([[1, 2], [3, 4]]), axis=1).compute()
+    array([1.5, 3.5])
+    """
+    return Array(x._expression.reduce("mean", _axes(axis)))
+
+
+def astype(x: Array, dtype: DType, /) -> Array:
+    """Convert every element. Floating point is cut towards zero; what does not fit saturates.
+
+    >>> astype(asarray([1.7, -1.7]), int64).compute()
+    array([ 1, -1])
+    """
+    return Array(x._expression.cast(dtype.name))
+
+
+def add(x1: Array, x2: Array | Scalar, /) -> Array:
+    """Add element by element. Shapes broadcast.
+
+    >>> add(asarray([1, 2]), 10).compute()
+    array([11, 12])
+    """
+    return _binary("add", x1, x2)
+
+
+def subtract(x1: Array, x2: Array | Scalar, /) -> Array:
+    """Subtract element by element. Shapes broadcast.
+
+    >>> subtract(asarray([1, 2]), 1).compute()
+    array([0, 1])
+    """
+    return _binary("subtract", x1, x2)
+
+
+def multiply(x1: Array, x2: Array | Scalar, /) -> Array:
+    """Multiply element by element. Shapes broadcast.
+
+    >>> multiply(asarray([1.0, 2.0]), asarray([[3.0], [4.0]])).compute()
+    array([[3., 6.],
+           [4., 8.]])
+    """
+    return _binary("multiply", x1, x2)
+
+
+def divide(x1: Array, x2: Array | Scalar, /) -> Array:
+    """Divide element by element, in float64. Shapes broadcast.
+
+    >>> divide(asarray([1, 2]), 4).compute()
+    array([0.25, 0.5 ])
+    """
+    return _binary("divide", x1, x2)
+
+
+def _binary(op: str, left: Array | Scalar, right: Array | Scalar) -> Array:
+    if not isinstance(left, Array):
+        left = _scalar(left, right)
+    elif not isinstance(right, Array):
+        right = _scalar(right, left)
+    assert isinstance(left, Array) and isinstance(right, Array)
+    return Array(left._expression.binary(op, right._expression))
+
+
+def _scalar(value: Scalar, beside: Array | Scalar) -> Array:
+    """Make a Python number an array of the dtype that it meets, as the standard says."""
+    assert isinstance(beside, Array)
+    if not isinstance(value, builtins.bool | int | float):
+        kind = type(value).__name__
+        raise TypeError(f"expected an array or a number, not {kind}; use asarray")
+    if isinstance(value, float) and beside.dtype == int64:
+        raise TypeError(f"{value} does not fit int64; convert the array with astype(float64)")
+    dtype = bool_ if isinstance(value, builtins.bool) else beside.dtype
+    return asarray(value, dtype=dtype if dtype != bool_ else bool_)
+
+
+def _axes(axis: Axis) -> list[int] | None:
+    if axis is None:
+        return None
+    return [axis] if isinstance(axis, int) else list(axis)
+
+
+__all__ = ["float64"]

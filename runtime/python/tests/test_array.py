@@ -1,0 +1,98 @@
+"""What the package promises, checked against NumPy."""
+
+import signal
+import statistics
+import threading
+
+import numpy as np
+import pytest
+
+import ebbtide.array as xp
+
+
+def philox_words(seed: int, stream: int, count: int) -> np.ndarray:
+    """NumPy's own Philox, set so that it starts at our block 0."""
+    return np.random.Philox(key=[seed, stream], counter=2**256 - 1).random_raw(count)
+
+
+@pytest.mark.parametrize("chunks", [(1,), (7,), (1000,)])
+def test_random_words_are_those_of_numpys_philox(chunks: tuple[int]) -> None:
+    rng = xp.random.default_rng(42)
+    uniform = rng.random(1000, chunks=chunks).compute()
+    integers = rng.integers(-5, 1000, 1000, chunks=chunks).compute()
+    assert (uniform == (philox_words(42, 0, 1000) >> np.uint64(11)) * 2.0**-53).all()
+    expected = [(int(word) * 1005 >> 64) - 5 for word in philox_words(42, 1, 1000)]
+    assert integers.tolist() == expected
+
+
+def test_normal_elements_are_quantiles_of_the_words() -> None:
+    ours = xp.random.default_rng(3).normal(size=5000).compute()
+    uniform = ((philox_words(3, 0, 5000) >> np.uint64(12)) + 0.5) * 2.0**-52
+    quantile = statistics.NormalDist().inv_cdf
+    np.testing.assert_allclose(ours, [quantile(p) for p in uniform], rtol=1e-14)
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), (2, 1, 0)])
+def test_reductions_agree_with_numpy(axis: int | tuple[int, ...] | None) -> None:
+    x = xp.random.default_rng(1).random((30, 41, 52), chunks=(7, 20, 13))
+    plain = x.compute()
+    ours = xp.compute(x.sum(axis=axis), x.mean(axis=axis))
+    np.testing.assert_allclose(ours[0], plain.sum(axis=axis), rtol=1e-13)
+    np.testing.assert_allclose(ours[1], plain.mean(axis=axis), rtol=1e-13)
+
+
+def test_operators_broadcast_and_take_numbers() -> None:
+    x = xp.random.default_rng(1).random((6, 4), chunks=(3, 2))
+    row = xp.random.default_rng(2).random(4, chunks=2)
+    plain, plain_row = xp.compute(x, row)
+    np.testing.assert_array_equal((1 - 2 * x / (row + 1)).compute(), 1 - 2 * plain / (plain_row + 1))
+
+
+def test_equal_arrays_are_computed_once_and_come_twice() -> None:
+    x = xp.random.default_rng(1).random(10, chunks=3)
+    left, right = xp.compute(x, x)
+    assert (left == right).all() and left.any()
+
+
+def test_the_chunks_do_not_change_a_random_array_but_may_change_a_sum() -> None:
+    rng = [xp.random.default_rng(1) for _ in range(2)]
+    x, y = rng[0].random(1000, chunks=10), rng[1].random(1000, chunks=333)
+    assert (x.compute() == y.compute()).all()
+    assert x.sum().compute() == pytest.approx(y.sum().compute(), rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda x: x + xp.asarray([1.0, 2.0, 3.0]), ValueError, "do not broadcast"),
+        (lambda x: x + xp.asarray([1, 2]), TypeError, "astype"),
+        (lambda x: x.sum(axis=2), IndexError, "axis 2 is out of range for an array of 1 axes"),
+        (lambda x: x + "a", TypeError, "use asarray"),
+        (lambda x: xp.asarray([1, 2]) + 0.5, TypeError, "astype(float64)"),
+        (lambda x: bool(x), TypeError, "before .compute()"),
+        (lambda x: xp.asarray(["a"]), TypeError, "unknown dtype"),
+        (lambda x: xp.random.default_rng(-1), ValueError, "seed -1"),
+        (lambda x: xp.random.default_rng(1).random(4, chunks=(2, 2)), ValueError, "chunks [2, 2]"),
+        (lambda x: xp.random.default_rng(1).integers(3, 3, 1), ValueError, "low 3 must be less"),
+    ],
+)
+def test_mistakes_are_named(make, kind, words) -> None:  # noqa: ANN001
+    with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")):
+        make(xp.asarray([1.0, 2.0]))
+
+
+def test_ctrl_c_ends_a_computation() -> None:
+    endless = xp.random.default_rng(1).normal(size=10**11, chunks=10**6).sum()
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        endless.compute()
+    assert xp.asarray([1]).sum().compute() == 1
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # noqa: ANN001
+    import ebbtide as eb
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(eb.ConnectionLost, match="there is no cluster nobody"):
+        eb.Cluster("nobody", backend="local")
