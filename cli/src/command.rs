@@ -1,6 +1,5 @@
 //! The commands and what each does, in terms of a backend.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -53,6 +52,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Work with package lists.
+    Env {
+        #[command(subcommand)]
+        command: EnvCommand,
+    },
     /// Print the definition of the Cluster resource, for kubectl.
     Crd {
         /// JSON or YAML.
@@ -78,6 +82,15 @@ pub(crate) enum Command {
     /// Supervise a cluster of this machine. `ebbtide up` starts it.
     #[command(hide = true)]
     Supervise { folder: PathBuf, namespace: String, name: String },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum EnvCommand {
+    /// Print the key of a manifest's package list: what an administrator enters an image under.
+    Key {
+        /// The manifest.
+        file: PathBuf,
+    },
 }
 
 /// Where a cluster is.
@@ -123,6 +136,11 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             output::line(&format!("{name} is gone"))?;
         }
         Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
+        Command::Env { command: EnvCommand::Key { file } } => {
+            let cluster = manifest::read(&file)?;
+            let environment = cluster.spec.environment.context("the manifest has no environment")?;
+            output::line(ebbtide_plan::request(&environment)?.key().as_str())?;
+        }
         Command::Crd { output } => output::value(&Cluster::crd(), output)?,
         Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,
         Command::Endpoint { name, place } => {

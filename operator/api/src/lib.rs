@@ -31,6 +31,7 @@ pub const GROUP: &str = "ebbtide.dev";
     derive = "PartialEq",
     shortname = "ebb",
     category = "ebbtide",
+    annotation("helm.sh/resource-policy", "keep"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the cluster is doing."),
     printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers.ready", description = "Workers that are registered."),

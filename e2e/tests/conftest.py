@@ -1,0 +1,65 @@
+"""A namespace for each test, as strict as namespaces can be, and left as it was found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+MANIFEST = Path(__file__).parents[2] / "examples" / "mean" / "cluster.yaml"
+
+
+def run(*command: str, input: str | None = None, check: bool = True) -> str:
+    """Run a command for at most two minutes and return what it printed."""
+    done = subprocess.run(
+        command, input=input, capture_output=True, text=True, timeout=120, check=False
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def kubectl(*arguments: str, **options: object) -> str:
+    """Run kubectl."""
+    return run("kubectl", *arguments, **options)  # type: ignore[arg-type]
+
+
+def objects(namespace: str) -> set[str]:
+    """Name everything in a namespace, whatever its kind, less events."""
+    kinds = kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
+    kinds = [kind for kind in kinds if kind.split(".")[0] != "events"]
+    found = kubectl("get", ",".join(kinds), "-n", namespace, "-o", "name", "--ignore-not-found")
+    return set(found.split())
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """Make a namespace that enforces Pod Security `restricted`."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    kubectl("apply", "-f", "-", input=json.dumps(made))
+    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+    kubectl("wait", "--for=create", "configmap/kube-root-ca.crt", "-n", name, "--timeout=30s")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Write a manifest that differs from the example's by the given changes to its spec."""
+
+    def write(change: Callable[[dict], None] = lambda spec: None, name: str = "mean") -> Path:
+        made = yaml.safe_load(MANIFEST.read_text())
+        made["metadata"]["name"] = name
+        change(made["spec"])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(made))
+        return path
+
+    return write
