@@ -9,10 +9,10 @@ use anyhow::Context as _;
 use ebbtide_node::client::Address;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt as _, copy_bidirectional, stdin};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncReadExt as _, stdin};
+use tokio::net::UnixListener;
 
-use crate::backend::{Backend, Kubernetes};
+use crate::backend::Backend;
 use crate::output;
 
 /// Prints the endpoint as one line of JSON and keeps the way open until standard input ends.
@@ -32,7 +32,7 @@ pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> any
             closed = &mut closed => return closed,
             accepted = socket.listener.accept() => {
                 // A connection through the API server for each of the client's.
-                relays.push(relay(accepted?.0, kubernetes, namespace, name));
+                relays.push(kubernetes.forward(namespace, name, accepted?.0));
             }
             Some(ended) = relays.next() => {
                 if let Err(error) = ended {
@@ -41,17 +41,6 @@ pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> any
             }
         }
     }
-}
-
-async fn relay(
-    mut local: UnixStream,
-    kubernetes: &Kubernetes,
-    namespace: &str,
-    name: &str,
-) -> anyhow::Result<()> {
-    let mut remote = kubernetes.forward(namespace, name).await?;
-    copy_bidirectional(&mut local, &mut remote).await?;
-    Ok(())
 }
 
 /// Ready when whoever started this process closes its standard input or ends.

@@ -57,6 +57,9 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
     def write(change: Callable[[dict], None] = lambda spec: None, name: str = "mean") -> Path:
         made = yaml.safe_load(MANIFEST.read_text())
         made["metadata"]["name"] = name
+        # Small, so that many fit the nodes.
+        made["spec"]["scheduler"] = {"resources": {"cpu": "100m", "memory": "256Mi"}}
+        made["spec"]["workers"][0]["resources"] = {"cpu": "300m", "memory": "1Gi"}
         change(made["spec"])
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(made))

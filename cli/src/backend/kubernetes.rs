@@ -13,7 +13,8 @@ use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams};
 use kube::{Api, Client, Config, ResourceExt as _};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::copy_bidirectional;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::backend::Kind;
@@ -167,16 +168,21 @@ impl Kubernetes {
         })
     }
 
-    /// A stream to the scheduler of a cluster, through the API server.
+    /// Carries a connection to the scheduler of a cluster, through the API server, to its end.
     pub(crate) async fn forward(
         &self,
         namespace: &str,
         name: &str,
-    ) -> anyhow::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        mut local: UnixStream,
+    ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let pod = names::scheduler(name);
         let forwarding = pods.portforward(&pod, &[port::SCHEDULER]);
         let mut forwarder = in_time("forward a port", forwarding).await?;
-        forwarder.take_stream(port::SCHEDULER).context("the port is not forwarded")
+        let stream = forwarder.take_stream(port::SCHEDULER);
+        let mut remote = stream.context("the port is not forwarded")?;
+        copy_bidirectional(&mut local, &mut remote).await?;
+        drop(remote);
+        Ok(forwarder.join().await?)
     }
 }

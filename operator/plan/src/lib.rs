@@ -23,6 +23,7 @@ use ebbtide_environment::{Key, Request, RequestError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
@@ -284,7 +285,10 @@ fn metadata(cluster: &Cluster, name: String) -> kube::core::ObjectMeta {
         name: Some(name),
         namespace: cluster.namespace(),
         labels: Some(ebbtide_api::labels(&cluster.uid().unwrap_or_default())),
-        owner_references: cluster.controller_owner_ref(&()).map(|owner| vec![owner]),
+        // A foreground deletion of the cluster waits for what it owns.
+        owner_references: cluster
+            .controller_owner_ref(&())
+            .map(|owner| vec![OwnerReference { block_owner_deletion: Some(true), ..owner }]),
         ..kube::core::ObjectMeta::default()
     }
 }

@@ -3,6 +3,7 @@
 mod accept;
 mod hall;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -55,8 +56,8 @@ pub async fn run(
         .map_err(SettingsError::from)?;
     let dial = credentials.dial(Identity::Operator).map_err(SettingsError::from)?;
     let epoch = epoch();
-    let listener = listen(&settings.pod_ip, port::SCHEDULER).await?;
-    let http = listen(&settings.pod_ip, port::HTTP).await?;
+    let listener = listen(settings.listen_ip(), port::SCHEDULER).await?;
+    let http = listen(settings.listen_ip(), port::HTTP).await?;
 
     let (inputs, mut received) = mpsc::channel(INPUTS_MAX);
     let (facts, facts_seen) = watch::channel(Facts::new());
@@ -101,7 +102,7 @@ pub async fn run(
     }
 }
 
-pub(crate) async fn listen(ip: &str, port: u16) -> Result<TcpListener, SchedulerError> {
+pub(crate) async fn listen(ip: IpAddr, port: u16) -> Result<TcpListener, SchedulerError> {
     TcpListener::bind((ip, port))
         .await
         .map_err(|source| SchedulerError::Listen { address: format!("{ip}:{port}"), source })

@@ -1,5 +1,6 @@
 //! What this process may use and how it was started, from its environment.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::{env, fs, thread};
@@ -45,7 +46,7 @@ pub struct Settings {
     pub cluster_uid: String,
     /// Name of this pod.
     pub pod_name: String,
-    /// Address to listen on.
+    /// Address at which peers reach this process.
     pub pod_ip: String,
     /// Who this process is.
     pub credentials: Credentials,
@@ -63,6 +64,17 @@ impl Settings {
             credentials: Credentials::from_folder(&folder)?,
             folder,
         })
+    }
+
+    /// Address to listen on: everywhere in a pod, whose network is its own and where the API
+    /// server's port-forward comes from the loopback interface; nowhere else on a machine that
+    /// others share.
+    pub fn listen_ip(&self) -> IpAddr {
+        match self.pod_ip.parse::<IpAddr>() {
+            Ok(ip) if ip.is_loopback() => ip,
+            Ok(IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            Ok(IpAddr::V4(_)) | Err(_) => Ipv4Addr::UNSPECIFIED.into(),
+        }
     }
 
     /// The token that clients must present.

@@ -94,8 +94,8 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
 
     let pool = Pool::new(settings::pool_bytes(memory_bytes));
     let epoch = Arc::new(AtomicU64::new(0));
-    let listener = listen(&settings.pod_ip, port::WORKER).await?;
-    let http = listen(&settings.pod_ip, port::HTTP).await?;
+    let listener = listen(settings.listen_ip(), port::WORKER).await?;
+    let http = listen(settings.listen_ip(), port::HTTP).await?;
     let mut metrics = Metrics::new();
     let taken = metrics.bytes("worker_memory_taken", "Bytes of chunks and of running tasks");
     let (sender, ran) = mpsc::unbounded_channel();
