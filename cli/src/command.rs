@@ -115,9 +115,8 @@ impl Command {
 /// Runs a command to its exit code.
 pub(crate) fn run(command: Command) -> ExitCode {
     let runtime = Builder::new_current_thread().enable_all().build();
-    let done = runtime
-        .context("cannot start")
-        .and_then(|runtime| runtime.block_on(carry_out(command)));
+    let done =
+        runtime.context("cannot start").and_then(|runtime| runtime.block_on(carry_out(command)));
     match done {
         Ok(code) => code,
         Err(error) => {
@@ -138,7 +137,8 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
         Command::Env { command: EnvCommand::Key { file } } => {
             let cluster = manifest::read(&file)?;
-            let environment = cluster.spec.environment.context("the manifest has no environment")?;
+            let environment =
+                cluster.spec.environment.context("the manifest has no environment")?;
             output::line(ebbtide_plan::request(&environment)?.key().as_str())?;
         }
         Command::Crd { output } => output::value(&Cluster::crd(), output)?,

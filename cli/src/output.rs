@@ -37,7 +37,8 @@ pub(crate) fn value(value: &impl Serialize, format: Format) -> anyhow::Result<()
 
 /// Prints clusters, one a line.
 pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
-    let mut rows = vec![["NAMESPACE", "NAME", "PHASE", "WORKERS", "WANTED", "MESSAGE"].map(str::to_owned)];
+    let mut rows =
+        vec![["NAMESPACE", "NAME", "PHASE", "WORKERS", "WANTED", "MESSAGE"].map(str::to_owned)];
     rows.extend(clusters.iter().map(|cluster| {
         let status = cluster.status.clone().unwrap_or_default();
         [

@@ -134,7 +134,7 @@ def test_the_port_is_closed_to_foreign_namespaces(
         try:
             for pod, where in [("near", namespace), ("far", "default")]:
                 kubectl("wait", f"pod/{pod}", "-n", where, "--for=condition=Ready", "--timeout=60s")
-            knock = ["nc", "-w", "3", "-z", ip, "8786"]
+            knock = ["sh", "-c", f"nc -w 3 {ip} 8786 </dev/null"]
             kubectl("exec", "near", "-n", namespace, "--", *knock)
             with pytest.raises(AssertionError):
                 kubectl("exec", "far", "-n", "default", "--", *knock)

@@ -43,9 +43,14 @@ const ARROWS: &[(&str, &str)] = &[
 /// What the pure crates may never depend on, directly or not.
 const SHELL: &[&str] = &["tokio", "kube-client", "rcgen", "axum", "rustix"];
 
-const PURE: &[&str] =
-    &["ebbtide-api", "ebbtide-array", "ebbtide-buffer", "ebbtide-core", "ebbtide-environment",
-      "ebbtide-kernels"];
+const PURE: &[&str] = &[
+    "ebbtide-api",
+    "ebbtide-array",
+    "ebbtide-buffer",
+    "ebbtide-core",
+    "ebbtide-environment",
+    "ebbtide-kernels",
+];
 
 const LINES_MAX: usize = 600;
 
@@ -62,7 +67,15 @@ fn crates_depend_only_along_the_arrows() {
 #[test]
 fn pure_crates_cannot_do_io() {
     for package in PURE {
-        let tree = cargo(&["tree", "--offline", "--locked", "--edges=normal", "--prefix=none", "-p", package]);
+        let tree = cargo(&[
+            "tree",
+            "--offline",
+            "--locked",
+            "--edges=normal",
+            "--prefix=none",
+            "-p",
+            package,
+        ]);
         for line in tree.lines() {
             let name = line.split(' ').next().unwrap_or_default();
             assert!(!SHELL.contains(&name), "{package} depends on {name}");

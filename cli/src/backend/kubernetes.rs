@@ -11,7 +11,9 @@ use ebbtide_contract::tls::file;
 use ebbtide_node::client::{Address, Endpoint};
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams};
+use kube::api::{
+    DeleteParams, ListParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
+};
 use kube::{Api, Client, Config, ResourceExt as _};
 use tokio::io::copy_bidirectional;
 use tokio::net::UnixStream;
@@ -35,7 +37,8 @@ pub(crate) struct Kubernetes {
 /// Kubernetes where there is a context for it, else this machine.
 pub(super) fn default_kind() -> Kind {
     let set = env::var_os("KUBECONFIG").is_some_and(|it| !it.is_empty());
-    let in_home = env::var_os("HOME").is_some_and(|home| Path::new(&home).join(".kube/config").exists());
+    let in_home =
+        env::var_os("HOME").is_some_and(|home| Path::new(&home).join(".kube/config").exists());
     let inside = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
     if set || in_home || inside { Kind::Kubernetes } else { Kind::Local }
 }
@@ -108,8 +111,7 @@ impl Kubernetes {
         name: &str,
         version: &str,
     ) -> anyhow::Result<()> {
-        let params =
-            WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
+        let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
         let events = in_time("watch", clusters.watch(&params, version)).await?;
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.try_next().await.context("watch")? {

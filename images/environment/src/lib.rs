@@ -30,7 +30,9 @@ pub struct Key(String);
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RequestError {
     /// A requirement that cannot be read.
-    #[error("package {requirement:?}: {reason}; expected a name with an optional version, like \"numpy\" or \"scipy>=1.14\"")]
+    #[error(
+        "package {requirement:?}: {reason}; expected a name with an optional version, like \"numpy\" or \"scipy>=1.14\""
+    )]
     Requirement {
         /// As it was written.
         requirement: String,
@@ -87,15 +89,15 @@ impl Request {
 
 /// Name, extras, versions and marker of a requirement, each in one spelling.
 fn canonical(text: &str) -> Result<String, RequestError> {
-    let requirement =
-        Requirement::<VerbatimUrl>::from_str(text.trim()).map_err(|error| {
-            let reason = error.message.to_string();
-            RequestError::Requirement { requirement: text.to_owned(), reason }
-        })?;
+    let requirement = Requirement::<VerbatimUrl>::from_str(text.trim()).map_err(|error| {
+        let reason = error.message.to_string();
+        RequestError::Requirement { requirement: text.to_owned(), reason }
+    })?;
     let mut requirement = requirement;
     requirement.extras.sort();
     requirement.extras.dedup();
-    if let Some(pep508_rs::VersionOrUrl::VersionSpecifier(specifiers)) = &requirement.version_or_url {
+    if let Some(pep508_rs::VersionOrUrl::VersionSpecifier(specifiers)) = &requirement.version_or_url
+    {
         let mut sorted: Vec<_> = specifiers.iter().cloned().collect();
         sorted.sort_by_key(ToString::to_string);
         sorted.dedup();
@@ -170,7 +172,9 @@ mod tests {
     #[test]
     fn a_requirement_that_cannot_be_read_is_named() {
         let refused = Request::new("3.11", ["numpy", "scipy=>1"]).unwrap_err();
-        assert!(matches!(&refused, RequestError::Requirement { requirement, .. } if requirement == "scipy=>1"));
+        assert!(
+            matches!(&refused, RequestError::Requirement { requirement, .. } if requirement == "scipy=>1")
+        );
         for python in ["3", "three.11", "3.11.2", ""] {
             let refused = Request::new(python, []).unwrap_err();
             assert_eq!(refused, RequestError::Python(python.to_owned()));

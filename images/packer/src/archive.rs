@@ -88,8 +88,7 @@ impl Image {
             "io.containerd.image.name": name,
             "org.opencontainers.image.ref.name": tag,
         });
-        let index =
-            json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [described] });
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [described] });
         self.append_file("index.json", &index)?;
         self.append_file("oci-layout", &json!({ "imageLayoutVersion": "1.0.0" }))?;
         self.archive.into_inner()?.flush()?;

@@ -35,7 +35,8 @@ impl Amount {
     /// The number that it stands for.
     pub fn value(&self) -> Result<f64, AmountError> {
         let wrong = || AmountError(self.0.clone());
-        let unit = UNITS.iter().find_map(|(unit, factor)| Some((self.0.strip_suffix(unit)?, *factor)));
+        let unit =
+            UNITS.iter().find_map(|(unit, factor)| Some((self.0.strip_suffix(unit)?, *factor)));
         let (digits, factor) = unit.unwrap_or((&self.0, 1.0));
         if !digits.starts_with(|it: char| it.is_ascii_digit()) {
             return Err(wrong());

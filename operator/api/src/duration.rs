@@ -15,7 +15,9 @@ pub struct Length(Duration);
 
 /// A length of time that is none.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is not a length of time; expected hours, minutes and seconds, like 90s, 20m or 1h30m")]
+#[error(
+    "{0:?} is not a length of time; expected hours, minutes and seconds, like 90s, 20m or 1h30m"
+)]
 pub struct DurationError(String);
 
 const PATTERN: &str = "^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,7}s)?$";
@@ -48,7 +50,11 @@ impl FromStr for Length {
             seconds = seconds.checked_add(length).ok_or_else(wrong)?;
             rest = behind;
         }
-        if text.is_empty() || !rest.is_empty() { Err(wrong()) } else { Ok(Self::from_seconds(seconds)) }
+        if text.is_empty() || !rest.is_empty() {
+            Err(wrong())
+        } else {
+            Ok(Self::from_seconds(seconds))
+        }
     }
 }
 
@@ -58,8 +64,7 @@ impl fmt::Display for Length {
         if seconds == 0 {
             return f.write_str("0s");
         }
-        for (unit, count) in
-            [('h', seconds / 3600), ('m', seconds / 60 % 60), ('s', seconds % 60)]
+        for (unit, count) in [('h', seconds / 3600), ('m', seconds / 60 % 60), ('s', seconds % 60)]
         {
             if count > 0 {
                 write!(f, "{count}{unit}")?;

@@ -33,11 +33,37 @@ pub const GROUP: &str = "ebbtide.dev";
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
-    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "What the cluster is doing."),
-    printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers.ready", description = "Workers that are registered."),
-    printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.workers.desired", description = "Workers that the queue asks for."),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1, description = "What the cluster waits for."),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since the cluster was made.")
+    printcolumn(
+        name = "Phase",
+        type_ = "string",
+        json_path = ".status.phase",
+        description = "What the cluster is doing."
+    ),
+    printcolumn(
+        name = "Workers",
+        type_ = "integer",
+        json_path = ".status.workers.ready",
+        description = "Workers that are registered."
+    ),
+    printcolumn(
+        name = "Wanted",
+        type_ = "integer",
+        json_path = ".status.workers.desired",
+        description = "Workers that the queue asks for."
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.message",
+        priority = 1,
+        description = "What the cluster waits for."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Time since the cluster was made."
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.image) != has(self.environment)")

@@ -50,8 +50,13 @@ mod tests {
         for cluster in ["a".to_owned(), "a.b".to_owned(), "x".repeat(253), "x-".repeat(100) + "x"] {
             let name = worker(&cluster, "a-group-of-20-letter", 9_999);
             assert!(name.len() <= 63, "{name}");
-            assert!(name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-'));
-            assert!(!name.starts_with('-') && !name.ends_with('-') && !name.contains('.'), "{name}");
+            assert!(
+                name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+            );
+            assert!(
+                !name.starts_with('-') && !name.ends_with('-') && !name.contains('.'),
+                "{name}"
+            );
         }
     }
 

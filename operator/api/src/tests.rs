@@ -26,7 +26,9 @@ fn an_unknown_field_is_refused_by_name() {
 
 #[test]
 fn amounts_have_the_values_that_kubernetes_gives_them() {
-    for (text, value) in [("2", 2.0), ("500m", 0.5), ("1.5", 1.5), ("8Gi", 8_589_934_592.0), ("1k", 1000.0)] {
+    for (text, value) in
+        [("2", 2.0), ("500m", 0.5), ("1.5", 1.5), ("8Gi", 8_589_934_592.0), ("1k", 1000.0)]
+    {
         assert_eq!(Amount::from(text).value(), Ok(value), "{text}");
     }
     for text in ["", "m", "-1", "1e400", "1Zi", "nan", ".5"] {

@@ -7,9 +7,9 @@ use ebbtide_authority::AuthorityError;
 use ebbtide_contract::tls::file;
 use ebbtide_plan::{Change, Content, Op, SecretWanted};
 use jiff::Timestamp;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::NamespaceResourceScope;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
@@ -117,7 +117,10 @@ where
         Err(error) if error.is_already_there() => {
             let name = child.name_any();
             let there = call("read a child", api.get_metadata(&name)).await?;
-            let is_ours = there.owner_references().iter().any(|it| Some(&it.uid) == cluster.meta().uid.as_ref());
+            let is_ours = there
+                .owner_references()
+                .iter()
+                .any(|it| Some(&it.uid) == cluster.meta().uid.as_ref());
             if is_ours { Ok(()) } else { Err(ApplyError::Foreign { kind, name }) }
         }
         Err(error) => Err(error.into()),

@@ -94,7 +94,11 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
 }
 
 /// Waits longer after each failure in a row.
-pub(crate) fn retry(guarded: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
+pub(crate) fn retry(
+    guarded: Arc<Guarded>,
+    error: &ReconcileError,
+    context: Arc<Context>,
+) -> Action {
     let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
     let count = failures.entry(guarded.uid().unwrap_or_default()).or_default();
     let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(10)).min(RETRY_MAX);

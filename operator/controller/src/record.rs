@@ -63,7 +63,9 @@ async fn tell(context: &Context, cluster: &Cluster, change: &Change) {
         secondary: None,
     };
     // Events are for people: losing one must not stop the work.
-    if let Err(error) = call("publish an event", context.recorder.publish(&event, &cluster.object_ref(&()))).await {
+    if let Err(error) =
+        call("publish an event", context.recorder.publish(&event, &cluster.object_ref(&()))).await
+    {
         tracing::warn!(%error, "an event is lost");
     }
 }

@@ -22,11 +22,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::authority;
 use crate::metrics::Metrics;
 use crate::observe::{Beliefs, SlimPod};
 use crate::reconcile::{self, Context, Guarded};
 use crate::settings::{Settings, environments};
-use crate::authority;
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 const WATCH_SECONDS: u32 = 60;

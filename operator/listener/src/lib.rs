@@ -12,7 +12,9 @@ use ebbtide_contract::demand::{Down, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Up};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::view::{Demand, Heard, View};
 use rustls::ServerConfig;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;

@@ -33,8 +33,9 @@ pub(crate) async fn make(request: &Request) -> Result<PathBuf, EnvironmentError>
     let moved = made.and_then(|()| match fs::rename(&draft, &path) {
         // Another one was faster.
         Err(_) if path.is_dir() => Ok(()),
-        renamed => renamed
-            .map_err(|source| EnvironmentError::Folder { path: path.clone(), source }),
+        renamed => {
+            renamed.map_err(|source| EnvironmentError::Folder { path: path.clone(), source })
+        }
     });
     if draft.exists() {
         fs::remove_dir_all(&draft)

@@ -85,8 +85,7 @@ struct Process {
 /// Supervises the cluster in this folder until it is deleted or `stop` is ready.
 pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), SupervisorError> {
     let cluster = state.cluster();
-    let cluster =
-        cluster.ok_or_else(|| SupervisorError::NoCluster(state.folder().to_owned()))?;
+    let cluster = cluster.ok_or_else(|| SupervisorError::NoCluster(state.folder().to_owned()))?;
     state.write_pid().map_err(system("write the process id"))?;
     let mut supervisor = Supervisor::start(cluster, state.clone()).await?;
     let ended = tokio::select! {
@@ -266,7 +265,8 @@ impl Supervisor {
     }
 
     fn create_pod(&mut self, pod: &Pod) {
-        let is_scheduler = pod.name_any() == ebbtide_api::names::scheduler(&self.cluster.name_any());
+        let is_scheduler =
+            pod.name_any() == ebbtide_api::names::scheduler(&self.cluster.name_any());
         let host = if is_scheduler { 1 } else { self.free_host() };
         self.next_uid += 1;
         let mut seen = PodSeen {

@@ -185,7 +185,8 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
     let mut changes = Vec::new();
     if idle.is_over {
         let uid = cluster.uid().unwrap_or_default();
-        changes.push(Change { op: Op::DeleteCluster { uid }, why: "there was no work for too long" });
+        changes
+            .push(Change { op: Op::DeleteCluster { uid }, why: "there was no work for too long" });
     } else {
         let made = pods::Context { cluster, site, image: &image };
         changes.extend(secrets::due(cluster, observed));
@@ -206,7 +207,8 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         target: &target,
         now,
     });
-    let next_look = [children.next_look, idle.next_look, target.next_look].into_iter().flatten().min();
+    let next_look =
+        [children.next_look, idle.next_look, target.next_look].into_iter().flatten().min();
     Plan { changes, status, next_look }
 }
 
@@ -225,9 +227,9 @@ fn image(cluster: &Cluster, site: &Site) -> Image {
             Ok(request) => packed(&request, site),
             Err(error) => Image::Refused { message: format!("spec.environment: {error}") },
         },
-        (Some(_), Some(_)) | (None, None) => Image::Refused {
-            message: "spec: give either image or environment".to_owned(),
-        },
+        (Some(_), Some(_)) | (None, None) => {
+            Image::Refused { message: "spec: give either image or environment".to_owned() }
+        }
     }
 }
 

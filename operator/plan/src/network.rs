@@ -6,7 +6,8 @@ use ebbtide_api::{Cluster, names};
 use ebbtide_contract::port;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -33,7 +34,10 @@ fn policy(cluster: &Cluster) -> NetworkPolicy {
     let own = own_labels(cluster);
     let from = |labels: Option<BTreeMap<String, String>>| {
         let selector = LabelSelector { match_labels: labels, ..LabelSelector::default() };
-        Some(vec![NetworkPolicyPeer { pod_selector: Some(selector), ..NetworkPolicyPeer::default() }])
+        Some(vec![NetworkPolicyPeer {
+            pod_selector: Some(selector),
+            ..NetworkPolicyPeer::default()
+        }])
     };
     let among = NetworkPolicyIngressRule {
         from: from(Some(own.clone())),

@@ -154,10 +154,8 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
         field(variable::POD_IP, "status.podIP"),
     ];
     env.extend(wanted.env.iter().cloned());
-    let port = |port: &u16| ContainerPort {
-        container_port: i32::from(*port),
-        ..ContainerPort::default()
-    };
+    let port =
+        |port: &u16| ContainerPort { container_port: i32::from(*port), ..ContainerPort::default() };
     let mount = |name: &str, path: &str, read_only| VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -243,8 +241,11 @@ fn field(name: &str, path: &str) -> EnvVar {
 }
 
 fn limit(name: &str, resource: &str) -> EnvVar {
-    let resource_field_ref =
-        ResourceFieldSelector { resource: resource.to_owned(), container_name: None, divisor: None };
+    let resource_field_ref = ResourceFieldSelector {
+        resource: resource.to_owned(),
+        container_name: None,
+        divisor: None,
+    };
     let source =
         EnvVarSource { resource_field_ref: Some(resource_field_ref), ..EnvVarSource::default() };
     from(name, source)

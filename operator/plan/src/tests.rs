@@ -143,13 +143,23 @@ fn a_cluster_rises_with_its_queue_and_ebbs_when_it_is_done() {
 
 #[test]
 fn everything_a_new_cluster_gets() {
-    let plan = plan(&cluster(|spec| spec["workers"][0]["min"] = 1.into()), &Observed::default(), &site(), at(0));
+    let plan = plan(
+        &cluster(|spec| spec["workers"][0]["min"] = 1.into()),
+        &Observed::default(),
+        &site(),
+        at(0),
+    );
     insta::assert_yaml_snapshot!(plan);
 }
 
 #[test]
 fn no_pod_comes_before_its_secrets_and_policy() {
-    let plan = plan(&cluster(|spec| spec["workers"][0]["min"] = 2.into()), &Observed::default(), &site(), at(0));
+    let plan = plan(
+        &cluster(|spec| spec["workers"][0]["min"] = 2.into()),
+        &Observed::default(),
+        &site(),
+        at(0),
+    );
     let first_pod = plan.changes.iter().position(|it| matches!(it.op, Op::CreatePod(_))).unwrap();
     let later = &plan.changes[first_pod..];
     assert!(later.iter().all(|it| matches!(it.op, Op::CreatePod(_))));
@@ -188,7 +198,10 @@ fn a_requirement_that_cannot_be_read_creates_nothing() {
 fn a_spec_that_no_server_checked_is_refused_in_words() {
     for (change, words) in [
         (json!([]), "exactly one"),
-        (json!([{ "name": "w", "resources": { "cpu": 1, "memory": "1Gi" }, "min": 3, "max": 2 }]), "min 3 is greater than max 2"),
+        (
+            json!([{ "name": "w", "resources": { "cpu": 1, "memory": "1Gi" }, "min": 3, "max": 2 }]),
+            "min 3 is greater than max 2",
+        ),
     ] {
         let wrong = cluster(|spec| spec["workers"] = change);
         let plan = plan(&wrong, &Observed::default(), &site(), at(0));
