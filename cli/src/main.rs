@@ -19,9 +19,11 @@ fn main() -> ExitCode {
     let quiet = if ebbtide.command.is_process() { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match ebbtide.command {
-        Command::Scheduler => node::scheduler(),
-        Command::Worker => node::worker(),
-        command => command::run(command),
+    if matches!(ebbtide.command, Command::Scheduler) {
+        node::scheduler()
+    } else if matches!(ebbtide.command, Command::Worker) {
+        node::worker()
+    } else {
+        command::run(ebbtide.command)
     }
 }

@@ -17,7 +17,10 @@ pub(crate) fn worker() -> ExitCode {
     run(async |settings| {
         worker::run(settings, asked_to_end()).await.map_err(|error| match error {
             WorkerError::Abandoned { .. } => Ended { code: exit::ABANDONED, error: error.into() },
-            other => other.into(),
+            WorkerError::Settings(_)
+            | WorkerError::Processor(_)
+            | WorkerError::Start(_)
+            | WorkerError::Threads(_) => error.into(),
         })
     })
 }

@@ -25,7 +25,7 @@ use crate::backend::Kind;
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 
 /// How long a deletion may take.
-const DOWN_MAX: Duration = Duration::from_secs(120);
+const DOWN_MAX: Duration = Duration::from_mins(2);
 
 const FIELD_MANAGER: &str = "ebbtide";
 

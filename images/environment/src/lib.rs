@@ -4,8 +4,8 @@
 //! change the key; everything that could change what is installed does. Nothing is resolved here.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
+use std::fmt::{self, Write as _};
+use std::str::FromStr as _;
 
 use pep508_rs::{Requirement, VerbatimUrl};
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,10 @@ impl Request {
             add(package);
         }
         let digest = hash.finalize();
-        Key(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Key(digest.iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("a String takes any write");
+            text
+        }))
     }
 }
 

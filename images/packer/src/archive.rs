@@ -1,5 +1,6 @@
 //! An OCI image layout in one tar file: layers, configuration, manifest, index.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -151,8 +152,11 @@ impl<W: Write> Hashed<W> {
     fn finish(mut self) -> io::Result<Blob> {
         self.inner.flush()?;
         let digest = self.hash.finalize();
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Blob { digest: format!("sha256:{hex}"), bytes: self.bytes })
+        let digest = digest.iter().fold("sha256:".to_owned(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("a String takes any write");
+            text
+        });
+        Ok(Blob { digest, bytes: self.bytes })
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn pack(from: &Path, to: &Path, writer: &mut dyn Write) -> anyhow::Re
     let mut layer = Builder::new(writer);
     let to = to.strip_prefix("/")?;
     for folder in parents(to) {
-        append(&mut layer, &folder, EntryType::Directory, 0o755, &mut io::empty(), 0)?;
+        append_folder(&mut layer, &folder, 0o755)?;
     }
     add(&mut layer, from, to)?;
     layer.finish()?;
@@ -42,7 +42,7 @@ fn add<W: Write>(layer: &mut Builder<W>, from: &Path, to: &Path) -> anyhow::Resu
         let mut header = header(EntryType::Symlink, 0o777, 0);
         layer.append_link(&mut header, to, fs::read_link(from)?)?;
     } else if meta.is_dir() {
-        append(layer, to, EntryType::Directory, mode, &mut io::empty(), 0)?;
+        append_folder(layer, to, mode)?;
         let mut names: Vec<_> =
             fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
         names.sort();
@@ -50,21 +50,14 @@ fn add<W: Write>(layer: &mut Builder<W>, from: &Path, to: &Path) -> anyhow::Resu
             add(layer, &from.join(&name), &to.join(&name))?;
         }
     } else {
-        append(layer, to, EntryType::Regular, mode, &mut File::open(from)?, meta.len())?;
+        let mut header = header(EntryType::Regular, mode, meta.len());
+        layer.append_data(&mut header, to, File::open(from)?)?;
     }
     Ok(())
 }
 
-fn append<W: Write>(
-    layer: &mut Builder<W>,
-    path: &Path,
-    kind: EntryType,
-    mode: u32,
-    content: &mut dyn io::Read,
-    bytes: u64,
-) -> anyhow::Result<()> {
-    let mut header = header(kind, mode, bytes);
-    Ok(layer.append_data(&mut header, path, content)?)
+fn append_folder<W: Write>(layer: &mut Builder<W>, path: &Path, mode: u32) -> io::Result<()> {
+    layer.append_data(&mut header(EntryType::Directory, mode, 0), path, io::empty())
 }
 
 fn header(kind: EntryType, mode: u32, bytes: u64) -> Header {

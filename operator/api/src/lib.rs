@@ -1,6 +1,7 @@
 //! The Cluster resource: types, defaults, names and labels. Knows no client and decides nothing.
 
 #![expect(unreachable_pub, reason = "the schema derive repeats each struct inside a function")]
+#![expect(clippy::duplicated_attributes, reason = "columns of one type repeat its name")]
 
 mod amount;
 mod duration;
@@ -20,7 +21,7 @@ pub use crate::duration::{DurationError, Length};
 pub const GROUP: &str = "ebbtide.dev";
 
 /// What a cluster of this machine or namespace should be.
-#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Eq, Serialize)]
 #[kube(
     group = "ebbtide.dev",
     version = "v1alpha1",
@@ -174,6 +175,7 @@ pub struct ScaleDown {
 /// When the cluster goes.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Default)]
 pub struct Lifetime {
     /// What happens when there is no work.
     #[serde(default)]
@@ -286,12 +288,6 @@ impl Default for Scaling {
 impl Default for ScaleDown {
     fn default() -> Self {
         Self { window: thirty_seconds(), retire_seconds: two_minutes() }
-    }
-}
-
-impl Default for Lifetime {
-    fn default() -> Self {
-        Self { idle: Idle::default() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Names and labels of what a cluster is made of. Two clusters of a namespace never share one.
 
+use std::fmt::Write as _;
+
 use sha2::{Digest as _, Sha256};
 
 /// Label: who manages this.
@@ -25,7 +27,10 @@ const HASH_DIGITS: usize = 6;
 /// The name of a child of the cluster with this name. `suffix` is at most 32 letters.
 pub fn child(cluster: &str, suffix: &str) -> String {
     let digest = Sha256::digest(cluster);
-    let hash: String = digest.iter().take(HASH_DIGITS / 2).map(|it| format!("{it:02x}")).collect();
+    let hash = digest.iter().take(HASH_DIGITS / 2).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes any write");
+        text
+    });
     let room = LENGTH_MAX - HASH_DIGITS - 2 - suffix.len();
     let readable: String = cluster.replace('.', "-").chars().take(room).collect();
     format!("{}-{hash}-{suffix}", readable.trim_end_matches('-'))

@@ -15,7 +15,7 @@ use crate::reconcile::Context;
 
 /// How long it is believed that what was created or seen is still there. A Secret or Service that
 /// somebody deletes comes back after that.
-const BELIEF: Duration = Duration::from_secs(60);
+const BELIEF: Duration = Duration::from_mins(1);
 
 /// What is kept of a pod: 2 KiB where a whole one takes 39.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -96,8 +96,7 @@ fn seen(pod: &SlimPod) -> PodSeen {
         .filter_map(|ended| ended.finished_at.as_ref().map(|time| time.0))
         .max();
     let trouble = containers()
-        .filter_map(|container| trouble(container.state.as_ref()?))
-        .next()
+        .find_map(|container| trouble(container.state.as_ref()?))
         .or_else(|| unschedulable(status?.conditions.as_deref().unwrap_or_default()))
         .or_else(|| {
             let reason = status?.reason.clone()?;

@@ -29,7 +29,7 @@ use crate::record::record;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 
 /// Longest wait after a failure.
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_mins(1);
 
 /// A cluster as it comes from the API server: it may not be one that we understand.
 pub(crate) type Guarded = DeserializeGuard<Cluster>;
@@ -94,6 +94,7 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
 }
 
 /// Waits longer after each failure in a row.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
 pub(crate) fn retry(
     guarded: Arc<Guarded>,
     error: &ReconcileError,

@@ -30,7 +30,7 @@ use crate::process::{self, Sandbox};
 use crate::state::State;
 
 /// Longest time between two looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How often processes that should be running are looked at.
 const EXIT_INTERVAL: Duration = Duration::from_millis(100);

@@ -122,7 +122,7 @@ pub struct Change {
 #[derive(Debug, Serialize)]
 pub enum Op {
     /// Mint what the Secret is to hold and create it.
-    CreateSecret(SecretWanted),
+    CreateSecret(Box<SecretWanted>),
     /// Create this policy.
     CreateNetworkPolicy(Box<NetworkPolicy>),
     /// Create this Service.

@@ -66,7 +66,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
         credentials: vec![leaf_secret(&name, Role::Scheduler), token_secret(&name)],
         ports: &[port::SCHEDULER, port::HTTP],
     };
-    let op = Op::CreatePod(Box::new(pod(context, wanted)));
+    let op = Op::CreatePod(Box::new(pod(context, &wanted)));
     Some(Change { op, why: "the cluster has no scheduler" })
 }
 
@@ -110,10 +110,10 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
         credentials: vec![leaf_secret(&name, Role::Worker)],
         ports: &[port::WORKER, port::HTTP],
     };
-    pod(context, wanted)
+    pod(context, &wanted)
 }
 
-fn pod(context: &Context<'_>, wanted: Wanted<'_>) -> Pod {
+fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
     let mut metadata = metadata(context.cluster, wanted.name.clone());
     let labels = metadata.labels.get_or_insert_default();
     labels.extend(wanted.labels.clone());
@@ -121,7 +121,7 @@ fn pod(context: &Context<'_>, wanted: Wanted<'_>) -> Pod {
     Pod {
         metadata,
         spec: Some(PodSpec {
-            containers: vec![container(context, &wanted)],
+            containers: vec![container(context, wanted)],
             volumes: Some(volumes(&wanted.credentials)),
             restart_policy: Some(wanted.restart_policy.to_owned()),
             termination_grace_period_seconds: Some(5),

@@ -45,12 +45,11 @@ pub(crate) fn target(
     }
     let mut surplus = present.saturating_sub(target.desired);
     // Those that hold nothing yet go first, then the ones that came last.
-    for (index, worker) in children.workers.iter().rev().filter(|(_, it)| !it.is_registered) {
+    for (index, _) in children.workers.iter().rev().filter(|(_, it)| !it.is_registered) {
         if surplus > 0 {
             target.to_delete.push((*index, "it is not registered and no longer needed"));
             surplus -= 1;
         }
-        let _unregistered = &worker.pod;
     }
     for (index, worker) in children.workers.iter().rev().filter(|(_, it)| it.is_registered) {
         match demand.retired.get(&worker.pod.name) {

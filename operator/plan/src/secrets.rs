@@ -56,7 +56,7 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
     .filter(|(name, _)| !observed.secrets.contains(name))
     .map(|(name, content)| {
         let metadata = metadata(cluster, name.clone());
-        let op = Op::CreateSecret(SecretWanted { name, metadata, content });
+        let op = Op::CreateSecret(Box::new(SecretWanted { name, metadata, content }));
         Change { op, why: "the cluster has none" }
     })
     .collect()

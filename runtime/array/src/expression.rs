@@ -228,15 +228,12 @@ impl Array {
     /// Element by element, after promotion; integers divide as `float64`.
     pub fn binary(op: BinaryOp, left: &Self, right: &Self) -> Result<Self, ArrayError> {
         let (left_type, right_type) = (left.dtype(), right.dtype());
-        let promoted = left_type.promote(right_type).ok_or(ArrayError::Promote {
-            op: op.name(),
-            left: left_type,
-            right: right_type,
-        })?;
-        let to = match promoted.kind() {
-            Kind::Signed | Kind::Unsigned if op == BinaryOp::Divide => DType::Float64,
-            _ => promoted,
+        let Some(promoted) = left_type.promote(right_type) else {
+            let (left, right) = (left_type, right_type);
+            return Err(ArrayError::Promote { op: op.name(), left, right });
         };
+        let is_integer = matches!(promoted.kind(), Kind::Signed | Kind::Unsigned);
+        let to = if is_integer && op == BinaryOp::Divide { DType::Float64 } else { promoted };
         Self::new(Op::Binary(op), vec![left.cast(to)?, right.cast(to)?])
     }
 
@@ -401,10 +398,14 @@ fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayError> {
                 _ => Ok((dtype, without(grid, axes))),
             }
         }
-        (Op::Constant { .. } | Op::Random { .. }, _)
-        | (Op::Binary(_) | Op::Cast(_) | Op::Reduce { .. }, _) => {
-            Err(ArrayError::Inputs(inputs.len()))
-        }
+        (
+            Op::Constant { .. }
+            | Op::Random { .. }
+            | Op::Binary(_)
+            | Op::Cast(_)
+            | Op::Reduce { .. },
+            _,
+        ) => Err(ArrayError::Inputs(inputs.len())),
     }
 }
 

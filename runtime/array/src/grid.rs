@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn an_empty_axis_has_one_empty_chunk() {
         let grid = Grid::regular(&[0], &[4]).unwrap();
-        assert_eq!((grid.shape(), grid.chunk(&[0])), (vec![0], vec![0..0]));
+        assert_eq!(grid.shape(), [0]);
+        assert!(grid.chunk(&[0])[0].is_empty());
     }
 
     #[test]

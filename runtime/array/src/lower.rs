@@ -49,7 +49,7 @@ struct Lowering {
 /// A map under construction: its steps and the groups that it reads.
 struct Steps {
     grid: Grid,
-    steps: Vec<Step>,
+    made: Vec<Step>,
     inputs: Vec<Input>,
     registers: BTreeMap<usize, u32>,
 }
@@ -70,7 +70,7 @@ impl Lowering {
         let group = match &array.node().op {
             Op::Reduce { op, axes } => self.reduce(*op, axes, &array.node().inputs[0])?,
             Op::Constant { .. } | Op::Random { .. } | Op::Binary(_) | Op::Cast(_) => {
-                let (map, inputs) = self.map(array)?;
+                let (map, inputs) = self.map(array);
                 let cost = map_cost(&map, map.grid.largest_chunk(), 0);
                 let space = map.grid.space()?;
                 self.push(space, inputs, cost, &Program::Map(map))
@@ -81,7 +81,7 @@ impl Lowering {
     }
 
     fn reduce(&mut self, op: ReduceOp, axes: &[u8], from: &Array) -> Result<GroupId, ArrayError> {
-        let (map, inputs) = self.map(from)?;
+        let (map, inputs) = self.map(from);
         let (grid, dtype) = (map.grid.clone(), map.dtype());
         let kept = without(&grid, axes).largest_chunk();
         let item = dtype.item_bytes();
@@ -104,9 +104,12 @@ impl Lowering {
                 if is_reduced(axis) { extent.div_ceil(arity) } else { *extent }
             };
             let up = Space::new(space.extents().iter().enumerate().map(level).collect())?;
-            let relation = (0..space.extents().len()).map(|axis| match is_reduced(axis) {
-                true => AxisRelation::Level { axis: to_u8(axis), arity },
-                false => AxisRelation::Same { axis: to_u8(axis) },
+            let relation = (0..space.extents().len()).map(|axis| {
+                if is_reduced(axis) {
+                    AxisRelation::Level { axis: to_u8(axis), arity }
+                } else {
+                    AxisRelation::Same { axis: to_u8(axis) }
+                }
             });
             let inputs = vec![Input { group, relation: Relation(relation.collect()) }];
             group = self.push(up.clone(), inputs, cost, &combine);
@@ -125,10 +128,10 @@ impl Lowering {
     }
 
     /// The map that makes an array, with everything inlined that can be.
-    fn map(&self, array: &Array) -> Result<(Map, Vec<Input>), ArrayError> {
+    fn map(&self, array: &Array) -> (Map, Vec<Input>) {
         let grid = array.node().grid.clone();
         let mut steps =
-            Steps { grid, steps: Vec::new(), inputs: Vec::new(), registers: BTreeMap::new() };
+            Steps { grid, made: Vec::new(), inputs: Vec::new(), registers: BTreeMap::new() };
         let mut path = vec![(array.clone(), false)];
         while let Some((array, is_visited)) = path.pop() {
             if steps.registers.contains_key(&array.address()) {
@@ -144,7 +147,7 @@ impl Lowering {
                 path.extend(array.node().inputs.iter().rev().map(|input| (input.clone(), false)));
             }
         }
-        Ok((Map { grid: steps.grid, steps: steps.steps }, steps.inputs))
+        (Map { grid: steps.grid, steps: steps.made }, steps.inputs)
     }
 
     fn push(&mut self, space: Space, inputs: Vec<Input>, cost: Cost, program: &Program) -> GroupId {
@@ -162,9 +165,12 @@ impl Steps {
         let has_axis: Vec<bool> = (0..self.grid.axes())
             .map(|axis| axis >= skipped && own.ends(axis - skipped) == self.grid.ends(axis))
             .collect();
-        let relation = (0..own.axes()).map(|axis| match has_axis[axis + skipped] {
-            true => AxisRelation::Same { axis: to_u8(axis + skipped) },
-            false => AxisRelation::At { index: 0 },
+        let relation = (0..own.axes()).map(|axis| {
+            if has_axis[axis + skipped] {
+                AxisRelation::Same { axis: to_u8(axis + skipped) }
+            } else {
+                AxisRelation::At { index: 0 }
+            }
         });
         let relation = Relation(relation.collect());
         let input = u32::try_from(self.inputs.len()).expect("inputs are counted in u32");
@@ -197,8 +203,8 @@ impl Steps {
     }
 
     fn push(&mut self, array: &Array, step: Step) {
-        let register = u32::try_from(self.steps.len()).expect("steps are counted in u32");
-        self.steps.push(step);
+        let register = u32::try_from(self.made.len()).expect("steps are counted in u32");
+        self.made.push(step);
         self.registers.insert(array.address(), register);
     }
 }
@@ -306,7 +312,11 @@ mod tests {
         };
         let has_axis = map.steps.iter().find_map(|step| match step {
             Step::Input { has_axis, .. } => Some(has_axis.clone()),
-            _ => None,
+            Step::Scalar { .. }
+            | Step::Constant { .. }
+            | Step::Random { .. }
+            | Step::Binary { .. }
+            | Step::Cast { .. } => None,
         });
         assert_eq!(has_axis, Some(vec![false, true]));
     }

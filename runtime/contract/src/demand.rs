@@ -101,7 +101,7 @@ pub enum Outcome {
 }
 
 /// From the operator to the scheduler.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Down {
     /// Send a new snapshot.

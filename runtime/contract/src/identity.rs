@@ -65,11 +65,11 @@ impl Identity {
             .subject_alternative_name()
             .map_err(|error| IdentityError::Certificate(error.to_string()))?
             .ok_or(IdentityError::Nameless)?;
-        let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) if uri.starts_with(SCHEME) => Some(*uri),
-            _ => None,
-        });
-        uris.next().ok_or(IdentityError::Nameless)?.parse()
+        let mut uris =
+            names.value.general_names.iter().filter_map(|name| {
+                if let GeneralName::URI(uri) = name { Some(*uri) } else { None }
+            });
+        uris.find(|uri| uri.starts_with(SCHEME)).ok_or(IdentityError::Nameless)?.parse()
     }
 }
 

@@ -181,7 +181,7 @@ impl PeerVerifier {
                 leaf.verify_for_usage(algorithms, anchors, chain, now, usage, None, None)
                     .map(|_| ())
             })
-            .map_err(reject)?;
+            .map_err(|error| reject(&error))?;
         let identity = Identity::of_certificate(certificate)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         if self.expected.allows(&identity) {
@@ -206,12 +206,13 @@ impl PeerVerifier {
     }
 }
 
-fn reject(error: webpki::Error) -> Error {
-    let reason = match error {
-        webpki::Error::CertExpired { .. } => CertificateError::Expired,
-        webpki::Error::CertNotValidYet { .. } => CertificateError::NotValidYet,
-        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
-        _ => CertificateError::BadSignature,
+fn reject(error: &webpki::Error) -> Error {
+    let reason = if matches!(error, webpki::Error::CertExpired { .. }) {
+        CertificateError::Expired
+    } else if matches!(error, webpki::Error::CertNotValidYet { .. }) {
+        CertificateError::NotValidYet
+    } else {
+        CertificateError::UnknownIssuer
     };
     Error::InvalidCertificate(reason)
 }

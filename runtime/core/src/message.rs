@@ -23,7 +23,7 @@ pub struct Assignment {
 }
 
 /// From the scheduler to a worker.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum ToWorker {
     /// Groups whose tasks may follow.
     Define(Vec<Group>),
@@ -45,7 +45,7 @@ pub enum ToWorker {
 }
 
 /// From a worker to the scheduler.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum FromWorker {
     /// A task is done and its chunk is held here.
     Finished {

@@ -66,7 +66,7 @@ pub struct Joining {
 }
 
 /// Something that the shell must now do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Send this to a worker.
     Send(WorkerId, ToWorker),
@@ -83,7 +83,7 @@ pub enum Effect {
 }
 
 /// What waits and runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Tasks that wait.
     pub tasks: u64,
@@ -94,7 +94,7 @@ pub struct Demand {
 }
 
 /// A worker as others may see it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerView<'a> {
     /// The pod's name.
     pub name: &'a str,
@@ -173,8 +173,9 @@ impl Scheduler {
             Event::Submitted { job, groups, targets } => self.submit(job, groups, &targets),
             Event::Cancelled(job) => self.drop_job(job),
             Event::Retire(worker, deadline) => {
-                if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.retire_by = Some(deadline);
+                if let Some(known) = self.workers.get_mut(&worker) {
+                    known.retire_by.get_or_insert(deadline);
+                    known.is_released = false;
                 }
             }
         }

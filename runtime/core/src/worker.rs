@@ -54,7 +54,7 @@ pub enum Event {
 }
 
 /// Something that the shell must now do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Say this to the scheduler.
     Say(FromWorker),
@@ -220,12 +220,11 @@ impl Worker {
         }
         let mut missing = BTreeSet::new();
         for (input, holder) in &inputs {
-            match self.chunks.get_mut(input) {
-                Some(chunk) => chunk.users += 1,
-                None => {
-                    missing.insert(*input);
-                    self.want(*input, *holder, task);
-                }
+            if let Some(chunk) = self.chunks.get_mut(input) {
+                chunk.users += 1;
+            } else {
+                missing.insert(*input);
+                self.want(*input, *holder, task);
             }
         }
         let state = if missing.is_empty() {

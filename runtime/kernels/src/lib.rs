@@ -4,6 +4,11 @@
 //! is contracted or reassociated, and elementary functions are our own or `libm`'s Rust, never the
 //! system's. Wider registers change the speed and nothing else; [`level::Level`] says how wide.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what is not inlined is not compiled for a level's features"
+)]
+
 pub mod assemble;
 mod combine;
 pub mod level;
@@ -47,7 +52,7 @@ pub fn execute(
         Program::Reduce { map, op, axes } => {
             let elements = map::run(level, map, place, inputs, pool)?;
             let shape: Vec<usize> = map.grid.chunk(place).iter().map(map::extent).collect();
-            reduce::run(level, (*op, map.dtype()), elements, &shape, axes, pool)
+            reduce::run(level, (*op, map.dtype()), elements, (shape, axes), pool)
         }
         Program::Combine { op, dtype } => combine::run(level, (*op, *dtype), inputs, pool),
     }

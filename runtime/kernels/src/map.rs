@@ -32,10 +32,9 @@ pub(crate) fn run(
     let chunk = map.grid.chunk(place);
     let shape: Vec<usize> = chunk.iter().map(extent).collect();
     let elements: usize = shape.iter().product();
-    let item = usize::try_from(map.dtype().item_bytes()).expect("an element is small");
-    let mut output = pool.take(elements * item);
+    let mut output = pool.take(elements * item(map.dtype()));
     if elements > 0 {
-        let walk = Walk::new(map, &chunk, shape);
+        let walk = Walk::new(map, &chunk, &shape);
         level.run(Rows { map, walk, inputs, output: &mut output });
     }
     Ok(output)
@@ -107,15 +106,18 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(map: &Map, chunk: &[Range<u64>], shape: Vec<usize>) -> Self {
+    fn new(map: &Map, chunk: &[Range<u64>], shape: &[usize]) -> Self {
         let whole = map.grid.shape();
         let axes = shape.len();
         let has_axes: Vec<&[bool]> = map
             .steps
             .iter()
-            .filter_map(|step| match step {
-                Step::Input { has_axis, .. } => Some(has_axis.as_slice()),
-                _ => None,
+            .filter_map(|step| {
+                if let Step::Input { has_axis, .. } = step {
+                    Some(has_axis.as_slice())
+                } else {
+                    None
+                }
             })
             .collect();
         // An axis joins the row behind it if that row spans the whole array there.
@@ -132,17 +134,15 @@ impl Walk {
         };
         let whole_strides = strides_of(&whole);
         let origin = chunk.iter().zip(&whole_strides).map(|(range, it)| range.start * it).sum();
-        let reads = map.steps.iter().map(|step| match step {
-            Step::Input { has_axis, .. } => {
-                let own = |axis: usize| if has_axis[axis] { shape[axis] } else { 1 };
-                let stride = |axis: usize| -> usize {
-                    let behind: usize = (axis + 1..axes).map(own).product();
-                    if has_axis[axis] { behind } else { 0 }
-                };
-                let is_many = has_axis[first..].iter().any(|has| *has);
-                Some(((0..first).map(stride).collect(), is_many))
-            }
-            _ => None,
+        let reads = map.steps.iter().map(|step| {
+            let Step::Input { has_axis, .. } = step else { return None };
+            let own = |axis: usize| if has_axis[axis] { shape[axis] } else { 1 };
+            let stride = |axis: usize| -> usize {
+                let behind: usize = (axis + 1..axes).map(own).product();
+                if has_axis[axis] { behind } else { 0 }
+            };
+            let is_many = has_axis[first..].iter().any(|has| *has);
+            Some(((0..first).map(stride).collect(), is_many))
         });
         let reads = reads.collect();
         let strides = whole_strides[..first].to_vec();

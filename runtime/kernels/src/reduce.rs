@@ -19,13 +19,10 @@ const ROWS: usize = 8;
 pub(crate) fn run(
     level: Level,
     (op, dtype): (ReduceOp, DType),
-    elements: Buffer,
-    shape: &[usize],
-    axes: &[u8],
+    mut elements: Buffer,
+    (mut shape, axes): (Vec<usize>, &[u8]),
     pool: &Pool,
 ) -> Result<Buffer, KernelError> {
-    let mut shape = shape.to_vec();
-    let mut elements = elements;
     for axis in axes.iter().rev().map(|axis| usize::from(*axis)) {
         if axis >= shape.len() {
             return Err(KernelError::Program("an axis that is not there"));

@@ -27,7 +27,7 @@ use crate::wire::{ClientFrame, ClientReply, Hello, Welcome};
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a client tries to reach a scheduler again before it gives up.
-const RECONNECT_MAX: Duration = Duration::from_secs(60);
+const RECONNECT_MAX: Duration = Duration::from_mins(1);
 
 /// Wait between two tries.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);

@@ -109,7 +109,7 @@ impl Engine {
                         self.threads.run(Run { task, attempt, program, place, inputs });
                     }
                     Err(error) => {
-                        self.core.handle_event(Event::ExecutionFailed { task, attempt, error })
+                        self.core.handle_event(Event::ExecutionFailed { task, attempt, error });
                     }
                 },
                 Effect::Drop(chunk) => self.store.remove(chunk),

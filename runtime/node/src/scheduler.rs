@@ -86,7 +86,7 @@ pub async fn run(
     news.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     loop {
-        let due = hall.due().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let due = hall.due().unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
         tokio::select! {
             () = &mut stop => return Ok(()),
             Some(input) = received.recv() => {

@@ -35,7 +35,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a worker waits for a scheduler before it ends.
-const ABANDONED_AFTER: Duration = Duration::from_secs(120);
+const ABANDONED_AFTER: Duration = Duration::from_mins(2);
 
 /// Inputs that wait for the engine before those who send them have to.
 const INPUTS_MAX: usize = 4096;

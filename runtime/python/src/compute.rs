@@ -43,6 +43,7 @@ impl Watch for PythonWatch {
     }
 
     fn is_interrupted(&mut self) -> bool {
+        #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is for one life")]
         let checked = Python::attach(|py| py.check_signals());
         self.keep(checked);
         self.raised.is_some()

@@ -1,4 +1,5 @@
 //! Expressions as Python objects: each method makes one operation, or raises what is wrong with it.
+#![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 use ebbtide_array::{Array, ArrayError, BinaryOp, DType, Distribution, ReduceOp};
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};

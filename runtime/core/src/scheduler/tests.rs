@@ -56,12 +56,17 @@ impl Play {
 
     fn drain(&mut self) {
         while let Some(effect) = self.scheduler.poll_effect() {
-            match effect {
+            match &effect {
                 Effect::Send(to, ToWorker::Assign(it)) => {
-                    self.assigned.push((to, it.task, it.attempt));
+                    self.assigned.push((*to, it.task, it.attempt));
                 }
                 Effect::Send(_, ToWorker::Define(_) | ToWorker::Peer { .. }) => (),
-                other => self.others.push(other),
+                Effect::Send(..)
+                | Effect::Disconnect(..)
+                | Effect::JobDone(_)
+                | Effect::JobFailed(..)
+                | Effect::Released(_)
+                | Effect::Kept(_) => self.others.push(effect),
             }
         }
     }
@@ -121,9 +126,8 @@ fn a_task_that_keeps_losing_its_worker_fails_its_job_by_name() {
         play.at(0, join(id, 1));
         play.at(0, Event::WorkerLost(WorkerId(id)));
     }
-    let failed = play.others.iter().find_map(|effect| match effect {
-        Effect::JobFailed(_, error) => Some(error.as_str()),
-        _ => None,
+    let failed = play.others.iter().find_map(|effect| {
+        if let Effect::JobFailed(_, error) = effect { Some(error.as_str()) } else { None }
     });
     assert!(failed.is_some_and(|error| error.contains("task 1.0 was lost")), "{failed:?}");
 }
@@ -141,11 +145,29 @@ fn a_silent_worker_is_disconnected_when_its_time_is_up() {
 #[test]
 fn a_worker_that_holds_nothing_is_released_and_gets_no_more_work() {
     let mut play = Play::of([join(1, 1)]);
-    let deadline = Time(Duration::from_secs(60));
+    let deadline = Time(Duration::from_mins(1));
     play.at(0, Event::Retire(WorkerId(1), deadline));
     assert_eq!(play.others, [Effect::Released(WorkerId(1))]);
     play.at(0, tree(1));
     assert_eq!(play.assigned, []);
+}
+
+#[test]
+fn a_worker_that_was_released_says_so_to_whoever_asks_again() {
+    let mut play = Play::of([join(1, 1)]);
+    for _ in 0..2 {
+        play.at(0, Event::Retire(WorkerId(1), Time::default()));
+    }
+    assert_eq!(play.others, [Effect::Released(WorkerId(1)), Effect::Released(WorkerId(1))]);
+}
+
+#[test]
+fn asking_again_does_not_put_off_the_deadline() {
+    let mut play = Play::of([join(1, 1), tree(1)]);
+    for seconds in 0..5 {
+        play.at(seconds, Event::Retire(WorkerId(1), Time(Duration::from_secs(seconds + 3))));
+    }
+    assert_eq!(play.others, [Effect::Kept(WorkerId(1))]);
 }
 
 #[test]
