@@ -12,14 +12,14 @@ from pathlib import Path
 import ebbtide as eb
 import ebbtide.array as xp
 import pytest
-from ebbtide import _native
-
 from conftest import kubectl, objects, run
+from ebbtide import _native
 
 SCRIPT = """
 import ebbtide as eb, ebbtide.array as xp
+x = xp.random.default_rng(7).normal(size=(4000, 4000), chunks=(500, 4000))
 with eb.Cluster():
-    print(xp.random.default_rng(7).normal(size=(4000, 4000), chunks=(500, 4000)).mean().compute().hex())
+    print(x.mean().compute().hex())
 """
 
 
@@ -77,7 +77,9 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
 
     large = mean((40_000, 4000))
     with up(manifest(two), namespace), eb.Cluster("mean", namespace=namespace) as cluster:
-        pods = kubectl("get", "pods", "-n", namespace, "-l", "ebbtide.dev/role=worker", "-o", "name")
+        pods = kubectl(
+            "get", "pods", "-n", namespace, "-l", "ebbtide.dev/role=worker", "-o", "name"
+        )
         victim, killed = pods.split()[0], threading.Event()
 
         def kill_once(done: int, tasks: int) -> None:
@@ -94,8 +96,16 @@ def test_a_job_does_not_notice_that_the_operator_is_killed(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     with up(manifest(), namespace), eb.Cluster("mean", namespace=namespace):
-        kubectl("delete", "pod", "-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator",
-                "--grace-period=0", "--force")
+        kubectl(
+            "delete",
+            "pod",
+            "-n",
+            "ebbtide",
+            "-l",
+            "app.kubernetes.io/name=ebbtide-operator",
+            "--grace-period=0",
+            "--force",
+        )
         assert mean().compute() > -1
         kubectl("rollout", "status", "deploy/ebbtide-operator", "-n", "ebbtide", "--timeout=60s")
         kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=Ready", "--timeout=60s")
@@ -125,12 +135,44 @@ def test_the_port_is_closed_to_foreign_namespaces(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     with up(manifest(), namespace):
-        ip = kubectl("get", "pod", "-n", namespace, "-l", "ebbtide.dev/role=scheduler",
-                     "-o", "jsonpath={.items[0].status.podIP}")
-        kubectl("run", "near", "-n", namespace, "--image=registry.e2e:5000/busybox:1",
-                "--restart=Never", "--overrides", overrides("near"), "--command", "--", "sleep", "600")
-        kubectl("run", "far", "-n", "default", "--image=registry.e2e:5000/busybox:1",
-                "--restart=Never", "--overrides", overrides("far"), "--command", "--", "sleep", "600")
+        ip = kubectl(
+            "get",
+            "pod",
+            "-n",
+            namespace,
+            "-l",
+            "ebbtide.dev/role=scheduler",
+            "-o",
+            "jsonpath={.items[0].status.podIP}",
+        )
+        kubectl(
+            "run",
+            "near",
+            "-n",
+            namespace,
+            "--image=registry.e2e:5000/busybox:1",
+            "--restart=Never",
+            "--overrides",
+            overrides("near"),
+            "--command",
+            "--",
+            "sleep",
+            "600",
+        )
+        kubectl(
+            "run",
+            "far",
+            "-n",
+            "default",
+            "--image=registry.e2e:5000/busybox:1",
+            "--restart=Never",
+            "--overrides",
+            overrides("far"),
+            "--command",
+            "--",
+            "sleep",
+            "600",
+        )
         try:
             for pod, where in [("near", namespace), ("far", "default")]:
                 kubectl("wait", f"pod/{pod}", "-n", where, "--for=condition=Ready", "--timeout=60s")
@@ -160,7 +202,10 @@ def overrides(name: str) -> str:
         (lambda spec: spec.update(image="a"), "give either image or environment"),
         (lambda spec: spec.pop("environment"), "give either image or environment"),
         (lambda spec: spec.update(wokers=1), 'unknown field "spec.wokers"'),
-        (lambda spec: spec["workers"].append({**spec["workers"][0], "name": "b"}), "at most 1 item"),
+        (
+            lambda spec: spec["workers"].append({**spec["workers"][0], "name": "b"}),
+            "at most 1 item",
+        ),
         (lambda spec: spec["workers"][0]["resources"].update(memory="lots"), "memory"),
         (lambda spec: spec.update(lifetime={"idle": {"after": "soon"}}), "after"),
     ],
@@ -185,8 +230,14 @@ def test_a_package_list_that_cannot_run_creates_nothing(
 ) -> None:
     before = objects(namespace)
     kubectl("apply", "-n", namespace, "-f", str(manifest(change)))
-    kubectl("wait", "ebb/mean", "-n", namespace, "--for=jsonpath={.status.phase}=Degraded",
-            "--timeout=30s")
+    kubectl(
+        "wait",
+        "ebb/mean",
+        "-n",
+        namespace,
+        "--for=jsonpath={.status.phase}=Degraded",
+        "--timeout=30s",
+    )
     assert words in kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.message}")
     kubectl("delete", "ebb/mean", "-n", namespace)
     assert objects(namespace) == before
@@ -200,7 +251,13 @@ def test_an_image_that_does_not_exist_is_told_in_the_registrys_words(
         spec["image"] = "registry.e2e:5000/nothing:1"
 
     kubectl("apply", "-n", namespace, "-f", str(manifest(missing)))
-    kubectl("wait", "ebb/mean", "-n", namespace, "--for=jsonpath={.status.phase}=Degraded",
-            "--timeout=60s")
+    kubectl(
+        "wait",
+        "ebb/mean",
+        "-n",
+        namespace,
+        "--for=jsonpath={.status.phase}=Degraded",
+        "--timeout=60s",
+    )
     message = kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.message}")
     assert "registry.e2e:5000/nothing:1" in message

@@ -4,10 +4,9 @@ import signal
 import statistics
 import threading
 
+import ebbtide.array as xp
 import numpy as np
 import pytest
-
-import ebbtide.array as xp
 
 
 def philox_words(seed: int, stream: int, count: int) -> np.ndarray:
@@ -45,7 +44,9 @@ def test_operators_broadcast_and_take_numbers() -> None:
     x = xp.random.default_rng(1).random((6, 4), chunks=(3, 2))
     row = xp.random.default_rng(2).random(4, chunks=2)
     plain, plain_row = xp.compute(x, row)
-    np.testing.assert_array_equal((1 - 2 * x / (row + 1)).compute(), 1 - 2 * plain / (plain_row + 1))
+    np.testing.assert_array_equal(
+        (1 - 2 * x / (row + 1)).compute(), 1 - 2 * plain / (plain_row + 1)
+    )
 
 
 def test_equal_arrays_are_computed_once_and_come_twice() -> None:
@@ -77,7 +78,9 @@ def test_the_chunks_do_not_change_a_random_array_but_may_change_a_sum() -> None:
     ],
 )
 def test_mistakes_are_named(make, kind, words) -> None:  # noqa: ANN001
-    with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")):
+    with pytest.raises(
+        kind, match=words.replace("(", r"\(").replace(")", r"\)").replace("[", r"\[")
+    ):
         make(xp.asarray([1.0, 2.0]))
 
 

@@ -1,4 +1,17 @@
 from collections.abc import Callable, Sequence
+from typing import final
+
+from typing_extensions import disjoint_base
+
+__all__ = [
+    "Client",
+    "ConnectionLost",
+    "EbbtideError",
+    "Expression",
+    "TaskFailed",
+    "__version__",
+    "compute",
+]
 
 __version__: str
 
@@ -6,6 +19,8 @@ class EbbtideError(Exception): ...
 class ConnectionLost(EbbtideError): ...
 class TaskFailed(EbbtideError): ...
 
+@final
+@disjoint_base
 class Expression:
     @staticmethod
     def constant(name: str, shape: Sequence[int], bytes: bytes) -> Expression: ...
@@ -15,7 +30,7 @@ class Expression:
         key: tuple[int, int],
         shape: Sequence[int],
         chunks: Sequence[int] | None = None,
-        bounds: tuple[int, int] = (0, 1),
+        bounds: tuple[int, int] = ...,
     ) -> Expression: ...
     def binary(self, op: str, other: Expression) -> Expression: ...
     def reduce(self, op: str, axes: Sequence[int] | None = None) -> Expression: ...
@@ -31,6 +46,8 @@ def compute(
     expressions: Sequence[Expression], progress: Callable[[int, int], None] | None = None
 ) -> list[bytes]: ...
 
+@final
+@disjoint_base
 class Client:
     @staticmethod
     def connect(endpoint: str) -> Client: ...

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ebbtide import _cluster, _native
-from ebbtide.array._dtype import DType
+from ebbtide.array._dtype import DType, float64, int64
 from ebbtide.array._dtype import bool as bool_
-from ebbtide.array._dtype import float64, int64
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,8 +137,8 @@ def asarray(obj: object, *, dtype: DType | None = None) -> Array:
         return obj if dtype is None else astype(obj, dtype)
     import numpy as np
 
-    given = np.ascontiguousarray(obj, dtype=None if dtype is None else dtype.name)
-    shape = list(np.shape(obj))
+    given = np.asarray(obj, dtype=None if dtype is None else dtype.name)
+    shape = list(given.shape)
     return Array(_native.Expression.constant(given.dtype.name, shape, given.tobytes()))
 
 

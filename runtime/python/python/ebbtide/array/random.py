@@ -36,9 +36,7 @@ class Generator:
         """Draw float64 from the normal distribution with mean 0 and standard deviation 1."""
         return self._make("normal", size, chunks)
 
-    def integers(
-        self, low: int, high: int, size: Size, *, chunks: Size | None = None
-    ) -> Array:
+    def integers(self, low: int, high: int, size: Size, *, chunks: Size | None = None) -> Array:
         """Draw int64 from low (included) to high (excluded).
 
         Raises:
