@@ -1,8 +1,6 @@
 from collections.abc import Callable, Sequence
 from typing import final
 
-from typing_extensions import disjoint_base
-
 __all__ = [
     "Client",
     "ConnectionLost",
@@ -20,7 +18,6 @@ class ConnectionLost(EbbtideError): ...
 class TaskFailed(EbbtideError): ...
 
 @final
-@disjoint_base
 class Expression:
     @staticmethod
     def constant(name: str, shape: Sequence[int], bytes: bytes) -> Expression: ...
@@ -47,7 +44,6 @@ def compute(
 ) -> list[bytes]: ...
 
 @final
-@disjoint_base
 class Client:
     @staticmethod
     def connect(endpoint: str) -> Client: ...

@@ -1,0 +1,155 @@
+"""The same manifest as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import ebbtide as eb
+import ebbtide.array as xp
+import pytest
+
+MANIFEST = """
+apiVersion: ebbtide.dev/v1alpha1
+kind: Cluster
+metadata: {{ name: {name} }}
+spec:
+  environment: {{ python: "3.11" }}
+  workers:
+    - {{ name: w, resources: {{ cpu: 1, memory: 1Gi }}, min: {min}, max: {max} }}
+"""
+
+
+def ebbtide(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(
+        ["ebbtide", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "EBBTIDE_BACKEND": "local"},
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "ebbtide" / "clusters" / "default"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., str]:
+    def write(name: str = "local", min: int = 1, max: int = 3, change: str = "") -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(MANIFEST.format(name=name, min=min, max=max) + change)
+        return str(path)
+
+    return write
+
+
+def processes(state: Path, name: str = "local") -> dict[str, int]:
+    """Find the processes of a cluster by the folders that they work in."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            where = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if where.parent == state / name / "pods":
+            found[where.name] = int(process.name)
+    return found
+
+
+def mean(rows: int = 4000) -> xp.Array:
+    return xp.random.default_rng(7).normal(size=(rows, 2000), chunks=(250, 2000)).mean()
+
+
+def test_a_manifest_becomes_a_number_and_nothing_is_left(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import ebbtide as eb, ebbtide.array as xp\n"
+        "with eb.Cluster():\n"
+        "    x = xp.random.default_rng(7).normal(size=(4000, 2000), chunks=(250, 2000))\n"
+        "    print(x.mean().compute().hex())\n"
+    )
+    printed = ebbtide("up", manifest(), "--run", str(script))
+    assert mean().compute().hex() in printed
+    assert processes(state) == {}
+    assert not (state / "local").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_changes_no_bit(
+    state: Path, manifest: Callable[..., str], workers: int
+) -> None:
+    ebbtide("up", manifest(min=workers, max=workers))
+    try:
+        with eb.Cluster("local", backend="local"):
+            assert mean().compute() == mean().compute()
+            bits = mean().compute().hex()
+    finally:
+        ebbtide("down", "local")
+    assert bits == mean().compute().hex()
+
+
+def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    large = mean(100_000)
+    ebbtide("up", manifest(min=2, max=2))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            killed = []
+
+            def kill_once(done: int, tasks: int) -> None:
+                if not killed and done > 0:
+                    workers = [pid for name, pid in processes(state).items() if "-w-" in name]
+                    killed.append(workers[0])
+                    os.kill(workers[0], signal.SIGKILL)
+
+            bits = cluster._compute([large._expression], kill_once)[0]
+    finally:
+        ebbtide("down", "local")
+    assert killed
+    assert bits == large.compute().tobytes()
+
+
+def test_two_clusters_live_side_by_side_and_are_listed(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest("one"))
+    ebbtide("up", manifest("two"))
+    try:
+        listed = ebbtide("get")
+        assert "one" in listed and "two" in listed
+        assert '"phase": "Ready"' in ebbtide("get", "one", "-o", "json")
+        mine = (state / "one" / "endpoint.json").stat()
+        assert mine.st_mode & 0o077 == 0
+    finally:
+        ebbtide("down", "one")
+        ebbtide("down", "two")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("wrong", {"min": 5}, "min 5 is greater than max 3"),
+        ("wrong", {"change": "  wokers: []\n"}, "unknown field `wokers`"),
+        ("wrong", {"change": "  image: a\n"}, "run no images; give environment"),
+        ("wrong", {"change": "  lifetime: { idle: { after: soon } }\n"}, "like 90s, 20m or 1h30m"),
+    ],
+)
+def test_mistakes_are_refused_in_words(
+    state: Path, manifest: Callable[..., str], name: str, options: dict, words: str
+) -> None:
+    refused = ebbtide("up", manifest(name, **options), check=False)
+    assert words in refused
+    ebbtide("down", name, check=False)
+    assert processes(state, name) == {}
