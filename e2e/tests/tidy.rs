@@ -38,6 +38,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("ebbtide-plan", "ebbtide-environment"),
     ("ebbtide-python", "ebbtide-array"),
     ("ebbtide-python", "ebbtide-node"),
+    ("ebbtide-sim", "ebbtide-core"),
 ];
 
 /// What the pure crates may never depend on, directly or not.

@@ -205,10 +205,8 @@ impl Worker {
         if self.tasks.get(&task).is_some_and(|known| attempt <= known.attempt) {
             return;
         }
-        if let Some(chunk) = self.chunks.get_mut(&task)
-            && chunk.made_by.is_some()
-        {
-            // Made here already: by this very attempt, or by one whose answer was lost.
+        if let Some(chunk) = self.chunks.get_mut(&task) {
+            // Here already: made by this very attempt, by one whose answer was lost, or elsewhere.
             chunk.made_by = chunk.made_by.max(Some(attempt));
             let bytes = chunk.bytes;
             self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds: 0 });
@@ -245,18 +243,24 @@ impl Worker {
     }
 
     fn fetched(&mut self, chunk: TaskId, bytes: u64) {
-        let Some(waiting) = self.fetching.remove(&chunk) else {
-            if !self.chunks.contains_key(&chunk) {
-                self.effects.push_back(Effect::Drop(chunk));
-            }
+        if self.chunks.contains_key(&chunk) {
+            // It was made here in the meantime.
             return;
-        };
-        self.taken_bytes += bytes;
-        let mut users = 0;
-        for task in waiting {
+        }
+        if !self.fetching.contains_key(&chunk) {
+            self.effects.push_back(Effect::Drop(chunk));
+            return;
+        }
+        self.keep(chunk, Chunk { bytes, made_by: None, users: 0 });
+        self.drop_unused(chunk);
+    }
+
+    /// A chunk is here: those who waited for it use it.
+    fn keep(&mut self, chunk: TaskId, mut kept: Chunk) {
+        for task in self.fetching.remove(&chunk).unwrap_or_default() {
             let Some(known) = self.tasks.get_mut(&task) else { continue };
             let uses = known.inputs.iter().filter(|(input, _)| *input == chunk).count();
-            users += u32::try_from(uses).expect("a task has fewer than 2³² inputs");
+            kept.users += u32::try_from(uses).expect("a task has fewer than 2³² inputs");
             let State::Waiting { missing } = &mut known.state else { continue };
             missing.remove(&chunk);
             if missing.is_empty() {
@@ -264,8 +268,8 @@ impl Worker {
                 self.ready.push_back(task);
             }
         }
-        self.chunks.insert(chunk, Chunk { bytes, made_by: None, users });
-        self.drop_unused(chunk);
+        self.taken_bytes += kept.bytes;
+        self.chunks.insert(chunk, kept);
     }
 
     fn fetch_failed(&mut self, chunk: TaskId, holder: WorkerId) {
@@ -283,8 +287,11 @@ impl Worker {
             return;
         };
         let attempt = known.attempt;
-        self.taken_bytes += bytes;
-        self.chunks.insert(task, Chunk { bytes, made_by: Some(attempt), users: 0 });
+        match self.chunks.get_mut(&task) {
+            // A copy came from another worker in the meantime.
+            Some(copy) => copy.made_by = Some(attempt),
+            None => self.keep(task, Chunk { bytes, made_by: Some(attempt), users: 0 }),
+        }
         self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds });
     }
 

@@ -1,0 +1,401 @@
+//! The world itself: a clock, a network, workers that fail, and one client.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use ebbtide_core::message::{Attempt, FromWorker, ToWorker};
+use ebbtide_core::scheduler::{self, Demand, Joining, Scheduler};
+use ebbtide_core::worker::{self, Worker};
+use ebbtide_core::{JobId, TaskId, Time, WorkerId};
+
+use crate::job::{SimJob, make};
+use crate::random::Random;
+
+/// Steps after which a world that has not come to rest never will.
+const STEPS_MAX: u32 = 50_000;
+
+/// Workers that may be lost: one task may not lose more than the scheduler bears.
+const LOSSES_MAX: u32 = scheduler::LOSSES_MAX;
+
+const CHUNK_BYTES: u64 = 10;
+
+const JOB: JobId = JobId(1);
+
+#[derive(Debug)]
+enum Happening {
+    ToScheduler(WorkerId, FromWorker),
+    ToWorker(WorkerId, ToWorker),
+    Executed(WorkerId, TaskId, Attempt, u64),
+    /// A chunk, or that it is not where it should be.
+    Arrived {
+        at: WorkerId,
+        chunk: TaskId,
+        holder: WorkerId,
+        value: Option<u64>,
+    },
+    Collected(WorkerId, TaskId, u64),
+    Heartbeat(WorkerId),
+}
+
+struct SimWorker {
+    core: Worker,
+    values: BTreeMap<TaskId, u64>,
+    /// Milliseconds that a task takes at most.
+    slowness: u32,
+    is_silent: bool,
+}
+
+/// One run from a seed.
+pub struct World {
+    random: Random,
+    scheduler: Scheduler,
+    workers: BTreeMap<WorkerId, SimWorker>,
+    now: Time,
+    due: BinaryHeap<Reverse<(Time, u64)>>,
+    happenings: BTreeMap<u64, Happening>,
+    next: u64,
+    /// When the last message of a connection arrives: TCP keeps their order.
+    last_to_scheduler: BTreeMap<WorkerId, Time>,
+    last_to_worker: BTreeMap<WorkerId, Time>,
+    next_worker: u64,
+    lost: u32,
+    answers: BTreeMap<TaskId, u64>,
+    wanted: BTreeSet<TaskId>,
+    collected: BTreeSet<TaskId>,
+    is_done: bool,
+    trace: String,
+}
+
+/// What went wrong, with the whole trace.
+#[derive(Debug)]
+pub struct Wrong {
+    /// What should not be.
+    pub what: String,
+    /// Everything that happened.
+    pub trace: String,
+}
+
+impl World {
+    /// A world with a job of its own, and a few workers.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let job = SimJob::random(&mut random);
+        let mut world = Self {
+            answers: job.answers(),
+            wanted: job.wanted().into_iter().collect(),
+            random,
+            scheduler: Scheduler::default(),
+            workers: BTreeMap::new(),
+            now: Time::default(),
+            due: BinaryHeap::new(),
+            happenings: BTreeMap::new(),
+            next: 0,
+            last_to_scheduler: BTreeMap::new(),
+            last_to_worker: BTreeMap::new(),
+            next_worker: 0,
+            lost: 0,
+            collected: BTreeSet::new(),
+            is_done: false,
+            trace: String::new(),
+        };
+        for _ in 0..=world.random.roll(3) {
+            world.join();
+        }
+        let submitted =
+            scheduler::Event::Submitted { job: JOB, groups: job.groups, targets: job.targets };
+        world.tell_scheduler(submitted);
+        world
+    }
+
+    /// Runs until the job is done and nothing is left to happen. Gives the trace.
+    pub fn run(mut self) -> Result<String, Wrong> {
+        for _ in 0..STEPS_MAX {
+            if let Err(what) = self.step() {
+                return Err(Wrong { what, trace: self.trace });
+            }
+            if self.is_done && self.is_quiet() {
+                return match self.check_rest() {
+                    Ok(()) => Ok(self.trace),
+                    Err(what) => Err(Wrong { what, trace: self.trace }),
+                };
+            }
+        }
+        Err(Wrong { what: "it never comes to rest".to_owned(), trace: self.trace })
+    }
+
+    /// Only heartbeats are left.
+    fn is_quiet(&self) -> bool {
+        self.happenings.values().all(|it| matches!(it, Happening::Heartbeat(_)))
+    }
+
+    fn check_rest(&self) -> Result<(), String> {
+        if self.collected != self.wanted {
+            return Err("the job is done without all of its result".to_owned());
+        }
+        if self.scheduler.demand() != Demand::default() {
+            return Err(format!("demand is left: {:?}", self.scheduler.demand()));
+        }
+        for (id, worker) in &self.workers {
+            if worker.core.taken_bytes() != 0 || !worker.values.is_empty() {
+                let (bytes, chunks) = (worker.core.taken_bytes(), &worker.values);
+                return Err(format!("worker {id:?} is left with {bytes} bytes, chunks {chunks:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.disturb();
+        let due = self.scheduler.poll_timeout().map(|(at, _)| at);
+        let next = self.due.peek().map(|Reverse((at, _))| *at);
+        match (due, next) {
+            (Some(due), next) if next.is_none_or(|next| due <= next) => {
+                self.now = self.now.max(due);
+                self.log("timeout");
+                self.scheduler.handle_timeout(self.now);
+                self.drain_scheduler();
+            }
+            (_, Some(_)) => {
+                let Some(Reverse((at, id))) = self.due.pop() else { return Ok(()) };
+                let Some(happening) = self.happenings.remove(&id) else { return Ok(()) };
+                self.now = self.now.max(at);
+                self.happen(happening)?;
+            }
+            (_, None) if self.workers.is_empty() => self.join(),
+            (_, None) => return Err("nothing is left to happen and the job is not done".to_owned()),
+        }
+        Ok(())
+    }
+
+    /// Now and then a worker dies, joins, or falls silent.
+    fn disturb(&mut self) {
+        if self.lost < LOSSES_MAX && self.random.once_in(40) {
+            let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
+            let Some(count) = u32::try_from(ids.len()).ok().filter(|count| *count > 0) else {
+                return;
+            };
+            let victim = ids[self.random.roll(count) as usize];
+            self.lost += 1;
+            if self.random.once_in(2) {
+                self.log(&format!("{victim:?} dies"));
+                self.workers.remove(&victim);
+                self.tell_scheduler(scheduler::Event::WorkerLost(victim));
+            } else if let Some(worker) = self.workers.get_mut(&victim) {
+                // It works on, but nobody hears of it until the scheduler gives it up.
+                worker.is_silent = true;
+                self.log(&format!("{victim:?} falls silent"));
+            }
+            self.join();
+        }
+    }
+
+    fn join(&mut self) {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        let cores = 1 + self.random.roll(3);
+        let memory_bytes = 40 + u64::from(self.random.roll(100));
+        let slowness = if self.random.once_in(4) { 30_000 } else { 100 };
+        let worker = SimWorker {
+            core: Worker::new(cores, memory_bytes),
+            values: BTreeMap::new(),
+            slowness,
+            is_silent: false,
+        };
+        self.workers.insert(id, worker);
+        self.schedule(Duration::from_secs(2), Happening::Heartbeat(id));
+        let (name, address) = (format!("w{}", id.0), String::new());
+        let joining = Joining { name, address, cores, memory_bytes };
+        self.tell_scheduler(scheduler::Event::WorkerJoined(id, joining));
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), String> {
+        if !matches!(happening, Happening::Heartbeat(_)) {
+            self.log(&format!("{happening:?}"));
+        }
+        match happening {
+            Happening::ToScheduler(from, message) => {
+                self.tell_scheduler(scheduler::Event::Worker(from, message));
+            }
+            Happening::ToWorker(to, message) => {
+                self.tell_worker(to, worker::Event::Scheduler(message))?;
+            }
+            Happening::Executed(at, task, attempt, value) => {
+                if let Some(worker) = self.workers.get_mut(&at) {
+                    worker.values.insert(task, value);
+                    let (bytes, nanoseconds) = (CHUNK_BYTES, 1_000_000);
+                    let event = worker::Event::Executed { task, attempt, bytes, nanoseconds };
+                    self.tell_worker(at, event)?;
+                }
+            }
+            Happening::Arrived { at, chunk, holder, value } => {
+                if let Some(worker) = self.workers.get_mut(&at) {
+                    let event = match value {
+                        Some(value) => {
+                            worker.values.insert(chunk, value);
+                            worker::Event::Fetched { chunk, bytes: CHUNK_BYTES }
+                        }
+                        None => worker::Event::FetchFailed { chunk, holder },
+                    };
+                    self.tell_worker(at, event)?;
+                }
+            }
+            Happening::Collected(from, chunk, value) => {
+                // What a worker sent before it was lost has arrived or has not.
+                if self.workers.contains_key(&from) {
+                    if self.answers.get(&chunk) != Some(&value) {
+                        return Err(format!("chunk {chunk} is wrong"));
+                    }
+                    self.collected.insert(chunk);
+                    self.tell_scheduler(scheduler::Event::Collected(chunk));
+                }
+            }
+            Happening::Heartbeat(from) => {
+                if self.workers.get(&from).is_some_and(|worker| !worker.is_silent) {
+                    self.tell_scheduler(scheduler::Event::Worker(from, FromWorker::Heartbeat));
+                    self.schedule(Duration::from_secs(2), Happening::Heartbeat(from));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_scheduler(&mut self, event: scheduler::Event) {
+        self.scheduler.handle_event(event, self.now);
+        self.drain_scheduler();
+    }
+
+    fn drain_scheduler(&mut self) {
+        while let Some(effect) = self.scheduler.poll_effect() {
+            self.log(&format!("  scheduler: {effect:?}"));
+            match effect {
+                scheduler::Effect::Send(to, message) => {
+                    self.send_to_worker(to, message.clone());
+                    if self.random.once_in(10) {
+                        self.send_to_worker(to, message);
+                    }
+                }
+                scheduler::Effect::Disconnect(worker, _) => {
+                    self.workers.remove(&worker);
+                }
+                scheduler::Effect::JobDone(_) => self.is_done = true,
+                scheduler::Effect::JobFailed(_, error) => {
+                    self.log(&error);
+                }
+                scheduler::Effect::Released(_) | scheduler::Effect::Kept(_) => {}
+            }
+        }
+    }
+
+    fn tell_worker(&mut self, at: WorkerId, event: worker::Event) -> Result<(), String> {
+        let Some(worker) = self.workers.get_mut(&at) else { return Ok(()) };
+        worker.core.handle_event(event);
+        while let Some(effect) = self.workers.get_mut(&at).and_then(|it| it.core.poll_effect()) {
+            self.log(&format!("  {at:?}: {effect:?}"));
+            self.carry_out(at, effect)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, at: WorkerId, effect: worker::Effect) -> Result<(), String> {
+        let worker = self.workers.get_mut(&at).expect("it just said so");
+        match effect {
+            worker::Effect::Say(message) => {
+                if !worker.is_silent {
+                    self.send_to_scheduler(at, message.clone());
+                    if self.random.once_in(10) {
+                        self.send_to_scheduler(at, message);
+                    }
+                }
+            }
+            worker::Effect::Execute { task, attempt, inputs } => {
+                let inputs: Option<Vec<u64>> =
+                    inputs.iter().map(|input| worker.values.get(input).copied()).collect();
+                let inputs = inputs.ok_or_else(|| format!("{task} runs without its inputs"))?;
+                let slowness = worker.slowness;
+                let time = Duration::from_millis(u64::from(1 + self.random.roll(slowness)));
+                self.schedule(time, Happening::Executed(at, task, attempt, make(task, &inputs)));
+            }
+            worker::Effect::Fetch { chunk, holder } => {
+                let held = self.workers.get(&holder).filter(|it| !it.is_silent);
+                let value = held.and_then(|it| it.values.get(&chunk).copied());
+                let delay = self.delay();
+                self.schedule(delay, Happening::Arrived { at, chunk, holder, value });
+            }
+            worker::Effect::Drop(chunk) => {
+                worker.values.remove(&chunk);
+            }
+            worker::Effect::Deliver(chunk) => {
+                let value = worker.values.get(&chunk).copied();
+                let value = value.ok_or_else(|| format!("{chunk} is delivered from nowhere"))?;
+                if !worker.is_silent {
+                    let delay = self.delay();
+                    self.schedule(delay, Happening::Collected(at, chunk, value));
+                }
+            }
+            worker::Effect::Define(_)
+            | worker::Effect::Undefine(_)
+            | worker::Effect::Introduce(..) => {}
+        }
+        Ok(())
+    }
+
+    fn send_to_scheduler(&mut self, from: WorkerId, message: FromWorker) {
+        let arrival = self.now.after(self.delay());
+        let last = self.last_to_scheduler.entry(from).or_default();
+        *last = (*last).max(arrival);
+        let at = *last;
+        self.schedule_at(at, Happening::ToScheduler(from, message));
+    }
+
+    fn send_to_worker(&mut self, to: WorkerId, message: ToWorker) {
+        let arrival = self.now.after(self.delay());
+        let last = self.last_to_worker.entry(to).or_default();
+        *last = (*last).max(arrival);
+        let at = *last;
+        self.schedule_at(at, Happening::ToWorker(to, message));
+    }
+
+    fn delay(&mut self) -> Duration {
+        Duration::from_millis(u64::from(self.random.roll(500)))
+    }
+
+    fn schedule(&mut self, delay: Duration, happening: Happening) {
+        self.schedule_at(self.now.after(delay), happening);
+    }
+
+    fn schedule_at(&mut self, at: Time, happening: Happening) {
+        self.due.push(Reverse((at, self.next)));
+        self.happenings.insert(self.next, happening);
+        self.next += 1;
+    }
+
+    fn log(&mut self, line: &str) {
+        let milliseconds = self.now.0.as_millis();
+        writeln!(self.trace, "{milliseconds:>8} {line}").expect("a String takes any write");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::World;
+
+    #[test]
+    fn every_world_gives_the_right_answer_and_comes_to_rest() {
+        for seed in 0..2_000 {
+            if let Err(wrong) = World::new(seed).run() {
+                let last: Vec<&str> = wrong.trace.lines().rev().take(60).collect();
+                let last: Vec<&str> = last.into_iter().rev().collect();
+                panic!("seed {seed}: {}\n{}", wrong.what, last.join("\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_trace() {
+        let trace = |seed| World::new(seed).run().unwrap();
+        assert_eq!(trace(7), trace(7));
+        assert_ne!(trace(7), trace(8));
+    }
+}
