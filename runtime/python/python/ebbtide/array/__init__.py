@@ -5,7 +5,7 @@
 >>> x.shape, x.chunks[0]
 ((1000, 1000), (250, 250, 250, 250))
 >>> round(float(x.mean().compute()), 4)
--0.0002
+0.0002
 """
 
 from ebbtide.array import random
