@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BACKEND ?= local
 STAGE = scripts/stage
 
-.PHONY: help demo test check lint unit wheel python chart e2e crds dev-cluster dev-cluster-down setup
+.PHONY: help mutants demo test check lint unit wheel python chart e2e crds dev-cluster dev-cluster-down setup
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, then nothing again"
@@ -29,7 +29,10 @@ e2e: wheel
 	@$(STAGE) dev-cluster e2e/dev-cluster up
 	@$(STAGE) e2e e2e/run
 
-test: check python e2e
+mutants: setup
+	@$(STAGE) mutants scripts/mutants
+
+test: check mutants python e2e
 
 demo: wheel
 	@$(STAGE) demo examples/run $(BACKEND)

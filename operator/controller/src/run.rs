@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use kube::runtime::controller::{self, ReconcileRequest, trigger_owners, trigger_self};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt as _, applier, watcher};
+use kube::runtime::{PredicateConfig, WatchStreamExt as _, applier, predicates, watcher};
 use kube::{Api, Client, Config, ResourceExt as _};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -75,7 +75,9 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let cluster_events = watcher(Api::<Guarded>::all(client.clone()), watch.clone())
         .default_backoff()
         .reflect(cluster_writer)
-        .applied_objects();
+        .applied_objects()
+        // A written status is no reason to look again, whoever wrote it.
+        .predicate_filter(predicates::generation, PredicateConfig::default());
     let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
     let pod_events = watcher(Api::<SlimPod>::all(client), watch.labels(&managed))
         .modify(|pod| pod.metadata.managed_fields = None)

@@ -236,6 +236,33 @@ impl Scheduler {
         })
     }
 
+    /// Panics if the state contradicts itself. Walks everything: for simulations.
+    pub fn check(&self) {
+        for (task, live) in &self.tasks {
+            assert_eq!(live.uses, self.table.uses_to_come(*task), "uses of {task}");
+            let is_here =
+                |it: &TaskId| matches!(self.tasks[it].state, State::InMemory { .. });
+            let needs = self.table.dependencies(*task);
+            match live.state {
+                State::InMemory { holder, .. } => {
+                    assert!(live.uses > 0, "{task} is in memory and nobody will use it");
+                    assert!(self.holds(holder, *task), "{task} is held by {holder:?}");
+                }
+                State::Waiting { missing } => {
+                    let away = needs.iter().filter(|it| !self.tasks.contains_key(it) || !is_here(it));
+                    assert_eq!(away.count() as u64, u64::from(missing), "inputs of {task}");
+                    assert!(missing > 0, "{task} waits for nothing");
+                }
+                State::Ready => assert!(self.ready.contains(&(live.order, *task)), "{task}"),
+                State::Assigned(worker, _) => {
+                    let known = self.workers.get(&worker);
+                    assert!(known.is_some_and(|it| it.assigned.contains(task)), "{task}");
+                }
+                State::Planned => {}
+            }
+        }
+    }
+
     /// Tasks of a job that are done, and all its tasks.
     pub fn progress(&self, job: JobId) -> (u64, u64) {
         self.table.iter().filter(|entry| entry.job == job).fold((0, 0), |(done, all), entry| {
