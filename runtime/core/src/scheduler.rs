@@ -240,8 +240,7 @@ impl Scheduler {
     pub fn check(&self) {
         for (task, live) in &self.tasks {
             assert_eq!(live.uses, self.table.uses_to_come(*task), "uses of {task}");
-            let is_here =
-                |it: &TaskId| matches!(self.tasks[it].state, State::InMemory { .. });
+            let is_here = |it: &TaskId| matches!(self.tasks[it].state, State::InMemory { .. });
             let needs = self.table.dependencies(*task);
             match live.state {
                 State::InMemory { holder, .. } => {
@@ -249,7 +248,8 @@ impl Scheduler {
                     assert!(self.holds(holder, *task), "{task} is held by {holder:?}");
                 }
                 State::Waiting { missing } => {
-                    let away = needs.iter().filter(|it| !self.tasks.contains_key(it) || !is_here(it));
+                    let away =
+                        needs.iter().filter(|it| !self.tasks.contains_key(it) || !is_here(it));
                     assert_eq!(away.count() as u64, u64::from(missing), "inputs of {task}");
                     assert!(missing > 0, "{task} waits for nothing");
                 }
