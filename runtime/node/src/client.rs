@@ -146,7 +146,8 @@ impl Client {
             if watch.is_interrupted() {
                 return Err(ClientError::Interrupted);
             }
-            self.runtime.block_on(sleep(RECONNECT_INTERVAL));
+            // A timer needs the runtime from the moment it is made.
+            self.runtime.block_on(async { sleep(RECONNECT_INTERVAL).await });
         }
     }
 
