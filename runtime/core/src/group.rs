@@ -19,7 +19,7 @@ pub struct Relation(
 );
 
 /// Which producers along one of their axes a consumer needs.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum AxisRelation {
     /// The one at the consumer's place on this axis of the consumer.
     Same {
@@ -40,6 +40,24 @@ pub enum AxisRelation {
         /// Producers of one consumer, at least 1.
         arity: u32,
     },
+    /// Those that hold an element of the consumer, where both are cut differently.
+    Overlap(Overlap),
+}
+
+/// Two ways to cut an axis, and where the elements of one lie in the other: element `i` of the
+/// consumer is element `start + i * step` of the producer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Overlap {
+    /// Axis of the consumer.
+    pub axis: u8,
+    /// Ends of the producer's chunks, ascending.
+    pub producer_ends: Arc<[u64]>,
+    /// Ends of the consumer's chunks, ascending.
+    pub consumer_ends: Arc<[u64]>,
+    /// Where the consumer's first element lies.
+    pub start: u64,
+    /// Distance of the consumer's elements, at least 1.
+    pub step: u64,
 }
 
 /// An input of a group.
@@ -65,14 +83,18 @@ pub struct Cost {
 /// An operation times an index space.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Group {
-    /// Its name.
+    /// Tells it from others.
     pub id: GroupId,
+    /// What it does, for people.
+    pub name: String,
     /// Its tasks.
     pub space: Space,
     /// What they need, in the order in which the program takes it.
     pub inputs: Vec<Input>,
     /// What each takes.
     pub cost: Cost,
+    /// How often a task whose program fails is tried again.
+    pub retries: u32,
     /// What each does: a text for the worker's kernels that nobody here reads.
     pub program: Arc<[u8]>,
 }
@@ -152,12 +174,15 @@ impl Relation {
         if relation != space {
             return Err(GroupError::Relation { relation, space });
         }
-        let fits = self.0.iter().zip(&producer.0).all(|(axis, extent)| match *axis {
+        let fits = self.0.iter().zip(&producer.0).all(|(axis, extent)| match axis {
             AxisRelation::All => true,
-            AxisRelation::At { index } => index < *extent,
-            AxisRelation::Same { axis } => consumer.0.get(usize::from(axis)) == Some(extent),
+            AxisRelation::At { index } => index < extent,
+            AxisRelation::Same { axis } => consumer.0.get(usize::from(*axis)) == Some(extent),
             AxisRelation::Level { axis, arity } => {
-                arity > 0 && consumer.0.get(usize::from(axis)) == Some(&extent.div_ceil(arity))
+                *arity > 0 && consumer.0.get(usize::from(*axis)) == Some(&extent.div_ceil(*arity))
+            }
+            AxisRelation::Overlap(overlap) => {
+                overlap.fits(*extent, consumer.0.get(usize::from(overlap.axis)).copied())
             }
         });
         if fits { Ok(()) } else { Err(GroupError::Relation { relation, space: consumer.0.len() }) }
@@ -170,17 +195,31 @@ impl Relation {
             .0
             .iter()
             .zip(&producer.0)
-            .map(|(axis, extent)| match *axis {
-                AxisRelation::Same { axis } => one(place[usize::from(axis)]),
-                AxisRelation::At { index } => one(index),
+            .map(|(axis, extent)| match axis {
+                AxisRelation::Same { axis } => one(place[usize::from(*axis)]),
+                AxisRelation::At { index } => one(*index),
                 AxisRelation::All => 0..*extent,
                 AxisRelation::Level { axis, arity } => {
-                    let start = place[usize::from(axis)] * arity;
-                    start..extent.min(&start.saturating_add(arity)).to_owned()
+                    let start = place[usize::from(*axis)] * arity;
+                    start..extent.min(&start.saturating_add(*arity)).to_owned()
+                }
+                AxisRelation::Overlap(overlap) => {
+                    overlap.producers(place[usize::from(overlap.axis)])
                 }
             })
             .collect();
         producer.walk(&ranges).collect()
+    }
+
+    /// How many producers a consumer needs at most.
+    pub fn producers_max(&self, producer: &Space) -> u64 {
+        let along = |(axis, extent): (&AxisRelation, &u32)| match axis {
+            AxisRelation::Same { .. } | AxisRelation::At { .. } => 1,
+            AxisRelation::All => u64::from(*extent),
+            AxisRelation::Level { arity, .. } => u64::from(*extent.min(arity)),
+            AxisRelation::Overlap(overlap) => overlap.producers_max(),
+        };
+        self.0.iter().zip(&producer.0).map(along).product()
     }
 
     /// The consumers' indices that need the producer at `index`, in row-major order.
@@ -188,13 +227,16 @@ impl Relation {
         let place = producer.unravel(index);
         let mut ranges: Vec<Range<u32>> = consumer.0.iter().map(|extent| 0..*extent).collect();
         for (relation, at) in self.0.iter().zip(place) {
-            match *relation {
+            match relation {
                 AxisRelation::All => (),
-                AxisRelation::At { index } if index == at => (),
+                AxisRelation::At { index } if *index == at => (),
                 AxisRelation::At { .. } => return Vec::new(),
-                AxisRelation::Same { axis } => meet(&mut ranges[usize::from(axis)], at),
+                AxisRelation::Same { axis } => meet(&mut ranges[usize::from(*axis)], &one(at)),
                 AxisRelation::Level { axis, arity } => {
-                    meet(&mut ranges[usize::from(axis)], at / arity);
+                    meet(&mut ranges[usize::from(*axis)], &one(at / arity));
+                }
+                AxisRelation::Overlap(overlap) => {
+                    meet(&mut ranges[usize::from(overlap.axis)], &overlap.consumers(at));
                 }
             }
         }
@@ -206,6 +248,19 @@ impl Relation {
 }
 
 impl Group {
+    /// Bytes that one task needs at once: its inputs, its output and its scratch.
+    ///
+    /// `others` has every group that it takes as an input; others in it do not matter.
+    pub fn needed_bytes(&self, others: &[Self]) -> u64 {
+        let inputs = self.inputs.iter().map(|input| {
+            let Some(producer) = others.iter().find(|it| it.id == input.group) else { return 0 };
+            let chunks = input.relation.producers_max(&producer.space);
+            chunks.saturating_mul(producer.cost.output_bytes)
+        });
+        let inputs = inputs.fold(0, u64::saturating_add);
+        inputs.saturating_add(self.cost.output_bytes).saturating_add(self.cost.scratch_bytes)
+    }
+
     /// One of its tasks.
     pub fn task(&self, index: u32) -> TaskId {
         TaskId { group: self.id, index }
@@ -216,8 +271,60 @@ fn one(at: u32) -> Range<u32> {
     at..at + 1
 }
 
-fn meet(range: &mut Range<u32>, at: u32) {
-    *range = if range.contains(&at) { one(at) } else { 0..0 };
+fn meet(range: &mut Range<u32>, other: &Range<u32>) {
+    *range = range.start.max(other.start)..range.end.min(other.end);
+}
+
+impl Overlap {
+    fn fits(&self, producers: u32, consumers: Option<u32>) -> bool {
+        let ascending = |ends: &[u64]| ends.windows(2).all(|pair| pair[0] < pair[1]);
+        let last = |ends: &[u64]| ends.last().copied().unwrap_or_default();
+        let counts = |ends: &[u64], count: u32| ends.len() as u64 == u64::from(count);
+        let reach = match last(&self.consumer_ends).checked_sub(1) {
+            None => Some(0),
+            Some(nth) => nth
+                .checked_mul(self.step)
+                .and_then(|it| it.checked_add(self.start))
+                .and_then(|it| it.checked_add(1)),
+        };
+        self.step > 0
+            && counts(&self.producer_ends, producers)
+            && consumers.is_some_and(|count| counts(&self.consumer_ends, count))
+            && ascending(&self.producer_ends)
+            && ascending(&self.consumer_ends)
+            && reach.is_some_and(|reach| reach <= last(&self.producer_ends))
+    }
+
+    /// The producer that holds the producer's element `at`.
+    fn producer_of(&self, at: u64) -> u32 {
+        to_u32(self.producer_ends.partition_point(|end| *end <= at))
+    }
+
+    /// The producers of the first and the last element of a consumer; none if it is empty.
+    fn span(&self, consumer: usize) -> Option<(u32, u32)> {
+        let start = if consumer == 0 { 0 } else { self.consumer_ends[consumer - 1] };
+        let last = self.consumer_ends[consumer].checked_sub(1).filter(|last| *last >= start)?;
+        let of = |nth: u64| self.producer_of(self.start + nth * self.step);
+        Some((of(start), of(last)))
+    }
+
+    fn producers(&self, consumer: u32) -> Range<u32> {
+        self.span(consumer as usize).map_or(0..0, |(first, last)| first..last + 1)
+    }
+
+    fn producers_max(&self) -> u64 {
+        let spans = (0..self.consumer_ends.len()).filter_map(|consumer| self.span(consumer));
+        spans.map(|(first, last)| u64::from(last - first) + 1).max().unwrap_or_default()
+    }
+
+    /// The consumers that need this producer: spans only move forward, so they lie side by side.
+    fn consumers(&self, producer: u32) -> Range<u32> {
+        let spans: Vec<Option<(u32, u32)>> =
+            (0..self.consumer_ends.len()).map(|consumer| self.span(consumer)).collect();
+        let start = spans.partition_point(|it| it.is_none_or(|(_, last)| last < producer));
+        let end = spans.partition_point(|it| it.is_none_or(|(first, _)| first <= producer));
+        to_u32(start)..to_u32(end.max(start))
+    }
 }
 
 fn to_u32(length: usize) -> u32 {

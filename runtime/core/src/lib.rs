@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::group::{AxisRelation, Cost, Group, GroupError, Input, Relation, Space};
+pub use crate::group::{AxisRelation, Cost, Group, GroupError, Input, Overlap, Relation, Space};
 
 /// Names a group for the life of one scheduler.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -46,6 +46,25 @@ impl Time {
     /// This time and some more.
     pub fn after(self, delay: Duration) -> Self {
         Self(self.0.saturating_add(delay))
+    }
+}
+
+/// A number of bytes as people read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        let mut value = self.0 as f64;
+        let mut unit = "bytes";
+        for larger in units {
+            if value < 1024.0 {
+                break;
+            }
+            (value, unit) = (value / 1024.0, larger);
+        }
+        if unit == "bytes" { write!(f, "{} bytes", self.0) } else { write!(f, "{value:.1} {unit}") }
     }
 }
 

@@ -22,6 +22,24 @@ pub struct Assignment {
     pub inputs: Vec<(TaskId, WorkerId)>,
 }
 
+/// Why a task has no chunk.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Failure {
+    /// What happened, for a person.
+    pub error: String,
+    /// What was raised, for whoever can read it: a pickled exception. May be empty.
+    pub exception: Vec<u8>,
+    /// Whether the process that ran it ended with it, which another try may not repeat.
+    pub is_crash: bool,
+}
+
+impl Failure {
+    /// A failure that is no crash and that only people read.
+    pub fn new(error: impl Into<String>) -> Self {
+        Self { error: error.into(), ..Self::default() }
+    }
+}
+
 /// From the scheduler to a worker.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub enum ToWorker {
@@ -58,14 +76,14 @@ pub enum FromWorker {
         /// Time on one core.
         nanoseconds: u64,
     },
-    /// A task failed in a way that another try would repeat.
+    /// A task failed.
     Failed {
         /// The task.
         task: TaskId,
         /// The try.
         attempt: Attempt,
-        /// What happened, for a person.
-        error: String,
+        /// Why.
+        failure: Failure,
     },
     /// An input could not be had from the worker that should hold it.
     InputMissing {

@@ -16,15 +16,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::frontier::Frontier;
-use crate::message::{Attempt, FromWorker, ToWorker};
+use crate::message::{Attempt, Failure, FromWorker, ToWorker};
 use crate::table::Table;
-use crate::{Group, GroupError, GroupId, JobId, TaskId, Time, WorkerId};
+use crate::{Bytes, Cost, Group, GroupError, GroupId, JobId, TaskId, Time, WorkerId};
 
 /// How long a worker may be silent before it counts as lost: five heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How many workers a task may lose before its job fails.
 pub const LOSSES_MAX: u32 = 3;
+
+/// How many times a task's inputs may be out of reach before its job fails: more often than workers
+/// that hold them are lost one after the other.
+pub const MISSES_MAX: u32 = 20;
 
 /// Something that happened outside.
 #[derive(Clone, Debug)]
@@ -75,7 +79,7 @@ pub enum Effect {
     /// The client has everything it asked for.
     JobDone(JobId),
     /// The job ended without its result.
-    JobFailed(JobId, String),
+    JobFailed(JobId, Failure),
     /// A worker holds nothing that is needed and will get no more work.
     Released(WorkerId),
     /// A worker could not be emptied in time and works on.
@@ -120,13 +124,20 @@ struct Task {
     order: u64,
     /// Uses of its chunk that are still to come.
     uses: u32,
+    /// Times that it was lost with its worker or its process.
     losses: u32,
+    /// Times that its program failed.
+    failures: u32,
+    /// Times that an input could not be fetched.
+    misses: u32,
 }
 
 #[derive(Debug)]
 struct Job {
     frontier: Frontier,
     undelivered: u64,
+    /// The group whose tasks need most memory at once, and how much.
+    largest: (u64, GroupId),
 }
 
 #[derive(Debug)]
@@ -148,6 +159,8 @@ struct Worker {
 pub struct Scheduler {
     table: Table,
     jobs: BTreeMap<JobId, Job>,
+    /// Jobs whose walk is not over.
+    walking: BTreeSet<JobId>,
     tasks: BTreeMap<TaskId, Task>,
     ready: BTreeSet<(u64, TaskId)>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -161,6 +174,10 @@ impl Scheduler {
         match event {
             Event::WorkerJoined(worker, joining) => {
                 self.workers.insert(worker, Worker::new(joining, now));
+                let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+                for job in jobs {
+                    self.refuse_unless_fitting(job);
+                }
             }
             Event::WorkerLost(worker) => self.lose_worker(worker),
             Event::Worker(worker, message) => {
@@ -272,7 +289,7 @@ impl Scheduler {
 
     fn submit(&mut self, job: JobId, groups: Vec<Group>, targets: &[GroupId]) {
         if let Err(error) = check(&groups, targets) {
-            self.effects.push_back(Effect::JobFailed(job, error.to_string()));
+            self.effects.push_back(Effect::JobFailed(job, Failure::new(error.to_string())));
             return;
         }
         let sizes: Vec<(GroupId, u32)> = groups
@@ -280,12 +297,46 @@ impl Scheduler {
             .filter(|group| targets.contains(&group.id))
             .map(|group| (group.id, group.space.tasks()))
             .collect();
+        let largest = groups.iter().map(|group| (group.needed_bytes(&groups), group.id)).max();
         for group in groups {
             let is_target = targets.contains(&group.id);
             self.table.insert(job, group, is_target);
         }
         let undelivered = sizes.iter().map(|(_, tasks)| u64::from(*tasks)).sum();
-        self.jobs.insert(job, Job { frontier: Frontier::new(sizes), undelivered });
+        let largest = largest.unwrap_or((0, GroupId(0)));
+        self.jobs.insert(job, Job { frontier: Frontier::new(sizes), undelivered, largest });
+        if undelivered == 0 {
+            self.effects.push_back(Effect::JobDone(job));
+            self.drop_job(job);
+            return;
+        }
+        self.walking.insert(job);
+        self.refuse_unless_fitting(job);
+    }
+
+    /// Fails a job with a task that needs more memory than any worker has, before it starts.
+    fn refuse_unless_fitting(&mut self, job: JobId) {
+        let room = self.workers.values().map(|it| it.joining.memory_bytes).max();
+        let largest = self.jobs.get(&job).map(|it| it.largest);
+        let (Some(room), Some((needed, id))) = (room, largest) else { return };
+        if needed <= room {
+            return;
+        }
+        let Group { name, cost: Cost { output_bytes, scratch_bytes, .. }, .. } =
+            &self.table.entry(id).group;
+        let inputs = needed.saturating_sub(*output_bytes).saturating_sub(*scratch_bytes);
+        let error = format!(
+            "{name}: one task needs {} of memory ({} for inputs, {} for its output, {} beside \
+             them), and the largest worker has {} for tasks and chunks; use smaller chunks, or \
+             workers with more memory",
+            Bytes(needed),
+            Bytes(inputs),
+            Bytes(*output_bytes),
+            Bytes(*scratch_bytes),
+            Bytes(room),
+        );
+        self.effects.push_back(Effect::JobFailed(job, Failure::new(error)));
+        self.drop_job(job);
     }
 
     fn hear(&mut self, from: WorkerId, message: FromWorker) {
@@ -293,16 +344,14 @@ impl Scheduler {
             FromWorker::Finished { task, attempt, bytes, nanoseconds } => {
                 self.finish(from, task, attempt, (bytes, nanoseconds));
             }
-            FromWorker::Failed { task, attempt, error } => {
+            FromWorker::Failed { task, attempt, failure } => {
                 if self.is_assigned(task, from, attempt) {
-                    self.fail_job(task, error);
+                    self.fail(task, failure);
                 }
             }
             FromWorker::InputMissing { task, attempt, input, holder } => {
                 if self.is_assigned(task, from, attempt) {
-                    self.unassign(task);
-                    self.lose_chunks(&[(input, holder)]);
-                    self.settle(task);
+                    self.miss_input(task, (input, holder), from);
                 }
             }
             FromWorker::NotHere(task) => self.lose_chunks(&[(task, from)]),
@@ -403,9 +452,9 @@ impl Scheduler {
         }
     }
 
-    fn fail_job(&mut self, task: TaskId, error: String) {
+    fn fail_job(&mut self, task: TaskId, failure: Failure) {
         let job = self.table.entry(task.group).job;
-        self.effects.push_back(Effect::JobFailed(job, error));
+        self.effects.push_back(Effect::JobFailed(job, failure));
         self.drop_job(job);
     }
 
@@ -413,12 +462,17 @@ impl Scheduler {
         if self.jobs.remove(&job).is_none() {
             return;
         }
+        self.walking.remove(&job);
         let groups: BTreeSet<GroupId> = self.table.remove_job(job).into_iter().collect();
-        let over = |task: &TaskId| groups.contains(&task.group);
-        self.ready.retain(|(_, task)| !over(task));
-        let tasks: Vec<TaskId> = self.tasks.keys().copied().filter(over).collect();
-        for task in tasks {
-            self.tasks.remove(&task);
+        for group in &groups {
+            let all =
+                TaskId { group: *group, index: 0 }..=TaskId { group: *group, index: u32::MAX };
+            let tasks: Vec<TaskId> = self.tasks.range(all).map(|(task, _)| *task).collect();
+            for task in tasks {
+                if let Some(live) = self.tasks.remove(&task) {
+                    self.ready.remove(&(live.order, task));
+                }
+            }
         }
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in ids {

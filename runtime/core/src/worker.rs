@@ -6,8 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::message::{Assignment, Attempt, FromWorker, ToWorker};
+use crate::message::{Assignment, Attempt, Failure, FromWorker, ToWorker};
 use crate::{Cost, Group, GroupId, TaskId, WorkerId};
+
+/// One execution of a task on this worker; never used again.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct RunId(pub u64);
 
 /// Something that happened outside.
 #[derive(Clone, Debug)]
@@ -28,25 +32,21 @@ pub enum Event {
         /// Who should have held it.
         holder: WorkerId,
     },
-    /// A task's program ended and its chunk is here.
+    /// A program ended and made a chunk, which is kept or let go as the effects say.
     Executed {
-        /// The task.
-        task: TaskId,
-        /// The try.
-        attempt: Attempt,
+        /// The execution.
+        run: RunId,
         /// Size of the chunk.
         bytes: u64,
         /// Time on one core.
         nanoseconds: u64,
     },
-    /// A task's program failed.
+    /// A program failed.
     ExecutionFailed {
-        /// The task.
-        task: TaskId,
-        /// The try.
-        attempt: Attempt,
-        /// What happened, for a person.
-        error: String,
+        /// The execution.
+        run: RunId,
+        /// Why.
+        failure: Failure,
     },
     /// The connection to the scheduler is a new one, of another epoch: nothing that was said
     /// before holds any more.
@@ -73,12 +73,21 @@ pub enum Effect {
     },
     /// Run a task: its inputs are here.
     Execute {
+        /// The execution.
+        run: RunId,
         /// The task.
         task: TaskId,
-        /// The try.
-        attempt: Attempt,
         /// Its inputs, in order.
         inputs: Vec<TaskId>,
+    },
+    /// Stop an execution, if that is possible: nobody wants it any more.
+    Interrupt(RunId),
+    /// Keep what an execution made as the chunk of its task. What is not kept is let go.
+    Keep {
+        /// The execution.
+        run: RunId,
+        /// The task.
+        task: TaskId,
     },
     /// Let a chunk go.
     Drop(TaskId),
@@ -98,7 +107,7 @@ struct Task {
 enum State {
     Waiting { missing: BTreeSet<TaskId> },
     Ready,
-    Running,
+    Running(RunId),
 }
 
 #[derive(Debug)]
@@ -118,7 +127,9 @@ pub struct Worker {
     costs: BTreeMap<GroupId, Cost>,
     tasks: BTreeMap<TaskId, Task>,
     ready: VecDeque<TaskId>,
-    running: BTreeMap<TaskId, u64>,
+    /// Executions, each with its task and the bytes that are set aside for it.
+    running: BTreeMap<RunId, (TaskId, u64)>,
+    next_run: u64,
     chunks: BTreeMap<TaskId, Chunk>,
     /// Chunks on their way here and the tasks that wait for them.
     fetching: BTreeMap<TaskId, BTreeSet<TaskId>>,
@@ -136,6 +147,7 @@ impl Worker {
             tasks: BTreeMap::new(),
             ready: VecDeque::new(),
             running: BTreeMap::new(),
+            next_run: 0,
             chunks: BTreeMap::new(),
             fetching: BTreeMap::new(),
             taken_bytes: 0,
@@ -149,13 +161,12 @@ impl Worker {
             Event::Scheduler(message) => self.hear(message),
             Event::Fetched { chunk, bytes } => self.fetched(chunk, bytes),
             Event::FetchFailed { chunk, holder } => self.fetch_failed(chunk, holder),
-            Event::Executed { task, attempt, bytes, nanoseconds } => {
-                self.executed(task, attempt, (bytes, nanoseconds));
+            Event::Executed { run, bytes, nanoseconds } => {
+                self.executed(run, (bytes, nanoseconds));
             }
-            Event::ExecutionFailed { task, attempt, error } => {
-                self.stop_running(task);
-                if self.take_task(task, attempt).is_some() {
-                    self.say(FromWorker::Failed { task, attempt, error });
+            Event::ExecutionFailed { run, failure } => {
+                if let Some((task, attempt)) = self.stop_running(run) {
+                    self.say(FromWorker::Failed { task, attempt, failure });
                 }
             }
             Event::Reconnected => self.forget_everything(),
@@ -275,22 +286,19 @@ impl Worker {
     fn fetch_failed(&mut self, chunk: TaskId, holder: WorkerId) {
         for task in self.fetching.remove(&chunk).unwrap_or_default() {
             let Some(attempt) = self.tasks.get(&task).map(|known| known.attempt) else { continue };
-            self.take_task(task, attempt);
+            self.take_task(task);
             self.say(FromWorker::InputMissing { task, attempt, input: chunk, holder });
         }
     }
 
-    fn executed(&mut self, task: TaskId, attempt: Attempt, (bytes, nanoseconds): (u64, u64)) {
-        self.stop_running(task);
-        let Some(known) = self.take_task(task, attempt) else {
-            self.effects.push_back(Effect::Drop(task));
-            return;
-        };
-        let attempt = known.attempt;
-        match self.chunks.get_mut(&task) {
-            // A copy came from another worker in the meantime.
-            Some(copy) => copy.made_by = Some(attempt),
-            None => self.keep(task, Chunk { bytes, made_by: Some(attempt), users: 0 }),
+    fn executed(&mut self, run: RunId, (bytes, nanoseconds): (u64, u64)) {
+        let Some((task, attempt)) = self.stop_running(run) else { return };
+        if let Some(copy) = self.chunks.get_mut(&task) {
+            // It came from another worker in the meantime.
+            copy.made_by = Some(attempt);
+        } else {
+            self.effects.push_back(Effect::Keep { run, task });
+            self.keep(task, Chunk { bytes, made_by: Some(attempt), users: 0 });
         }
         self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds });
     }
@@ -309,25 +317,29 @@ impl Worker {
                 return;
             }
             self.ready.pop_front();
-            known.state = State::Running;
-            self.running.insert(task, needed);
+            let run = RunId(self.next_run);
+            self.next_run += 1;
+            known.state = State::Running(run);
+            self.running.insert(run, (task, needed));
             self.taken_bytes += needed;
             let inputs = known.inputs.iter().map(|(input, _)| *input).collect();
-            self.effects.push_back(Effect::Execute { task, attempt: known.attempt, inputs });
+            self.effects.push_back(Effect::Execute { run, task, inputs });
         }
     }
 
-    fn stop_running(&mut self, task: TaskId) {
-        if let Some(reserved) = self.running.remove(&task) {
-            self.taken_bytes -= reserved;
-        }
-    }
-
-    /// Removes a task if its present attempt is this one or a later one, and its inputs' uses.
-    fn take_task(&mut self, task: TaskId, attempt: Attempt) -> Option<Task> {
-        if self.tasks.get(&task)?.attempt < attempt {
+    /// An execution is over. Its task and present attempt, if that still waits for this very one.
+    fn stop_running(&mut self, run: RunId) -> Option<(TaskId, Attempt)> {
+        let (task, reserved) = self.running.remove(&run)?;
+        self.taken_bytes -= reserved;
+        if !matches!(self.tasks.get(&task)?.state, State::Running(by) if by == run) {
             return None;
         }
+        let taken = self.take_task(task)?;
+        Some((task, taken.attempt))
+    }
+
+    /// Removes a task and its inputs' uses.
+    fn take_task(&mut self, task: TaskId) -> Option<Task> {
         let taken = self.tasks.remove(&task)?;
         for (input, _) in &taken.inputs {
             if let Some(waiting) = self.fetching.get_mut(input) {
@@ -368,7 +380,9 @@ impl Worker {
         let is_over = |task: &TaskId| groups.contains(&task.group);
         let tasks: Vec<TaskId> = self.tasks.keys().copied().filter(is_over).collect();
         for task in tasks {
-            self.take_task(task, Attempt::default());
+            if let Some(Task { state: State::Running(run), .. }) = self.take_task(task) {
+                self.effects.push_back(Effect::Interrupt(run));
+            }
         }
         self.ready.retain(|task| !is_over(task));
         self.fetching.retain(|chunk, _| !is_over(chunk));
@@ -380,8 +394,12 @@ impl Worker {
         self.effects.push_back(Effect::Undefine(groups.to_vec()));
     }
 
+    /// Everything but executions, which end by themselves and then find no task.
     fn forget_everything(&mut self) {
-        let groups: Vec<GroupId> = self.costs.keys().copied().collect();
+        let mut groups: BTreeSet<GroupId> = self.costs.keys().copied().collect();
+        groups.extend(self.chunks.keys().map(|chunk| chunk.group));
+        groups.extend(self.fetching.keys().map(|chunk| chunk.group));
+        let groups: Vec<GroupId> = groups.into_iter().collect();
         self.forget(&groups);
     }
 

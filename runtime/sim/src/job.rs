@@ -49,7 +49,8 @@ impl SimJob {
             input.relation.check(&producer.space, &space).is_ok()
         });
         let cost = Cost { output_bytes: 10, scratch_bytes: 5, nanoseconds: 1_000_000 };
-        Group { id, space, inputs, cost, program: Arc::from([]) }
+        let (name, program) = (format!("group {}", id.0), Arc::from([]));
+        Group { id, name, space, inputs, cost, retries: 0, program }
     }
 
     fn relation(random: &mut Random, producer: &Space, extents: &mut Vec<u32>) -> Relation {
@@ -96,6 +97,11 @@ impl SimJob {
             }
         }
         answers
+    }
+
+    /// Bytes that its largest task needs at once.
+    pub(crate) fn needed_bytes(&self) -> u64 {
+        self.groups.iter().map(|group| group.needed_bytes(&self.groups)).max().unwrap_or_default()
     }
 
     /// Every chunk that the client wants.

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use ebbtide_core::message::{Attempt, FromWorker, ToWorker};
+use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use ebbtide_core::scheduler::{self, Demand, Joining, Scheduler};
-use ebbtide_core::worker::{self, Worker};
+use ebbtide_core::worker::{self, RunId, Worker};
 use ebbtide_core::{JobId, TaskId, Time, WorkerId};
 
 use crate::job::{SimJob, make};
@@ -27,7 +27,12 @@ const JOB: JobId = JobId(1);
 enum Happening {
     ToScheduler(WorkerId, FromWorker),
     ToWorker(WorkerId, ToWorker),
-    Executed(WorkerId, TaskId, Attempt, u64),
+    /// A task's chunk, or that its process ended with it.
+    Executed {
+        at: WorkerId,
+        run: RunId,
+        value: Option<u64>,
+    },
     /// A chunk, or that it is not where it should be.
     Arrived {
         at: WorkerId,
@@ -40,8 +45,11 @@ enum Happening {
 }
 
 struct SimWorker {
+    joining: Joining,
     core: Worker,
     values: BTreeMap<TaskId, u64>,
+    /// What an execution just made.
+    made: Option<(RunId, u64)>,
     /// Milliseconds that a task takes at most.
     slowness: u32,
     is_silent: bool,
@@ -60,6 +68,10 @@ pub struct World {
     last_to_scheduler: BTreeMap<WorkerId, Time>,
     last_to_worker: BTreeMap<WorkerId, Time>,
     next_worker: u64,
+    /// The name that a worker got with its next connection.
+    renamed: BTreeMap<WorkerId, WorkerId>,
+    /// Memory without which a worker could not run every task of the job.
+    needed_bytes: u64,
     lost: u32,
     answers: BTreeMap<TaskId, u64>,
     wanted: BTreeSet<TaskId>,
@@ -95,6 +107,8 @@ impl World {
             last_to_scheduler: BTreeMap::new(),
             last_to_worker: BTreeMap::new(),
             next_worker: 0,
+            renamed: BTreeMap::new(),
+            needed_bytes: job.needed_bytes(),
             lost: 0,
             collected: BTreeSet::new(),
             is_done: false,
@@ -179,6 +193,10 @@ impl World {
             };
             let victim = ids[self.random.roll(count) as usize];
             self.lost += 1;
+            if self.random.once_in(3) {
+                self.reconnect(victim);
+                return;
+            }
             if self.random.once_in(2) {
                 self.log(&format!("{victim:?} dies"));
                 self.workers.remove(&victim);
@@ -192,22 +210,52 @@ impl World {
         }
     }
 
+    /// A worker loses its connection and comes back: the same process, under a new name.
+    fn reconnect(&mut self, old: WorkerId) {
+        let Some(mut worker) = self.workers.remove(&old) else { return };
+        let new = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        self.log(&format!("{old:?} comes back as {new:?}"));
+        self.tell_scheduler(scheduler::Event::WorkerLost(old));
+        worker.core.handle_event(worker::Event::Reconnected);
+        while let Some(effect) = worker.core.poll_effect() {
+            if let worker::Effect::Drop(chunk) = effect {
+                worker.values.remove(&chunk);
+            }
+        }
+        let joining = worker.joining.clone();
+        self.workers.insert(new, worker);
+        self.renamed.insert(old, new);
+        self.schedule(Duration::from_secs(2), Happening::Heartbeat(new));
+        self.tell_scheduler(scheduler::Event::WorkerJoined(new, joining));
+    }
+
+    /// What a worker is called now.
+    fn now_named(&self, mut worker: WorkerId) -> WorkerId {
+        while let Some(next) = self.renamed.get(&worker) {
+            worker = *next;
+        }
+        worker
+    }
+
     fn join(&mut self) {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         let cores = 1 + self.random.roll(3);
-        let memory_bytes = 40 + u64::from(self.random.roll(100));
+        let memory_bytes = self.needed_bytes + u64::from(self.random.roll(100));
         let slowness = if self.random.once_in(4) { 30_000 } else { 100 };
+        let (name, address) = (format!("w{}", id.0), String::new());
+        let joining = Joining { name, address, cores, memory_bytes };
         let worker = SimWorker {
+            joining: joining.clone(),
             core: Worker::new(cores, memory_bytes),
             values: BTreeMap::new(),
+            made: None,
             slowness,
             is_silent: false,
         };
         self.workers.insert(id, worker);
         self.schedule(Duration::from_secs(2), Happening::Heartbeat(id));
-        let (name, address) = (format!("w{}", id.0), String::new());
-        let joining = Joining { name, address, cores, memory_bytes };
         self.tell_scheduler(scheduler::Event::WorkerJoined(id, joining));
     }
 
@@ -222,15 +270,22 @@ impl World {
             Happening::ToWorker(to, message) => {
                 self.tell_worker(to, worker::Event::Scheduler(message))?;
             }
-            Happening::Executed(at, task, attempt, value) => {
+            Happening::Executed { at, run, value } => {
+                let at = self.now_named(at);
                 if let Some(worker) = self.workers.get_mut(&at) {
-                    worker.values.insert(task, value);
-                    let (bytes, nanoseconds) = (CHUNK_BYTES, 1_000_000);
-                    let event = worker::Event::Executed { task, attempt, bytes, nanoseconds };
+                    let event = if let Some(value) = value {
+                        worker.made = Some((run, value));
+                        let (bytes, nanoseconds) = (CHUNK_BYTES, 1_000_000);
+                        worker::Event::Executed { run, bytes, nanoseconds }
+                    } else {
+                        let failure = Failure { is_crash: true, ..Failure::new("it crashed") };
+                        worker::Event::ExecutionFailed { run, failure }
+                    };
                     self.tell_worker(at, event)?;
                 }
             }
             Happening::Arrived { at, chunk, holder, value } => {
+                let at = self.now_named(at);
                 if let Some(worker) = self.workers.get_mut(&at) {
                     let event = match value {
                         Some(value) => {
@@ -283,7 +338,7 @@ impl World {
                 }
                 scheduler::Effect::JobDone(_) => self.is_done = true,
                 scheduler::Effect::JobFailed(_, error) => {
-                    self.log(&error);
+                    self.log(&error.error);
                 }
                 scheduler::Effect::Released(_) | scheduler::Effect::Kept(_) => {}
             }
@@ -311,19 +366,30 @@ impl World {
                     }
                 }
             }
-            worker::Effect::Execute { task, attempt, inputs } => {
+            worker::Effect::Execute { run, task, inputs } => {
                 let inputs: Option<Vec<u64>> =
                     inputs.iter().map(|input| worker.values.get(input).copied()).collect();
                 let inputs = inputs.ok_or_else(|| format!("{task} runs without its inputs"))?;
                 let slowness = worker.slowness;
                 let time = Duration::from_millis(u64::from(1 + self.random.roll(slowness)));
-                self.schedule(time, Happening::Executed(at, task, attempt, make(task, &inputs)));
+                let value = make(task, &inputs);
+                let is_crash = self.lost < LOSSES_MAX && self.random.once_in(100);
+                self.lost += u32::from(is_crash);
+                self.schedule(
+                    time,
+                    Happening::Executed { at, run, value: (!is_crash).then_some(value) },
+                );
             }
             worker::Effect::Fetch { chunk, holder } => {
                 let held = self.workers.get(&holder).filter(|it| !it.is_silent);
                 let value = held.and_then(|it| it.values.get(&chunk).copied());
                 let delay = self.delay();
                 self.schedule(delay, Happening::Arrived { at, chunk, holder, value });
+            }
+            worker::Effect::Keep { run, task } => {
+                let made = worker.made.take().filter(|(by, _)| *by == run);
+                let (_, value) = made.ok_or_else(|| format!("{run:?} made nothing to keep"))?;
+                worker.values.insert(task, value);
             }
             worker::Effect::Drop(chunk) => {
                 worker.values.remove(&chunk);
@@ -337,6 +403,7 @@ impl World {
                 }
             }
             worker::Effect::Define(_)
+            | worker::Effect::Interrupt(_)
             | worker::Effect::Undefine(_)
             | worker::Effect::Introduce(..) => {}
         }

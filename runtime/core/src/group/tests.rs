@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::{AxisRelation, GroupError, Relation, Space};
+use super::{AxisRelation, GroupError, Overlap, Relation, Space};
 
 #[test]
 fn a_space_without_axes_has_one_task() {
@@ -38,10 +38,30 @@ fn a_relation_that_does_not_fit_is_refused() {
     }
 }
 
+/// Chunks of the consumer of 1, 2, 3, 1, … elements, every `step`th of a producer whose chunks are
+/// as even as they can be.
+fn overlap(axis: u8, consumers: u32, producers: u32, step: u32) -> Overlap {
+    let (start, step) = (u64::from(producers % 3), u64::from(step));
+    let consumer_ends = (0..u64::from(consumers)).scan(0, |end, nth| {
+        *end += 1 + nth % 3;
+        Some(*end)
+    });
+    let consumer_ends: Vec<u64> = consumer_ends.collect();
+    let elements = start + consumer_ends.last().unwrap() * step + u64::from(producers);
+    let ends = (1..=u64::from(producers)).map(|nth| elements * nth / u64::from(producers));
+    Overlap {
+        axis,
+        producer_ends: ends.collect(),
+        consumer_ends: consumer_ends.into(),
+        start,
+        step,
+    }
+}
+
 /// Two spaces and a relation that fits them.
 fn related() -> impl Strategy<Value = (Relation, Space, Space)> {
     let consumer = prop::collection::vec(1_u32..5, 1..4);
-    (consumer, prop::collection::vec((0_u8..4, 0_u8..8, 1_u32..4, 1_u32..6), 0..4)).prop_map(
+    (consumer, prop::collection::vec((0_u8..5, 0_u8..8, 1_u32..4, 1_u32..6), 0..4)).prop_map(
         |(consumer, axes)| {
             let mut producer = Vec::new();
             let relation = axes
@@ -53,7 +73,8 @@ fn related() -> impl Strategy<Value = (Relation, Space, Space)> {
                         0 => (along, AxisRelation::Same { axis }),
                         1 => (extent, AxisRelation::At { index: extent / 2 }),
                         2 => (extent, AxisRelation::All),
-                        _ => (along * arity, AxisRelation::Level { axis, arity }),
+                        3 => (along * arity, AxisRelation::Level { axis, arity }),
+                        _ => (extent, AxisRelation::Overlap(overlap(axis, along, extent, arity))),
                     };
                     producer.push(extent);
                     relation
@@ -74,5 +95,9 @@ proptest! {
                 .collect();
             prop_assert_eq!(relation.consumers(&producer, &consumer, from), forward);
         }
+        let most = (0..consumer.tasks())
+            .map(|to| relation.producers(&producer, &consumer, to).len() as u64)
+            .max();
+        prop_assert_eq!(most, Some(relation.producers_max(&producer)));
     }
 }

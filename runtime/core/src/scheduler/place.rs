@@ -23,9 +23,11 @@ impl Scheduler {
     }
 
     fn next_ready(&mut self) -> Option<(u64, TaskId)> {
-        if self.ready.is_empty() {
-            let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
-            jobs.into_iter().find(|job| self.advance(*job));
+        while self.ready.is_empty()
+            && let Some(job) = self.walking.first().copied()
+            && !self.advance(job)
+        {
+            self.walking.remove(&job);
         }
         self.ready.first().copied()
     }
@@ -66,10 +68,14 @@ impl Scheduler {
         let order = self.next_order;
         self.next_order += 1;
         let uses = self.table.uses_to_come(task);
-        self.tasks.insert(task, Task { state: State::Planned, order, uses, losses: 0 });
+        self.tasks.insert(
+            task,
+            Task { state: State::Planned, order, uses, losses: 0, failures: 0, misses: 0 },
+        );
         let needs = self.table.dependencies(task);
         let job = self.table.entry(task.group).job;
         self.jobs.get_mut(&job).expect("a live job").frontier.push(task, needs);
+        self.walking.insert(job);
     }
 
     /// Makes a task wait for the inputs that are not in memory. True when there are none.

@@ -1,6 +1,7 @@
 //! What is done when workers and chunks are lost: what is still needed comes up again.
 
-use crate::scheduler::{LOSSES_MAX, Scheduler, State};
+use crate::message::Failure;
+use crate::scheduler::{LOSSES_MAX, MISSES_MAX, Scheduler, State};
 use crate::{TaskId, WorkerId};
 
 impl Scheduler {
@@ -20,11 +21,58 @@ impl Scheduler {
                      it may need more memory than a worker has",
                     live.losses
                 );
-                self.fail_job(task, error);
+                self.fail_job(task, Failure::new(error));
             } else {
                 self.settle(task);
             }
         }
+    }
+
+    /// A task's program failed or its process ended: it is tried again as often as it may.
+    pub(super) fn fail(&mut self, task: TaskId, mut failure: Failure) {
+        self.unassign(task);
+        let retries = self.table.entry(task.group).group.retries;
+        let live = self.live(task);
+        let (times, times_max) = if failure.is_crash {
+            live.losses += 1;
+            (live.losses, LOSSES_MAX)
+        } else {
+            live.failures += 1;
+            (live.failures, retries)
+        };
+        if times <= times_max {
+            self.settle(task);
+            return;
+        }
+        if times > 1 {
+            failure.error = format!("{} (tried {times} times)", failure.error);
+        }
+        self.fail_job(task, failure);
+    }
+
+    /// A worker could not fetch an input: it is made again, and the task tried again.
+    pub(super) fn miss_input(
+        &mut self,
+        task: TaskId,
+        (input, holder): (TaskId, WorkerId),
+        from: WorkerId,
+    ) {
+        self.unassign(task);
+        let live = self.live(task);
+        live.misses += 1;
+        if live.misses > MISSES_MAX {
+            let name = |id| self.workers.get(&id).map_or("a lost worker", |it| &it.joining.name);
+            let error = format!(
+                "{} could not fetch from {} for the {MISSES_MAX}th time; the workers of a cluster \
+                 must reach each other",
+                name(from),
+                name(holder)
+            );
+            self.fail_job(task, Failure::new(error));
+            return;
+        }
+        self.lose_chunks(&[(input, holder)]);
+        self.settle(task);
     }
 
     /// These chunks are not where they were. Those that are still needed are made again.

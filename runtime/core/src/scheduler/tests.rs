@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Demand, Effect, Event, Joining, Scheduler};
-use crate::message::{Attempt, FromWorker, ToWorker};
+use super::{Demand, Effect, Event, Joining, LOSSES_MAX, Scheduler};
+use crate::message::{Attempt, Failure, FromWorker, ToWorker};
 use crate::{
     AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Space, TaskId, Time, WorkerId,
 };
@@ -11,7 +11,8 @@ const COST: Cost = Cost { output_bytes: 100, scratch_bytes: 0, nanoseconds: 1_00
 
 fn group(id: u64, extents: &[u32], inputs: Vec<Input>) -> Group {
     let space = Space::new(extents.to_vec()).unwrap();
-    Group { id: GroupId(id), space, inputs, cost: COST, program: Arc::from([]) }
+    let (name, program) = (format!("group {id}"), Arc::from([]));
+    Group { id: GroupId(id), name, space, inputs, cost: COST, retries: 0, program }
 }
 
 /// `leaves` tasks and one that needs them all.
@@ -127,7 +128,7 @@ fn a_task_that_keeps_losing_its_worker_fails_its_job_by_name() {
         play.at(0, Event::WorkerLost(WorkerId(id)));
     }
     let failed = play.others.iter().find_map(|effect| {
-        if let Effect::JobFailed(_, error) = effect { Some(error.as_str()) } else { None }
+        if let Effect::JobFailed(_, error) = effect { Some(error.error.as_str()) } else { None }
     });
     assert!(failed.is_some_and(|error| error.contains("task 1.0 was lost")), "{failed:?}");
 }
@@ -190,7 +191,9 @@ fn demand_counts_what_waits_and_what_runs() {
 #[test]
 fn work_in_hand_stays_within_the_memory_of_a_worker() {
     let small = Joining { memory_bytes: 250, ..joining(8) };
-    let play = Play::of([Event::WorkerJoined(WorkerId(1), small), tree(9)]);
+    let groups = vec![group(1, &[9], vec![])];
+    let nine = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] };
+    let play = Play::of([Event::WorkerJoined(WorkerId(1), small), nine]);
     assert_eq!(play.assigned.len(), 2);
 }
 
@@ -200,4 +203,56 @@ fn groups_that_make_no_job_are_refused() {
     let groups = vec![group(1, &[2], vec![stray])];
     let play = Play::of([Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] }]);
     assert!(matches!(play.others[..], [Effect::JobFailed(JobId(1), _)]));
+}
+
+fn failed(nth: u32, is_crash: bool) -> FromWorker {
+    let failure = Failure { error: "no".to_owned(), exception: vec![7], is_crash };
+    FromWorker::Failed { task: task(1, 0), attempt: Attempt(nth), failure }
+}
+
+fn one(retries: u32) -> Event {
+    let groups = vec![Group { retries, ..group(1, &[1], vec![]) }];
+    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] }
+}
+
+#[test]
+fn a_program_that_fails_is_tried_again_as_often_as_it_may() {
+    let mut play = Play::of([join(1, 1), one(2)]);
+    for nth in 1..=3 {
+        assert_eq!(play.assigned.len(), nth);
+        let nth = u32::try_from(nth).unwrap();
+        play.at(0, Event::Worker(WorkerId(1), failed(nth, false)));
+    }
+    let failure =
+        Failure { error: "no (tried 3 times)".to_owned(), exception: vec![7], is_crash: false };
+    assert!(play.others.contains(&Effect::JobFailed(JobId(1), failure)));
+}
+
+#[test]
+fn a_process_that_crashes_is_started_again_even_without_retries() {
+    let mut play = Play::of([join(1, 1), one(0)]);
+    for nth in 1..=LOSSES_MAX {
+        play.at(0, Event::Worker(WorkerId(1), failed(nth, true)));
+    }
+    assert_eq!(play.assigned.len(), 4);
+    play.at(0, Event::Worker(WorkerId(1), failed(4, true)));
+    assert!(play.others.iter().any(|it| matches!(it, Effect::JobFailed(..))));
+}
+
+#[test]
+fn a_task_that_fits_no_worker_is_refused_before_it_starts_with_the_numbers() {
+    let small = Event::WorkerJoined(WorkerId(1), Joining { memory_bytes: 1000, ..joining(1) });
+    for events in [[small.clone(), tree(10)], [tree(10), small]] {
+        let play = Play::of(events);
+        let [Effect::JobFailed(JobId(1), failure)] = &play.others[..] else {
+            panic!("{:?}", play.others)
+        };
+        assert_eq!(
+            failure.error,
+            "group 2: one task needs 1.1 KiB of memory (1000 bytes for inputs, 100 bytes for its \
+             output, 0 bytes beside them), and the largest worker has 1000 bytes for tasks and \
+             chunks; use smaller chunks, or workers with more memory"
+        );
+        assert_eq!(play.assigned, []);
+    }
 }

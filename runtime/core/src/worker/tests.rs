@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Effect, Event, Worker};
+use super::{Effect, Event, RunId, Worker};
 use crate::message::{Assignment, Attempt, FromWorker, ToWorker};
 use crate::{Cost, Group, GroupId, Space, TaskId, WorkerId};
 
@@ -12,12 +12,17 @@ fn chunk(index: u32) -> TaskId {
 
 fn worker(cores: u32, memory_bytes: u64) -> Worker {
     let mut worker = Worker::new(cores, memory_bytes);
+    define(&mut worker);
+    worker
+}
+
+fn define(worker: &mut Worker) {
     let cost = Cost { output_bytes: 10, scratch_bytes: 5, nanoseconds: 1 };
     let space = Space::new(vec![100]).unwrap();
-    let group = Group { id: GroupId(1), space, inputs: vec![], cost, program: Arc::from([]) };
+    let (name, program) = ("group".to_owned(), Arc::from([]));
+    let group = Group { id: GroupId(1), name, space, inputs: vec![], cost, retries: 0, program };
     worker.handle_event(Event::Scheduler(ToWorker::Define(vec![group])));
-    effects(&mut worker);
-    worker
+    effects(worker);
 }
 
 fn effects(worker: &mut Worker) -> Vec<Effect> {
@@ -31,14 +36,17 @@ fn assign(worker: &mut Worker, task: TaskId, attempt: u32, inputs: &[TaskId]) ->
     effects(worker)
 }
 
-fn executed(worker: &mut Worker, task: TaskId, attempt: u32) -> Vec<Effect> {
-    let attempt = Attempt(attempt);
-    worker.handle_event(Event::Executed { task, attempt, bytes: 10, nanoseconds: 3 });
+fn executed(worker: &mut Worker, run: u64) -> Vec<Effect> {
+    worker.handle_event(Event::Executed { run: RunId(run), bytes: 10, nanoseconds: 3 });
     effects(worker)
 }
 
-fn execute(task: TaskId, attempt: u32, inputs: &[TaskId]) -> Effect {
-    Effect::Execute { task, attempt: Attempt(attempt), inputs: inputs.to_vec() }
+fn execute(run: u64, task: TaskId, inputs: &[TaskId]) -> Effect {
+    Effect::Execute { run: RunId(run), task, inputs: inputs.to_vec() }
+}
+
+fn keep(run: u64, task: TaskId) -> Effect {
+    Effect::Keep { run: RunId(run), task }
 }
 
 fn finished(task: TaskId, attempt: u32, nanoseconds: u64) -> Effect {
@@ -52,9 +60,9 @@ fn a_task_runs_when_its_inputs_are_here_and_they_go_when_it_is_done() {
     let fetch = assign(&mut worker, chunk(1), 1, &[chunk(0)]);
     assert_eq!(fetch, [Effect::Fetch { chunk: chunk(0), holder: THERE }]);
     worker.handle_event(Event::Fetched { chunk: chunk(0), bytes: 10 });
-    assert_eq!(effects(&mut worker), [execute(chunk(1), 1, &[chunk(0)])]);
-    let done = executed(&mut worker, chunk(1), 1);
-    assert_eq!(done, [Effect::Drop(chunk(0)), finished(chunk(1), 1, 3)]);
+    assert_eq!(effects(&mut worker), [execute(0, chunk(1), &[chunk(0)])]);
+    let done = executed(&mut worker, 0);
+    assert_eq!(done, [Effect::Drop(chunk(0)), keep(0, chunk(1)), finished(chunk(1), 1, 3)]);
     assert_eq!(worker.taken_bytes(), 10);
 }
 
@@ -63,7 +71,7 @@ fn an_assignment_that_comes_twice_runs_once() {
     let mut worker = worker(2, 1000);
     assert_eq!(assign(&mut worker, chunk(1), 1, &[]).len(), 1);
     assert_eq!(assign(&mut worker, chunk(1), 1, &[]), []);
-    executed(&mut worker, chunk(1), 1);
+    executed(&mut worker, 0);
     assert_eq!(assign(&mut worker, chunk(1), 1, &[]), [finished(chunk(1), 1, 0)]);
 }
 
@@ -71,7 +79,7 @@ fn an_assignment_that_comes_twice_runs_once() {
 fn a_chunk_of_a_later_attempt_survives_a_late_free() {
     let mut worker = worker(1, 1000);
     assign(&mut worker, chunk(1), 2, &[]);
-    executed(&mut worker, chunk(1), 2);
+    executed(&mut worker, 0);
     let free = |attempt| Event::Scheduler(ToWorker::Free(vec![(chunk(1), Attempt(attempt))]));
     worker.handle_event(free(1));
     assert_eq!(effects(&mut worker), []);
@@ -86,11 +94,15 @@ fn tasks_run_only_while_their_memory_is_free() {
     assign(&mut worker, chunk(1), 1, &[]);
     assign(&mut worker, chunk(2), 1, &[]);
     assert_eq!(assign(&mut worker, chunk(3), 1, &[]), []);
-    let done = executed(&mut worker, chunk(1), 1);
-    assert_eq!(done, [finished(chunk(1), 1, 3)], "the finished chunk still takes its bytes");
+    let done = executed(&mut worker, 0);
+    assert_eq!(
+        done,
+        [keep(0, chunk(1)), finished(chunk(1), 1, 3)],
+        "the finished chunk still takes its bytes"
+    );
     let free = ToWorker::Free(vec![(chunk(1), Attempt(1))]);
     worker.handle_event(Event::Scheduler(free));
-    assert_eq!(effects(&mut worker), [Effect::Drop(chunk(1)), execute(chunk(3), 1, &[])]);
+    assert_eq!(effects(&mut worker), [Effect::Drop(chunk(1)), execute(2, chunk(3), &[])]);
 }
 
 #[test]
@@ -111,10 +123,33 @@ fn an_input_that_cannot_be_had_gives_its_tasks_back() {
 fn what_belongs_to_a_forgotten_group_leaves_nothing_behind() {
     let mut worker = worker(1, 1000);
     assign(&mut worker, chunk(1), 1, &[]);
-    executed(&mut worker, chunk(1), 1);
+    executed(&mut worker, 0);
     assign(&mut worker, chunk(2), 1, &[]);
     worker.handle_event(Event::Scheduler(ToWorker::Forget(vec![GroupId(1)])));
     effects(&mut worker);
-    assert_eq!(executed(&mut worker, chunk(2), 1), [Effect::Drop(chunk(2))]);
+    assert_eq!(executed(&mut worker, 1), []);
     assert_eq!(worker.taken_bytes(), 0);
+}
+
+#[test]
+fn a_task_that_runs_for_a_job_that_is_over_is_interrupted() {
+    let mut worker = worker(1, 1000);
+    assign(&mut worker, chunk(0), 1, &[]);
+    assign(&mut worker, chunk(1), 2, &[]);
+    worker.handle_event(Event::Scheduler(ToWorker::Forget(vec![GroupId(1)])));
+    let forgotten = effects(&mut worker);
+    assert_eq!(forgotten, [Effect::Interrupt(RunId(0)), Effect::Undefine(vec![GroupId(1)])]);
+}
+
+#[test]
+fn an_execution_from_before_a_new_connection_counts_for_nobody() {
+    let mut worker = worker(2, 1000);
+    assign(&mut worker, chunk(0), 1, &[]);
+    worker.handle_event(Event::Reconnected);
+    effects(&mut worker);
+    define(&mut worker);
+    assert_eq!(assign(&mut worker, chunk(0), 1, &[]), [execute(1, chunk(0), &[])]);
+    assert_eq!(executed(&mut worker, 0), []);
+    assert_eq!(executed(&mut worker, 1), [keep(1, chunk(0)), finished(chunk(0), 1, 3)]);
+    assert_eq!(worker.taken_bytes(), 10);
 }
