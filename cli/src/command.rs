@@ -91,6 +91,12 @@ pub(crate) enum EnvCommand {
         /// The manifest.
         file: PathBuf,
     },
+    /// Print what an image for a manifest's package list must have installed, one requirement a
+    /// line: the list itself, and what workers need to run Python functions.
+    Packages {
+        /// The manifest.
+        file: PathBuf,
+    },
 }
 
 /// Where a cluster is.
@@ -135,12 +141,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             output::line(&format!("{name} is gone"))?;
         }
         Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
-        Command::Env { command: EnvCommand::Key { file } } => {
-            let cluster = manifest::read(&file)?;
-            let environment =
-                cluster.spec.environment.context("the manifest has no environment")?;
-            output::line(ebbtide_plan::request(&environment)?.key().as_str())?;
-        }
+        Command::Env { command } => environment(&command)?,
         Command::Crd { output } => output::value(&Cluster::crd(), output)?,
         Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,
         Command::Endpoint { name, place } => {
@@ -153,6 +154,16 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Scheduler | Command::Worker => bail!("a program, not a command"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn environment(command: &EnvCommand) -> anyhow::Result<()> {
+    let (EnvCommand::Key { file } | EnvCommand::Packages { file }) = command;
+    let environment = manifest::read(file)?.spec.environment;
+    let request = ebbtide_plan::request(&environment.context("the manifest has no environment")?)?;
+    match command {
+        EnvCommand::Key { .. } => output::line(request.key().as_str()),
+        EnvCommand::Packages { .. } => request.installed().try_for_each(output::line),
+    }
 }
 
 async fn up(file: &Path, script: Option<&Path>, place: &Place) -> anyhow::Result<ExitCode> {
@@ -189,6 +200,11 @@ async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> any
     loop {
         let cluster = backend.next(namespace, name, told.as_ref()).await?;
         let status = cluster.status.clone().unwrap_or_default();
+        // What was found out about an earlier spec says nothing of this one.
+        if status.observed_generation != cluster.metadata.generation {
+            told = Some(cluster);
+            continue;
+        }
         match (status.phase, status.message) {
             (Phase::Ready, _) => return Ok(()),
             (Phase::Degraded, message) => bail!("{name}: {}", message.unwrap_or_default()),

@@ -37,6 +37,7 @@ const ARROWS: &[(&str, &str)] = &[
     ("ebbtide-plan", "ebbtide-contract"),
     ("ebbtide-plan", "ebbtide-environment"),
     ("ebbtide-python", "ebbtide-array"),
+    ("ebbtide-python", "ebbtide-core"),
     ("ebbtide-python", "ebbtide-node"),
     ("ebbtide-sim", "ebbtide-core"),
 ];

@@ -14,6 +14,10 @@ use sha2::{Digest as _, Sha256};
 /// What the key is a hash of, so that no other hash can be taken for it.
 const DOMAIN: &str = "ebbtide environment request v1";
 
+/// What every environment has beside its packages: what a worker needs to run Python functions and
+/// to give them arrays.
+const RUNTIME: [&str; 2] = ["cloudpickle==3.1.2", "numpy"];
+
 /// A package list in canonical form.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Request {
@@ -65,9 +69,14 @@ impl Request {
         &self.python
     }
 
-    /// The requirements, canonical and sorted.
+    /// The requirements that were asked for, canonical and sorted.
     pub fn packages(&self) -> impl Iterator<Item = &str> {
         self.packages.iter().map(String::as_str)
+    }
+
+    /// Everything that is installed: what was asked for, and what workers need.
+    pub fn installed(&self) -> impl Iterator<Item = &str> {
+        self.packages().chain(RUNTIME)
     }
 
     /// The hash of everything above.
@@ -79,7 +88,7 @@ impl Request {
         };
         add(DOMAIN);
         add(&self.python);
-        for package in &self.packages {
+        for package in self.installed() {
             add(package);
         }
         let digest = hash.finalize();

@@ -68,7 +68,7 @@ pub(crate) async fn apply(
                 "delete pod"
             }
             Op::Retire { workers, deadline_seconds } => {
-                context.schedulers.retire(&uid, workers.clone(), *deadline_seconds);
+                context.schedulers.retire(&uid, workers, *deadline_seconds);
                 "retire"
             }
             Op::DeleteCluster { uid } => {

@@ -95,10 +95,8 @@ fn seen(pod: &SlimPod) -> PodSeen {
         .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
         .filter_map(|ended| ended.finished_at.as_ref().map(|time| time.0))
         .max();
-    let trouble = containers()
-        .find_map(|container| trouble(container.state.as_ref()?))
-        .or_else(|| unschedulable(status?.conditions.as_deref().unwrap_or_default()))
-        .or_else(|| {
+    let trouble =
+        containers().find_map(|container| trouble(container.state.as_ref()?)).or_else(|| {
             let reason = status?.reason.clone()?;
             Some(format!("{reason}: {}", status?.message.as_deref().unwrap_or_default()))
         });
@@ -109,6 +107,7 @@ fn seen(pod: &SlimPod) -> PodSeen {
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
         phase,
         ended_at,
+        waits: status.and_then(|it| unschedulable(it.conditions.as_deref().unwrap_or_default())),
         trouble,
     }
 }

@@ -88,8 +88,12 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
     context.pods.wait_until_ready().await.map_err(|_| ReconcileError::NotReady)?;
     let observed = observe(context, cluster);
     let plan = plan(cluster, &observed, &context.site, Timestamp::now());
-    apply(context, cluster, &plan.changes).await?;
-    record(context, cluster, &plan).await.map_err(ReconcileError::Record)?;
+    if let Err(error) = apply(context, cluster, &plan.changes).await {
+        let status = plan.stuck(cluster, &error.to_string(), Timestamp::now());
+        record(context, cluster, &status, &[]).await.map_err(ReconcileError::Record)?;
+        return Err(error.into());
+    }
+    record(context, cluster, &plan.status, &plan.changes).await.map_err(ReconcileError::Record)?;
     Ok(plan.next_look.map_or_else(Action::await_change, Action::requeue))
 }
 

@@ -1,7 +1,7 @@
 //! One status write, then events: what people are told is what the server has acknowledged.
 
-use ebbtide_api::Cluster;
-use ebbtide_plan::{Change, Op, Plan};
+use ebbtide_api::{Cluster, ClusterStatus};
+use ebbtide_plan::{Change, Op};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
@@ -19,28 +19,31 @@ const NOTE_MAX: usize = 1000;
 pub(crate) async fn record(
     context: &Context,
     cluster: &Cluster,
-    plan: &Plan,
+    status: &ClusterStatus,
+    changes: &[Change],
 ) -> Result<(), CallError> {
-    if cluster.status.as_ref() != Some(&plan.status) {
+    if cluster.status.as_ref() != Some(status) {
         let clusters: Api<Cluster> =
             Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-        let status = json!({
+        let document = json!({
             "apiVersion": Cluster::api_version(&()),
             "kind": Cluster::kind(&()),
             "metadata": { "uid": cluster.uid() },
-            "status": plan.status,
+            "status": status,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let name = cluster.name_any();
-        let written =
-            call("write the status", clusters.patch_status(&name, &params, &Patch::Apply(status)))
-                .await;
+        let written = call(
+            "write the status",
+            clusters.patch_status(&name, &params, &Patch::Apply(document)),
+        )
+        .await;
         match written {
             Err(error) if !error.is_gone() => return Err(error),
             _ => {}
         }
     }
-    for change in &plan.changes {
+    for change in changes {
         tell(context, cluster, change).await;
     }
     Ok(())

@@ -32,6 +32,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(6 * INTERVAL_SECONDS_MAX);
 /// Orders that wait for a scheduler that does not read.
 const ORDERS_MAX: usize = 64;
 
+/// Workers of one order: a line of it stays far below its limit.
+const RETIRE_MAX: usize = 256;
+
 /// What the schedulers of all clusters say.
 #[derive(Clone, Debug, Default)]
 pub struct Schedulers(Arc<Mutex<BTreeMap<String, Connection>>>);
@@ -52,11 +55,15 @@ impl Schedulers {
 
     /// Asks a scheduler to do without workers. Asking one that is away does nothing: the plan asks
     /// again when it is back.
-    pub fn retire(&self, cluster_uid: &str, workers: Vec<String>, deadline_seconds: u64) {
+    pub fn retire(&self, cluster_uid: &str, workers: &[String], deadline_seconds: u64) {
         if let Some(connection) = self.lock().get(cluster_uid) {
-            let order = Down::Retire { workers, deadline_seconds };
-            if connection.orders.try_send(order).is_err() {
-                tracing::warn!(cluster_uid, "the scheduler does not read its orders");
+            // A line has a bounded length, whatever the number of workers.
+            for workers in workers.chunks(RETIRE_MAX).map(<[_]>::to_vec) {
+                let order = Down::Retire { workers, deadline_seconds };
+                if connection.orders.try_send(order).is_err() {
+                    tracing::warn!(cluster_uid, "the scheduler does not read its orders");
+                    return;
+                }
             }
         }
     }

@@ -60,14 +60,10 @@ async fn build(request: &Request, draft: &Path) -> Result<(), EnvironmentError> 
         draft.as_ref(),
     ];
     uv(request, venv).await?;
-    let packages: Vec<&str> = request.packages().collect();
-    if packages.is_empty() {
-        return Ok(());
-    }
     let python = draft.join("bin/python");
     let install: [&OsStr; 4] =
         ["pip".as_ref(), "install".as_ref(), "--python".as_ref(), python.as_ref()];
-    uv(request, install.into_iter().chain(packages.iter().map(OsStr::new))).await
+    uv(request, install.into_iter().chain(request.installed().map(OsStr::new))).await
 }
 
 async fn uv<'a>(

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File};
 use std::io;
+use std::iter;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,10 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
     process.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
     process.envs(KEPT.iter().filter_map(|name| Some((name, env::var_os(name)?))));
     if let Some(environment) = sandbox.environment {
+        // Its interpreter is the first on the path, as in an image.
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = iter::once(environment.join("bin")).chain(env::split_paths(&path));
+        process.env("PATH", env::join_paths(folders).map_err(io::Error::other)?);
         process.env("VIRTUAL_ENV", environment);
     }
     for variable in container.env.iter().flatten() {

@@ -200,7 +200,7 @@ impl Supervisor {
                 Op::DeletePod(pod) => self.delete_pod(&pod.name, &pod.uid).await,
                 Op::Retire { workers, deadline_seconds } => {
                     let uid = self.cluster.uid().unwrap_or_default();
-                    self.schedulers.retire(&uid, workers.clone(), *deadline_seconds);
+                    self.schedulers.retire(&uid, workers, *deadline_seconds);
                 }
                 Op::DeleteCluster { .. } => return Ok(Applied::Gone),
             }

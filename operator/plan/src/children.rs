@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, WorkerGroup, names};
+use ebbtide_api::{Cluster, names};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
@@ -24,7 +24,11 @@ pub(crate) struct Children {
     pub(crate) held: Vec<u32>,
     /// Pods that ended and have waited long enough.
     pub(crate) ended: Vec<PodRef>,
-    /// Why pods wait or ended.
+    /// Workers of a group that the spec no longer has.
+    pub(crate) strays: Vec<PodRef>,
+    /// What pods wait for.
+    pub(crate) waits: Vec<String>,
+    /// Why pods cannot start or ended.
     pub(crate) troubles: Vec<String>,
     pub(crate) next_look: Option<Duration>,
 }
@@ -44,6 +48,9 @@ impl Children {
             if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
                 children.troubles.push(format!("{}: {trouble}", pod.name));
             }
+            if let Some(waits) = pod.waits.as_ref().filter(|_| !pod.is_deleting) {
+                children.waits.push(format!("{}: {waits}", pod.name));
+            }
             let is_over = pod.is_deleting || pod.phase == PodPhase::Ended;
             if pod.phase == PodPhase::Ended && !pod.is_deleting {
                 children.end(pod, now);
@@ -53,7 +60,13 @@ impl Children {
                 children.scheduler = (!is_over).then(|| pod.clone());
                 continue;
             }
-            let Some(index) = index(cluster, group, pod) else { continue };
+            let Some(index) = index(cluster, &group.name, pod) else {
+                let of_old = pod.labels.get(names::WORKER_GROUP);
+                if !is_over && of_old.is_some_and(|old| index(cluster, old, pod).is_some()) {
+                    children.strays.push(pod_ref(pod));
+                }
+                continue;
+            };
             if is_over {
                 children.held.push(index);
                 continue;
@@ -77,7 +90,9 @@ impl Children {
 
     /// Pods that ended give their names free.
     pub(crate) fn clear_away(&self) -> impl Iterator<Item = Change> {
-        self.ended.iter().map(|pod| Change { op: Op::DeletePod(pod.clone()), why: "it has ended" })
+        let ended = self.ended.iter().map(|pod| (pod, "it has ended"));
+        let strays = self.strays.iter().map(|pod| (pod, "the spec has no such worker group"));
+        ended.chain(strays).map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
     }
 }
 
@@ -86,7 +101,7 @@ pub(crate) fn pod_ref(pod: &PodSeen) -> PodRef {
 }
 
 /// The index of a worker, if the pod's name is the one that we would give to it.
-fn index(cluster: &Cluster, group: &WorkerGroup, pod: &PodSeen) -> Option<u32> {
+fn index(cluster: &Cluster, group: &str, pod: &PodSeen) -> Option<u32> {
     let index = pod.labels.get(names::INDEX)?.parse().ok()?;
-    (names::worker(&cluster.name_any(), &group.name, index) == pod.name).then_some(index)
+    (names::worker(&cluster.name_any(), group, index) == pod.name).then_some(index)
 }

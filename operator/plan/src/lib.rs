@@ -80,7 +80,9 @@ pub struct PodSeen {
     pub phase: PodPhase,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
-    /// Why it waits or ended, in the words of whoever runs it.
+    /// What it waits for that may come by itself, like a node with room.
+    pub waits: Option<String>,
+    /// Why it cannot start or ended, in the words of whoever runs it.
     pub trouble: Option<String>,
 }
 
@@ -106,6 +108,13 @@ pub struct Plan {
     /// When to look again even if nothing happens.
     #[serde(skip)]
     pub next_look: Option<Duration>,
+}
+
+impl Plan {
+    /// The status when one of the changes could not be made.
+    pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
+        status::stuck(cluster, &self.status, error, now)
+    }
 }
 
 /// One write.

@@ -38,6 +38,10 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         (Phase::Deleting, "Idle", "there was no work for spec.lifetime.idle.after".to_owned())
     } else if let Some(trouble) = children.troubles.first() {
         (Phase::Degraded, "PodTrouble", trouble.clone())
+    } else if let Some(waits) =
+        children.waits.first().filter(|_| observed.demand.is_none() || counts.ready < min)
+    {
+        (Phase::Starting, "PodWaiting", waits.clone())
     } else if observed.demand.is_none() {
         (Phase::Starting, "SchedulerStarting", "waiting for the scheduler to answer".to_owned())
     } else if counts.ready < min {
@@ -77,8 +81,26 @@ pub(crate) fn degraded(
     }
 }
 
+/// The status when a change could not be made: what was observed, and what went wrong.
+pub(crate) fn stuck(
+    cluster: &Cluster,
+    planned: &ClusterStatus,
+    error: &str,
+    now: Timestamp,
+) -> ClusterStatus {
+    let is_ready = planned.phase == Phase::Ready;
+    let phase = if is_ready { Phase::Starting } else { planned.phase };
+    let message = error.to_owned();
+    let condition = ready_condition(cluster, phase, ("ApplyFailed", message.clone()), now);
+    ClusterStatus { phase, message: Some(message), conditions: vec![condition], ..planned.clone() }
+}
+
 pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
-    ClusterStatus { phase: Phase::Deleting, ..cluster.status.clone().unwrap_or_default() }
+    ClusterStatus {
+        phase: Phase::Deleting,
+        observed_generation: cluster.metadata.generation,
+        ..cluster.status.clone().unwrap_or_default()
+    }
 }
 
 /// The condition, with the time of its last change kept while it does not change.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, plan};
 
-const KEY: &str = "21cecb760556c79beaa0ccc8dd78eaec06f7bb4cad7801612ebcff054ff6fb0b";
+const KEY: &str = "8c2aeba76bf85828ecd6dd46a2ca218c46ad1b13c9b828b278b557b39c265910";
 
 fn cluster(change: impl FnOnce(&mut Value)) -> Cluster {
     let mut spec = json!({
@@ -266,6 +266,29 @@ fn a_pod_that_is_not_ours_is_not_counted_and_not_touched() {
     let plan = world.step();
     assert_eq!(plan.changes.iter().filter(|it| matches!(it.op, Op::CreatePod(_))).count(), 2);
     assert!(!plan.changes.iter().any(|it| matches!(it.op, Op::DeletePod(_))));
+}
+
+#[test]
+fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    world.cluster.spec.workers[0].name = "other".to_owned();
+    let plan = world.after(1);
+    let whys: Vec<&str> = plan.changes.iter().map(|it| it.why).collect();
+    assert!(whys.contains(&"the spec has no such worker group"), "{whys:?}");
+    assert!(whys.contains(&"fewer workers than the queue asks for"), "{whys:?}");
+}
+
+#[test]
+fn a_pod_that_waits_for_a_node_is_no_failure_and_is_told() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    let words = "Unschedulable: no node has room".to_owned();
+    world.observed.pods[0].waits = Some(words.clone());
+    let status = world.after(1).status;
+    assert_eq!(status.phase, Phase::Starting);
+    assert!(status.message.is_some_and(|message| message.ends_with(&words)));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The data types of the array API standard, 2024.12.
+/// The data types of the array API standard, 2024.12, and objects.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum DType {
     /// `bool`
@@ -34,6 +34,8 @@ pub enum DType {
     Complex64,
     /// `complex128`
     Complex128,
+    /// A value of a Python function, pickled. Not of the standard, and nothing computes with it.
+    Object,
 }
 
 /// What the values of a data type are.
@@ -49,9 +51,11 @@ pub enum Kind {
     Float,
     /// Complex floating point.
     Complex,
+    /// Anything.
+    Object,
 }
 
-const ALL: [(DType, &str, Kind, u8); 13] = [
+const ALL: [(DType, &str, Kind, u8); 14] = [
     (DType::Bool, "bool", Kind::Bool, 1),
     (DType::Int8, "int8", Kind::Signed, 1),
     (DType::Int16, "int16", Kind::Signed, 2),
@@ -65,6 +69,7 @@ const ALL: [(DType, &str, Kind, u8); 13] = [
     (DType::Float64, "float64", Kind::Float, 8),
     (DType::Complex64, "complex64", Kind::Complex, 8),
     (DType::Complex128, "complex128", Kind::Complex, 16),
+    (DType::Object, "object", Kind::Object, 0),
 ];
 
 impl DType {
@@ -83,7 +88,7 @@ impl DType {
         self.row().2
     }
 
-    /// Size of one element, in bytes.
+    /// Size of one element, in bytes; 0 for objects, which have any size.
     pub fn item_bytes(self) -> u64 {
         u64::from(self.row().3)
     }

@@ -1,11 +1,15 @@
 //! Array expressions: what is to be computed, with shape, dtype and chunks known at every node.
 
+mod infer;
+
 use std::sync::Arc;
 
 use ebbtide_core::GroupError;
 use serde::{Deserialize, Serialize};
 
-use crate::{DType, Grid, Kind, auto_chunks, broadcast};
+use crate::expression::infer::infer;
+pub(crate) use crate::expression::infer::without;
+use crate::{DType, Grid, Kind, auto_chunks};
 
 /// An operation of two arrays, element by element.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -72,6 +76,8 @@ pub enum Op {
     Binary(BinaryOp),
     /// Converted element by element.
     Cast(DType),
+    /// What a Python function makes of whole arrays, in one chunk.
+    Call(Call),
     /// Over axes, which go.
     Reduce {
         /// What is done.
@@ -79,6 +85,29 @@ pub enum Op {
         /// Over which axes, ascending.
         axes: Vec<u8>,
     },
+}
+
+/// A Python function, its arguments and what it promises.
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Call {
+    /// The function's name, for messages.
+    pub name: String,
+    /// Tells this call from others of the same function, which need not give the same.
+    pub number: u64,
+    /// The function, pickled by value.
+    pub function: Vec<u8>,
+    /// Its arguments, pickled; where one is an array, its number among the inputs.
+    pub arguments: Vec<u8>,
+    /// Version of the Python that pickled them: major and minor.
+    pub python: (u8, u8),
+    /// Type of what it returns: an array's, or an object.
+    pub dtype: DType,
+    /// Shape of what it returns.
+    pub shape: Vec<u64>,
+    /// Memory that its process may take, in bytes.
+    pub memory_bytes: u64,
+    /// How often it is tried again when it raises.
+    pub retries: u32,
 }
 
 /// One operation of an expression.
@@ -157,6 +186,14 @@ pub enum ArrayError {
         "chunks {chunks:?} do not fit the shape {shape:?}; expected one extent of at least 1 for each axis"
     )]
     Chunks {
+        /// The shape.
+        shape: Vec<u64>,
+        /// The chunks.
+        chunks: Vec<u64>,
+    },
+    /// More chunks than anybody would wait for.
+    #[error("shape {shape:?} in chunks of {chunks:?} has too many chunks; use larger chunks")]
+    TooManyChunks {
         /// The shape.
         shape: Vec<u64>,
         /// The chunks.
@@ -252,7 +289,7 @@ impl Array {
         let to = match self.dtype().kind() {
             Kind::Bool | Kind::Signed => DType::Int64,
             Kind::Unsigned => DType::UInt64,
-            Kind::Float | Kind::Complex => self.dtype(),
+            Kind::Float | Kind::Complex | Kind::Object => self.dtype(),
         };
         Self::new(Op::Reduce { op, axes }, vec![self.cast(to)?])
     }
@@ -262,7 +299,7 @@ impl Array {
         let over = self.axes("mean", axes)?;
         let shape = self.shape();
         let count: u64 = over.iter().map(|axis| shape[usize::from(*axis)]).product();
-        let sum = self.reduce(ReduceOp::Sum, axes)?.cast(DType::Float64)?;
+        let sum = self.cast(DType::Float64)?.reduce(ReduceOp::Sum, axes)?;
         let bytes = (count as f64).to_le_bytes().to_vec();
         Self::binary(BinaryOp::Divide, &sum, &Self::constant(DType::Float64, vec![], bytes)?)
     }
@@ -280,6 +317,12 @@ impl Array {
     /// Extent of each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.0.grid.shape()
+    }
+
+    /// Bytes of all its elements; 0 for an object.
+    pub fn bytes(&self) -> u64 {
+        let elements: u64 = self.shape().iter().product();
+        elements.saturating_mul(self.dtype().item_bytes())
     }
 
     /// Tells this very node from every other one that lives.
@@ -320,6 +363,20 @@ impl Drop for Node {
     }
 }
 
+impl Op {
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Constant { .. } => "asarray",
+            Self::Random { .. } => "random",
+            Self::Binary(op) => op.name(),
+            Self::Cast(_) => "astype",
+            Self::Call(call) => &call.name,
+            Self::Reduce { op, .. } => op.name(),
+        }
+    }
+}
+
 impl BinaryOp {
     /// The standard's name.
     pub fn name(self) -> &'static str {
@@ -340,105 +397,6 @@ impl ReduceOp {
             Self::Prod => "prod",
         }
     }
-}
-
-/// Type and chunks of what `op` makes of `inputs`. Trusts nothing: expressions come over the wire.
-fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayError> {
-    match (op, inputs) {
-        (Op::Constant { dtype, shape, bytes }, []) => {
-            supported("asarray", *dtype)?;
-            let elements =
-                shape.iter().try_fold(dtype.item_bytes(), |all, it| all.checked_mul(*it));
-            if elements != Some(bytes.len() as u64) {
-                let (bytes, shape) = (bytes.len(), shape.clone());
-                return Err(ArrayError::Constant { bytes, shape, dtype: *dtype });
-            }
-            let whole: Vec<u64> = shape.iter().map(|extent| (*extent).max(1)).collect();
-            Ok((*dtype, Grid::regular(shape, &whole)?))
-        }
-        (Op::Random { distribution, grid, .. }, []) => {
-            grid.space()?;
-            match *distribution {
-                Distribution::Integers { low, high } if low >= high => {
-                    Err(ArrayError::Bounds { low, high })
-                }
-                Distribution::Integers { .. } => Ok((DType::Int64, grid.clone())),
-                Distribution::Uniform | Distribution::Normal => Ok((DType::Float64, grid.clone())),
-            }
-        }
-        (Op::Binary(op), [left, right]) => {
-            let (name, dtype) = (op.name(), left.dtype());
-            supported(name, dtype)?;
-            if dtype != right.dtype() || dtype == DType::Bool {
-                let (left, right) = (dtype, right.dtype());
-                return Err(ArrayError::Promote { op: name, left, right });
-            }
-            if *op == BinaryOp::Divide && dtype.kind() != Kind::Float {
-                return Err(ArrayError::DType { op: name, dtype, expected: "float64" });
-            }
-            Ok((dtype, broadcast_grids(name, left, right)?))
-        }
-        (Op::Cast(to), [from]) => {
-            supported("astype", *to)?;
-            supported("astype", from.dtype())?;
-            Ok((*to, from.node().grid.clone()))
-        }
-        (Op::Reduce { op, axes }, [from]) => {
-            let dtype = from.dtype();
-            if !matches!(dtype, DType::Int64 | DType::Float64) {
-                return Err(ArrayError::DType { op: op.name(), dtype, expected: "float64" });
-            }
-            let grid = &from.node().grid;
-            let ascending = axes.windows(2).all(|pair| pair[0] < pair[1]);
-            match axes.last() {
-                Some(last) if !ascending || usize::from(*last) >= grid.axes() => {
-                    let (op, axis) = (op.name(), i64::from(*last));
-                    Err(ArrayError::Axis { op, axis, axes: grid.axes() })
-                }
-                _ => Ok((dtype, without(grid, axes))),
-            }
-        }
-        (
-            Op::Constant { .. }
-            | Op::Random { .. }
-            | Op::Binary(_)
-            | Op::Cast(_)
-            | Op::Reduce { .. },
-            _,
-        ) => Err(ArrayError::Inputs(inputs.len())),
-    }
-}
-
-fn supported(op: &'static str, dtype: DType) -> Result<(), ArrayError> {
-    if dtype.has_kernels() {
-        return Ok(());
-    }
-    Err(ArrayError::DType { op, dtype, expected: "float64, int64 or bool" })
-}
-
-/// The grid without these axes.
-pub(crate) fn without(grid: &Grid, axes: &[u8]) -> Grid {
-    let kept = (0..grid.axes()).filter(|axis| !axes.iter().any(|it| usize::from(*it) == *axis));
-    Grid::from_ends(kept.map(|axis| grid.ends(axis).to_vec()).collect())
-}
-
-fn broadcast_grids(op: &'static str, left: &Array, right: &Array) -> Result<Grid, ArrayError> {
-    let (left_shape, right_shape) = (left.shape(), right.shape());
-    let Some(shape) = broadcast(&left_shape, &right_shape) else {
-        return Err(ArrayError::Broadcast { op, left: left_shape, right: right_shape });
-    };
-    let ends = |array: &Array, axis: usize| -> Option<Vec<u64>> {
-        let grid = &array.node().grid;
-        let axis = (axis + grid.axes()).checked_sub(shape.len())?;
-        let ends = grid.ends(axis).to_vec();
-        (ends != [1]).then_some(ends)
-    };
-    let axes = (0..shape.len()).map(|axis| match (ends(left, axis), ends(right, axis)) {
-        (Some(a), Some(b)) if a != b => Err(ArrayError::ChunksDiffer { op }),
-        (Some(ends), _) | (None, Some(ends)) => Ok(ends),
-        (None, None) => Ok(vec![1]),
-    });
-    Ok(Grid::from_ends(axes.collect::<Result<_, _>>()?))
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ use crate::ArrayError;
 /// it, small enough that a worker of 1 GiB holds dozens.
 const AUTO_CHUNK_BYTES: u64 = 8 << 20;
 
+/// Chunks that an array has at most.
+const CHUNKS_MAX: u32 = 100_000_000;
+
 /// The ends of an array's chunks along each axis, slowest axis first. The last end is the extent.
 /// An axis of extent 0 has one chunk of extent 0.
 #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -22,6 +25,16 @@ impl Grid {
         if shape.len() != chunks.len() || chunks.contains(&0) {
             return Err(ArrayError::Chunks { shape: shape.to_vec(), chunks: chunks.to_vec() });
         }
+        // Counted before anything of that length is made.
+        let counts = shape.iter().zip(chunks).map(|(extent, chunk)| extent.div_ceil(*chunk).max(1));
+        let counts: Vec<u32> = counts.map(|it| u32::try_from(it).unwrap_or(u32::MAX)).collect();
+        let tasks = Space::new(counts)?.tasks();
+        if tasks > CHUNKS_MAX {
+            return Err(ArrayError::TooManyChunks {
+                shape: shape.to_vec(),
+                chunks: chunks.to_vec(),
+            });
+        }
         let ends = |(extent, chunk): (&u64, &u64)| -> Vec<u64> {
             let count = extent.div_ceil(*chunk).max(1);
             (1..=count).map(|nth| extent.min(&nth.saturating_mul(*chunk)).to_owned()).collect()
@@ -29,6 +42,12 @@ impl Grid {
         let grid = Self(shape.iter().zip(chunks).map(ends).collect());
         grid.space()?;
         Ok(grid)
+    }
+
+    /// One chunk for everything.
+    pub fn whole(shape: &[u64]) -> Result<Self, ArrayError> {
+        let whole: Vec<u64> = shape.iter().map(|extent| (*extent).max(1)).collect();
+        Self::regular(shape, &whole)
     }
 
     /// Chunks with these ends. For grids that come from other grids.

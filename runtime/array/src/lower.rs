@@ -10,10 +10,16 @@ use ebbtide_core::{AxisRelation, Cost, Group, GroupId, Input, Relation, Space};
 
 use crate::expression::without;
 use crate::program::{Map, Program, Step};
-use crate::{Array, ArrayError, Grid, Op, ReduceOp};
+use crate::{Array, ArrayError, Call, DType, Grid, Op, ReduceOp};
 
 /// Chunks that one task of a reduction's tree combines, over all its axes.
 const TREE_ARITY: u32 = 16;
+
+/// What a Python object is taken to need until it is there, in bytes.
+const OBJECT_BYTES: u64 = 1 << 20;
+
+/// What a Python function is taken to need until one was measured: a second.
+const CALL_NANOSECONDS: u64 = 1_000_000_000;
 
 /// What a job is made of.
 #[derive(Debug)]
@@ -46,6 +52,16 @@ struct Lowering {
     next: GroupId,
 }
 
+/// A group that has no number yet.
+struct Draft<'a> {
+    name: &'a str,
+    space: Space,
+    inputs: Vec<Input>,
+    cost: Cost,
+    retries: u32,
+    program: &'a Program,
+}
+
 /// A map under construction: its steps and the groups that it reads.
 struct Steps {
     grid: Grid,
@@ -62,18 +78,20 @@ impl Lowering {
             Op::Random { .. } | Op::Binary(_) | Op::Cast(_) => {
                 self.users.get(&array.address()).is_none_or(|users| *users <= 1)
             }
-            Op::Reduce { .. } => false,
+            Op::Call(_) | Op::Reduce { .. } => false,
         }
     }
 
     fn make(&mut self, array: &Array) -> Result<(), ArrayError> {
         let group = match &array.node().op {
             Op::Reduce { op, axes } => self.reduce(*op, axes, &array.node().inputs[0])?,
+            Op::Call(call) => self.call(call, array)?,
             Op::Constant { .. } | Op::Random { .. } | Op::Binary(_) | Op::Cast(_) => {
                 let (map, inputs) = self.map(array);
                 let cost = map_cost(&map, map.grid.largest_chunk(), 0);
                 let space = map.grid.space()?;
-                self.push(space, inputs, cost, &Program::Map(map))
+                let (name, program) = (array.node().op.name(), &Program::Map(map));
+                self.push(Draft { name, space, inputs, cost, retries: 0, program })
             }
         };
         self.made.insert(array.address(), group);
@@ -89,7 +107,9 @@ impl Lowering {
         let cost = map_cost(&map, kept, elements.saturating_mul(item));
         let mut space = grid.space()?;
         let program = Program::Reduce { map, op, axes: axes.to_vec() };
-        let mut group = self.push(space.clone(), inputs, cost, &program);
+        let (name, retries) = (op.name(), 0);
+        let draft = Draft { name, space: space.clone(), inputs, cost, retries, program: &program };
+        let mut group = self.push(draft);
 
         let arity = axis_arity(axes.len());
         let combine = Program::Combine { op, dtype };
@@ -112,7 +132,8 @@ impl Lowering {
                 }
             });
             let inputs = vec![Input { group, relation: Relation(relation.collect()) }];
-            group = self.push(up.clone(), inputs, cost, &combine);
+            let program = &combine;
+            group = self.push(Draft { name, space: up.clone(), inputs, cost, retries, program });
             space = up;
         }
         let mut kept_axes = 0;
@@ -124,7 +145,35 @@ impl Lowering {
             AxisRelation::Same { axis: kept_axes - 1 }
         });
         let inputs = vec![Input { group, relation: Relation(relation.collect()) }];
-        Ok(self.push(without(&grid, axes).space()?, inputs, cost, &combine))
+        let (space, program) = (without(&grid, axes).space()?, &combine);
+        Ok(self.push(Draft { name, space, inputs, cost, retries, program }))
+    }
+
+    fn call(&mut self, call: &Call, array: &Array) -> Result<GroupId, ArrayError> {
+        let mut inputs = Vec::new();
+        let mut input_bytes: u64 = 0;
+        for input in &array.node().inputs {
+            if !self.made.contains_key(&input.address()) {
+                self.make(input)?;
+            }
+            let relation = Relation(vec![AxisRelation::All; input.node().grid.axes()]);
+            inputs.push(Input { group: self.made[&input.address()], relation });
+            input_bytes = input_bytes.saturating_add(input.bytes());
+        }
+        let output_bytes = if call.dtype == DType::Object { OBJECT_BYTES } else { array.bytes() };
+        let cost = Cost {
+            output_bytes,
+            // Inputs and output stand in memory that is shared with the process, too.
+            scratch_bytes: call
+                .memory_bytes
+                .saturating_add(input_bytes)
+                .saturating_add(output_bytes),
+            nanoseconds: CALL_NANOSECONDS,
+        };
+        let grids = array.node().inputs.iter().map(|it| (it.dtype(), it.node().grid.clone()));
+        let program = &Program::Call { call: call.clone(), inputs: grids.collect() };
+        let (name, retries, space) = (&call.name, call.retries, array.node().grid.space()?);
+        Ok(self.push(Draft { name, space, inputs, cost, retries, program }))
     }
 
     /// The map that makes an array, with everything inlined that can be.
@@ -150,10 +199,11 @@ impl Lowering {
         (Map { grid: steps.grid, steps: steps.made }, steps.inputs)
     }
 
-    fn push(&mut self, space: Space, inputs: Vec<Input>, cost: Cost, program: &Program) -> GroupId {
-        let id = self.next;
+    fn push(&mut self, draft: Draft<'_>) -> GroupId {
+        let Draft { name, space, inputs, cost, retries, program } = draft;
+        let (id, name, program) = (self.next, name.to_owned(), program.encode().into());
         self.next = GroupId(id.0 + 1);
-        self.groups.push(Group { id, space, inputs, cost, program: program.encode().into() });
+        self.groups.push(Group { id, name, space, inputs, cost, retries, program });
         id
     }
 }
@@ -197,7 +247,7 @@ impl Steps {
             Op::Cast(to) => {
                 Step::Cast { from: register(0), from_dtype: node.inputs[0].dtype(), dtype: *to }
             }
-            Op::Reduce { .. } => unreachable!("a reduction is made before it is used"),
+            Op::Call(_) | Op::Reduce { .. } => unreachable!("it is made before it is used"),
         };
         self.push(array, step);
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BinaryOp, DType, Distribution, Grid, ReduceOp};
+use crate::{BinaryOp, Call, DType, Distribution, Grid, ReduceOp};
 
 /// What every task of a group does, at its own place.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -17,6 +17,13 @@ pub enum Program {
         op: ReduceOp,
         /// Over which axes, ascending.
         axes: Vec<u8>,
+    },
+    /// A Python function of whole arrays, each given as its chunks in row-major order.
+    Call {
+        /// The function.
+        call: Call,
+        /// Type and chunks of each array.
+        inputs: Vec<(DType, Grid)>,
     },
     /// Several chunks of equal shape, element by element, in the order of the inputs.
     Combine {

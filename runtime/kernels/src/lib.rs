@@ -54,6 +54,7 @@ pub fn execute(
             let shape: Vec<usize> = map.grid.chunk(place).iter().map(map::extent).collect();
             reduce::run(level, (*op, map.dtype()), elements, (shape, axes), pool)
         }
+        Program::Call { .. } => Err(KernelError::Program("a Python function is no kernel")),
         Program::Combine { op, dtype } => combine::run(level, (*op, *dtype), inputs, pool),
     }
 }

@@ -179,6 +179,9 @@ fn block<T: Pod, F: Fold<T>>(elements: &[T]) -> T {
 }
 
 fn strided<T: Pod, F: Fold<T>>(rows: &[T], inner: usize, result: &mut [T], spare: &mut Vec<T>) {
+    if inner == 0 {
+        return;
+    }
     let count = rows.len() / inner;
     if count <= ROWS {
         result.fill(F::NEUTRAL);

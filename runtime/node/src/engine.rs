@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ebbtide_array::program::Program;
-use ebbtide_buffer::{Buffer, Pool};
-use ebbtide_core::message::FromWorker;
+use ebbtide_buffer::Buffer;
+use ebbtide_core::message::{Failure, FromWorker};
 use ebbtide_core::worker::{Effect, Event, Worker};
 use ebbtide_core::{GroupId, Space, TaskId, WorkerId};
-use ebbtide_kernels::level::Level;
 
 use crate::store::Store;
-use crate::threads::{Ran, Run, Threads};
+use crate::threads::{Equipment, Ran, Run, Threads};
 
 /// What the driver must do.
 pub(crate) enum Outcome {
@@ -30,21 +29,23 @@ pub(crate) struct Engine {
     threads: Threads,
     programs: BTreeMap<GroupId, (Result<Arc<Program>, String>, Space)>,
     store: Store,
+    /// What a thread just made, until the core says whether it is kept.
+    made: Option<Buffer>,
 }
 
 impl Engine {
     pub(crate) fn start(
         cores: u32,
         memory_bytes: u64,
-        level: Level,
-        pool: &Pool,
+        equipment: &Equipment,
         report: impl Fn(Ran) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
         Ok(Self {
             core: Worker::new(cores, memory_bytes),
-            threads: Threads::start(cores, level, pool, report)?,
+            threads: Threads::start(cores, equipment, report)?,
             programs: BTreeMap::new(),
             store: Store::default(),
+            made: None,
         })
     }
 
@@ -73,14 +74,16 @@ impl Engine {
 
     /// Takes what a thread made.
     pub(crate) fn ran(&mut self, ran: Ran) -> Vec<Outcome> {
-        let Ran { task, attempt, result, nanoseconds } = ran;
+        let Ran { run, result, nanoseconds } = ran;
         match result {
             Ok(buffer) => {
                 let bytes = buffer.len() as u64;
-                self.store.insert(task, buffer);
-                self.handle(Event::Executed { task, attempt, bytes, nanoseconds })
+                self.made = Some(buffer);
+                let outcomes = self.handle(Event::Executed { run, bytes, nanoseconds });
+                self.made = None;
+                outcomes
             }
-            Err(error) => self.handle(Event::ExecutionFailed { task, attempt, error }),
+            Err(failure) => self.handle(Event::ExecutionFailed { run, failure }),
         }
     }
 
@@ -104,14 +107,21 @@ impl Engine {
                         self.programs.remove(&group);
                     }
                 }
-                Effect::Execute { task, attempt, inputs } => match self.prepare(task, &inputs) {
+                Effect::Execute { run, task, inputs } => match self.prepare(task, &inputs) {
                     Ok((program, place, inputs)) => {
-                        self.threads.run(Run { task, attempt, program, place, inputs });
+                        self.threads.run(Run { id: run, program, place, inputs });
                     }
                     Err(error) => {
-                        self.core.handle_event(Event::ExecutionFailed { task, attempt, error });
+                        let failure = Failure::new(error);
+                        self.core.handle_event(Event::ExecutionFailed { run, failure });
                     }
                 },
+                Effect::Interrupt(run) => self.threads.interrupt(run),
+                Effect::Keep { task, .. } => {
+                    if let Some(made) = self.made.take() {
+                        self.store.insert(task, made);
+                    }
+                }
                 Effect::Drop(chunk) => self.store.remove(chunk),
                 Effect::Deliver(chunk) => match self.store.get(chunk) {
                     Some(buffer) => outcomes.push(Outcome::Deliver(chunk, buffer)),

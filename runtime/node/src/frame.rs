@@ -15,8 +15,11 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Version of everything that follows the greeting.
 pub(crate) const VERSION: u32 = 1;
 
-/// Longest header: an assignment with a million inputs.
-const HEADER_BYTES_MAX: usize = 32 << 20;
+/// Largest graph that a client may send.
+pub(crate) const GRAPH_BYTES_MAX: u64 = 256 << 20;
+
+/// Longest header: a program with everything that a graph may give to it.
+const HEADER_BYTES_MAX: u64 = GRAPH_BYTES_MAX + (64 << 20);
 
 const MAGIC: [u8; 4] = *b"EBBT";
 const PREFIX_BYTES: usize = 4 + 8 + 8;
@@ -114,10 +117,9 @@ where
         u64::from_le_bytes(prefix[from..from + 8].try_into().expect("eight bytes"))
     };
     let header = u32::from_le_bytes(prefix[..4].try_into().expect("four bytes"));
-    let header = checked("header", u64::from(header), HEADER_BYTES_MAX as u64)?;
+    let header = checked("header", u64::from(header), HEADER_BYTES_MAX)?;
     let (payload, checksum) = (checked("payload", number(4), payload_bytes_max)?, number(12));
-    let mut header = vec![0; header];
-    stream.read_exact(&mut header).await?;
+    let header = read_header(stream, header).await?;
     let message = postcard::from_bytes(&header)?;
     if payload == 0 {
         return Ok((message, None));
@@ -128,6 +130,20 @@ where
         return Err(FrameError::Checksum(payload));
     }
     Ok((message, Some(buffer)))
+}
+
+/// Takes memory as the bytes come, whatever length was announced.
+async fn read_header<R: AsyncRead + Unpin>(
+    stream: &mut R,
+    length: usize,
+) -> Result<Vec<u8>, FrameError> {
+    let mut header = Vec::new();
+    let read = stream.take(length as u64).read_to_end(&mut header).await?;
+    if read < length {
+        Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+    } else {
+        Ok(header)
+    }
 }
 
 fn checked(part: &'static str, bytes: u64, max: u64) -> Result<usize, FrameError> {
@@ -146,7 +162,7 @@ where
     let payload = frame.payload();
     let mut head = Vec::with_capacity(PREFIX_BYTES + frame.header.len());
     let header = u32::try_from(frame.header.len()).unwrap_or(u32::MAX);
-    checked("header", u64::from(header), HEADER_BYTES_MAX as u64)?;
+    checked("header", u64::from(header), HEADER_BYTES_MAX)?;
     head.extend_from_slice(&header.to_le_bytes());
     head.extend_from_slice(&(payload.len() as u64).to_le_bytes());
     head.extend_from_slice(&xxh3_64(payload).to_le_bytes());

@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 use ebbtide_array::lower::lower;
 use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::Pool;
+use ebbtide_core::message::Failure;
 use ebbtide_core::scheduler::{self, Effect, Joining, Scheduler};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId, worker};
 use ebbtide_kernels::level::{Level, TooOld};
 
 use crate::engine::{Engine, Outcome};
-use crate::result::Whole;
+use crate::result::{TooLarge, Whole};
+use crate::runner::Interpreter;
 use crate::settings;
-use crate::threads::Ran;
+use crate::threads::{Equipment, Ran};
 
 const SELF: WorkerId = WorkerId(0);
 
@@ -39,9 +41,12 @@ pub enum ComputeError {
     /// The expression means nothing or cannot be scheduled.
     #[error(transparent)]
     Array(#[from] ArrayError),
+    /// The result is too large for this machine.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// A task failed.
-    #[error("{0}")]
-    Failed(String),
+    #[error("{}", .0.error)]
+    Failed(Failure),
     /// The caller no longer wants it.
     #[error("the computation was interrupted")]
     Interrupted,
@@ -68,7 +73,8 @@ pub trait Watch {
 
 impl InProcess {
     /// Starts a thread for each core that this process may use.
-    pub fn start() -> Result<Self, StartError> {
+    /// Python functions run in processes of this interpreter.
+    pub fn start(interpreter: Interpreter) -> Result<Self, StartError> {
         let memory_bytes = settings::memory_bytes();
         let cores = settings::cores();
         let pool = Pool::new(settings::pool_bytes(memory_bytes));
@@ -77,7 +83,8 @@ impl InProcess {
             // Nobody listens any more when the process ends.
             let _: Result<(), _> = sender.send(it);
         };
-        let engine = Engine::start(cores, memory_bytes, Level::detect()?, &pool, report)?;
+        let equipment = Equipment { level: Level::detect()?, pool, interpreter };
+        let engine = Engine::start(cores, memory_bytes, &equipment, report)?;
         let mut scheduler = Scheduler::default();
         let joining = Joining {
             name: "this process".to_owned(),
@@ -101,7 +108,8 @@ impl InProcess {
         let job = JobId(self.next_job);
         self.next_job += 1;
         let groups = lowered.targets.clone();
-        let mut wholes: Vec<Whole> = targets.iter().map(Whole::new).collect();
+        let wholes: Result<Vec<Whole>, TooLarge> = targets.iter().map(Whole::new).collect();
+        let mut wholes = wholes?;
         let mut put = |chunk: TaskId, bytes: &[u8]| {
             for (group, whole) in groups.iter().zip(&mut wholes) {
                 if *group == chunk.group {
@@ -126,7 +134,7 @@ impl InProcess {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ComputeError::Failed("the kernel threads ended".to_owned()));
+                    return Err(ComputeError::Failed(Failure::new("the kernel threads ended")));
                 }
             }
             if watch.is_interrupted() {
@@ -193,6 +201,7 @@ mod tests {
     use ebbtide_array::{Array, DType, Distribution, ReduceOp};
 
     use super::{ComputeError, InProcess, Watch};
+    use crate::runner::Interpreter;
 
     struct Patient;
 
@@ -212,6 +221,10 @@ mod tests {
         }
     }
 
+    fn start() -> InProcess {
+        InProcess::start(Interpreter::default()).unwrap()
+    }
+
     fn mean(shape: &[u64], chunks: &[u64]) -> Array {
         let normal = Array::random(Distribution::Normal, (7, 0), shape, Some(chunks)).unwrap();
         normal.mean(None).unwrap()
@@ -221,17 +234,17 @@ mod tests {
     fn a_sum_of_one_is_one() {
         let one = Array::constant(DType::Int64, vec![1], 1_i64.to_le_bytes().to_vec()).unwrap();
         let sum = one.reduce(ReduceOp::Sum, None).unwrap();
-        let bytes = InProcess::start().unwrap().compute(&[sum], &mut Patient).unwrap();
+        let bytes = start().compute(&[sum], &mut Patient).unwrap();
         assert_eq!(bytes, [1_i64.to_le_bytes().to_vec()]);
     }
 
     #[test]
     fn the_same_expression_gives_the_same_bits_every_time() {
         let mean = mean(&[1000, 1000], &[77, 130]);
-        let mut engine = InProcess::start().unwrap();
+        let mut engine = start();
         let first = engine.compute(std::slice::from_ref(&mean), &mut Patient).unwrap();
         for _ in 0..5 {
-            let mut other = InProcess::start().unwrap();
+            let mut other = start();
             let again = other.compute(std::slice::from_ref(&mean), &mut Patient).unwrap();
             assert_eq!(again, first);
         }
@@ -239,7 +252,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_computation_leaves_the_process_able_to_compute() {
-        let mut engine = InProcess::start().unwrap();
+        let mut engine = start();
         let interrupted = engine.compute(&[mean(&[1 << 24], &[1 << 16])], &mut Impatient);
         assert!(matches!(interrupted, Err(ComputeError::Interrupted)));
         engine.compute(&[mean(&[10], &[3])], &mut Patient).unwrap();

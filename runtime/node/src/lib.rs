@@ -8,6 +8,7 @@ pub mod in_process;
 mod link;
 mod operator;
 pub mod result;
+pub mod runner;
 pub mod scheduler;
 pub mod settings;
 mod store;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_contract::identity::Identity;
 use ebbtide_contract::tls;
+use rustix::net::sockopt;
 use rustls::{ClientConfig, ServerConfig};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf, split};
@@ -20,6 +21,9 @@ use crate::frame::{self, Frame, FrameError};
 
 /// How long a peer may take for TLS and the greeting.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a peer's machine may answer nothing before its connections count as broken.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Bytes that are gathered before they are written: one TLS record holds 16 KiB.
 const WRITE_BUFFER_BYTES: usize = 64 << 10;
@@ -122,10 +126,22 @@ pub(crate) async fn connect<S: Stream>(
 pub(crate) async fn dial(address: &str) -> Result<TcpStream, FrameError> {
     in_time(async {
         let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         Ok(stream)
     })
     .await
+}
+
+/// Sends small frames at once, and notices within [`SILENCE_MAX`] that the other side is gone.
+pub(crate) fn prepare(stream: &TcpStream) -> Result<(), FrameError> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true).map_err(io::Error::from)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE_MAX / 3).map_err(io::Error::from)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE_MAX / 3).map_err(io::Error::from)?;
+    sockopt::set_tcp_keepcnt(stream, 2).map_err(io::Error::from)?;
+    let milliseconds = u32::try_from(SILENCE_MAX.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, milliseconds).map_err(io::Error::from)?;
+    Ok(())
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
@@ -150,23 +166,27 @@ pub(crate) fn split_off<S: Stream + 'static>(stream: S) -> (Outbox, ReadHalf<S>)
     let (reader, writer) = split(stream);
     let (sender, outgoing) = mpsc::unbounded_channel();
     tokio::spawn(async move {
-        if let Err(error) = write_all(writer, outgoing).await {
-            tracing::debug!(%error, "a connection can no longer be written");
+        let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
+        if let Err(error) = write_all(&mut writer, outgoing).await {
+            tracing::warn!(%error, "a connection can no longer be written");
+        }
+        // The other side closes its half too, and our reader notices.
+        if let Err(error) = writer.get_mut().shutdown().await {
+            tracing::debug!(%error, "a connection was closed already");
         }
     });
     (Outbox(sender), reader)
 }
 
 async fn write_all<S: Stream>(
-    writer: WriteHalf<S>,
+    writer: &mut BufWriter<WriteHalf<S>>,
     mut outgoing: mpsc::UnboundedReceiver<Outgoing>,
 ) -> Result<(), FrameError> {
-    let mut writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let mut written = Vec::new();
     while let Some(first) = outgoing.recv().await {
         let mut next = Some(first);
         while let Some(Outgoing { frame, written: then }) = next {
-            frame::write(&mut writer, &frame).await?;
+            frame::write(writer, &frame).await?;
             written.extend(then);
             next = outgoing.try_recv().ok();
         }
@@ -175,7 +195,7 @@ async fn write_all<S: Stream>(
             then();
         }
     }
-    Ok(writer.shutdown().await?)
+    Ok(())
 }
 
 /// Reads one frame of a handshake.

@@ -2,7 +2,7 @@
 
 use ebbtide_core::TaskId;
 use ebbtide_core::WorkerId;
-use ebbtide_core::message::{FromWorker, ToWorker};
+use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use serde::{Deserialize, Serialize};
 
 /// The first frame of whoever dials.
@@ -108,8 +108,8 @@ pub enum ClientReply {
     Failed {
         /// The job.
         job: u64,
-        /// Why, for a person.
-        error: String,
+        /// Why.
+        failure: Failure,
     },
 }
 

@@ -22,9 +22,10 @@ use crate::engine::{Engine, Outcome};
 use crate::frame::{self, FrameError};
 use crate::http::{self, Metrics};
 use crate::link::{self, Link, Outbox, Payload};
+use crate::runner::Interpreter;
 use crate::scheduler::{SchedulerError, listen};
 use crate::settings::{self, Settings, SettingsError};
-use crate::threads::Ran;
+use crate::threads::{Equipment, Ran};
 use crate::wire::{Hello, Welcome, WorkerFrame};
 use crate::worker::peers::{Peers, Serving};
 
@@ -65,10 +66,10 @@ pub enum WorkerError {
     },
 }
 
-/// Something that threads and peers have to say.
+/// Something that peers have to say, and in which epoch they were asked.
 enum Input {
-    Fetched(TaskId, Buffer),
-    FetchFailed(TaskId, WorkerId),
+    Fetched(u64, TaskId, Buffer),
+    FetchFailed(u64, TaskId, WorkerId),
 }
 
 struct Node {
@@ -103,8 +104,10 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         // The engine is gone only when the process ends.
         let _: Result<(), _> = sender.send(it);
     };
+    let interpreter = Interpreter::default();
+    let equipment = Equipment { level, pool: pool.clone(), interpreter };
     let engine =
-        Engine::start(cores, memory_bytes, level, &pool, report).map_err(WorkerError::Threads)?;
+        Engine::start(cores, memory_bytes, &equipment, report).map_err(WorkerError::Threads)?;
     let (fetched, inputs) = mpsc::channel(INPUTS_MAX);
     let peers = Peers::new(
         dial_peer.map_err(SettingsError::from)?,
@@ -195,10 +198,14 @@ impl Node {
                 },
                 Some(ran) = self.ran.recv() => self.engine.ran(ran),
                 Some(input) = self.inputs.recv() => match input {
-                    Input::Fetched(chunk, buffer) => self.engine.fetched(chunk, buffer),
-                    Input::FetchFailed(chunk, holder) => {
+                    Input::Fetched(epoch, chunk, buffer) if epoch == self.peers.epoch() => {
+                        self.engine.fetched(chunk, buffer)
+                    }
+                    Input::FetchFailed(epoch, chunk, holder) if epoch == self.peers.epoch() => {
                         self.engine.handle(Event::FetchFailed { chunk, holder })
                     }
+                    // Ids of another life of the scheduler.
+                    Input::Fetched(..) | Input::FetchFailed(..) => Vec::new(),
                 },
                 _ = heartbeat.tick() => {
                     outbox.send(&WorkerFrame::Message(FromWorker::Heartbeat));

@@ -1,30 +1,40 @@
 //! Computes expressions, in this process or on a cluster. Other Python threads run meanwhile, and
 //! Ctrl-C cancels.
 
+use std::ffi::OsString;
+use std::process;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ebbtide_array::Array;
+use ebbtide_core::message::Failure;
 use ebbtide_node::client::{self, ClientError, Endpoint};
 use ebbtide_node::in_process::{ComputeError, InProcess, Watch};
-use pyo3::exceptions::{PyConnectionError, PyRuntimeError, PyValueError};
+use ebbtide_node::runner::Interpreter;
+use pyo3::exceptions::{
+    PyConnectionError, PyMemoryError, PyRuntimeError, PyTimeoutError, PyValueError,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::expression::Expression;
 use crate::{ConnectionLost, TaskFailed};
 
-/// The engine of this process, started at the first computation.
-static ENGINE: Mutex<Option<InProcess>> = Mutex::new(None);
+/// The engine of this process, started at the first computation, with the id of its process: a
+/// fork has the memory but not the threads.
+static ENGINE: Mutex<Option<(u32, InProcess)>> = Mutex::new(None);
 
 /// Tells a Python function of progress, and asks Python whether to stop.
 struct PythonWatch {
     progress: Option<Py<PyAny>>,
     raised: Option<PyErr>,
+    /// When nobody waits any longer.
+    until: Option<Instant>,
 }
 
 impl PythonWatch {
     fn new(progress: Option<Py<PyAny>>) -> Self {
-        Self { progress, raised: None }
+        Self { progress, raised: None, until: None }
     }
 
     fn keep(&mut self, result: PyResult<()>) {
@@ -46,6 +56,9 @@ impl Watch for PythonWatch {
         #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is for one life")]
         let checked = Python::attach(|py| py.check_signals());
         self.keep(checked);
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            self.keep(Err(PyTimeoutError::new_err("the result is not there yet")));
+        }
         self.raised.is_some()
     }
 }
@@ -69,20 +82,30 @@ pub(crate) fn compute(
     let targets = arrays(&expressions);
     drop(expressions);
     let mut watch = PythonWatch::new(progress);
+    let interpreter: OsString = py.import("sys")?.getattr("executable")?.extract()?;
     let results = py.detach(|| {
         let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
-        if engine.is_none() {
-            let started = InProcess::start();
-            *engine = Some(started.map_err(|error| PyRuntimeError::new_err(error.to_string()))?);
+        let own = process::id();
+        if engine.as_ref().is_none_or(|(started_by, _)| *started_by != own) {
+            let started = InProcess::start(Interpreter::new(interpreter));
+            let started = started.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+            // What a fork inherited cannot be ended: its threads are the parent's.
+            std::mem::forget(engine.replace((own, started)));
         }
-        let engine = engine.as_mut().expect("it was started above");
+        let (_, engine) = engine.as_mut().expect("it was started above");
         engine.compute(&targets, &mut watch).map_err(|error| match error {
             ComputeError::Interrupted => interrupted(&mut watch),
             ComputeError::Array(error) => PyValueError::new_err(error.to_string()),
-            ComputeError::Failed(error) => TaskFailed::new_err(error),
+            ComputeError::TooLarge(error) => PyMemoryError::new_err(error.to_string()),
+            ComputeError::Failed(failure) => task_failed(failure),
         })
     })?;
     Ok(to_python(py, results))
+}
+
+/// With what the function raised, if it raised, for Python to read.
+fn task_failed(failure: Failure) -> PyErr {
+    TaskFailed::new_err((failure.error, failure.exception))
 }
 
 fn interrupted(watch: &mut PythonWatch) -> PyErr {
@@ -91,7 +114,7 @@ fn interrupted(watch: &mut PythonWatch) -> PyErr {
 
 /// A connection to a cluster's scheduler.
 #[pyclass(frozen, module = "ebbtide._native")]
-pub(crate) struct Client(Mutex<client::Client>);
+pub(crate) struct Client(client::Client);
 
 #[pymethods]
 impl Client {
@@ -101,7 +124,7 @@ impl Client {
         let endpoint: Endpoint = serde_json::from_str(endpoint)
             .map_err(|error| PyConnectionError::new_err(format!("no endpoint: {error}")))?;
         let connected = py.detach(|| client::Client::connect(&endpoint));
-        connected.map(|client| Self(Mutex::new(client))).map_err(|error| raise(error, None))
+        connected.map(Self).map_err(|error| raise(error, None))
     }
 
     /// Computes expressions on the cluster. Their elements come as bytes, row-major.
@@ -115,10 +138,43 @@ impl Client {
         let targets = arrays(&expressions);
         drop(expressions);
         let mut watch = PythonWatch::new(progress);
-        let results = py.detach(|| {
-            let mut client = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            client.compute(&targets, &mut watch).map_err(|error| raise(error, Some(&mut watch)))
-        })?;
+        let results = py.detach(|| self.0.compute(&targets, &mut watch));
+        let results = results.map_err(|error| raise(error, Some(&mut watch)))?;
+        Ok(to_python(py, results))
+    }
+
+    /// Asks for expressions and does not wait.
+    #[expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+    fn submit(&self, expressions: Vec<PyRef<'_, Expression>>) -> PyResult<Job> {
+        self.0.submit(&arrays(&expressions)).map(Job).map_err(|error| raise(error, None))
+    }
+}
+
+/// A computation on its way. It is cancelled when nobody refers to it any more.
+#[pyclass(frozen, module = "ebbtide._native")]
+pub(crate) struct Job(client::Job);
+
+#[pymethods]
+impl Job {
+    /// Whether it has ended, well or not.
+    fn is_done(&self) -> bool {
+        self.0.is_done()
+    }
+
+    /// Cancels it, if it has not ended.
+    fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// Waits for at most so many seconds, or as long as it takes. Bytes come once.
+    #[pyo3(signature = (seconds=None))]
+    fn wait(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<Vec<Py<PyBytes>>> {
+        let mut watch = PythonWatch::new(None);
+        let limit = seconds.map(|it| Duration::try_from_secs_f64(it.max(0.0)));
+        let limit = limit.transpose().map_err(|error| PyValueError::new_err(error.to_string()))?;
+        watch.until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let results = py.detach(|| self.0.wait(&mut watch));
+        let results = results.map_err(|error| raise(error, Some(&mut watch)))?;
         Ok(to_python(py, results))
     }
 }
@@ -126,7 +182,8 @@ impl Client {
 fn raise(error: ClientError, watch: Option<&mut PythonWatch>) -> PyErr {
     match (error, watch) {
         (ClientError::Interrupted, Some(watch)) => interrupted(watch),
-        (ClientError::Failed(error), _) => TaskFailed::new_err(error),
+        (ClientError::TooLarge(error), _) => PyMemoryError::new_err(error.to_string()),
+        (ClientError::Failed(failure), _) => task_failed(failure),
         (error, _) => ConnectionLost::new_err(error.to_string()),
     }
 }

@@ -1,7 +1,7 @@
 //! Expressions as Python objects: each method makes one operation, or raises what is wrong with it.
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
-use ebbtide_array::{Array, ArrayError, BinaryOp, DType, Distribution, ReduceOp};
+use ebbtide_array::{Array, ArrayError, BinaryOp, Call, DType, Distribution, Op, ReduceOp};
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -19,6 +19,7 @@ fn raise(error: ArrayError) -> PyErr {
         ArrayError::Broadcast { .. }
         | ArrayError::AxisTwice { .. }
         | ArrayError::Chunks { .. }
+        | ArrayError::TooManyChunks { .. }
         | ArrayError::ChunksDiffer { .. }
         | ArrayError::Bounds { .. }
         | ArrayError::Constant { .. }
@@ -55,6 +56,32 @@ impl Expression {
             other => return Err(PyValueError::new_err(format!("no distribution {other:?}"))),
         };
         Array::random(distribution, key, &shape, chunks.as_deref()).map(Self).map_err(raise)
+    }
+
+    /// What a Python function makes of arrays: its name, number and Python version; function and
+    /// arguments, pickled; dtype and shape of what it returns; bytes of memory and retries.
+    #[staticmethod]
+    fn call(
+        title: (String, u64, (u8, u8)),
+        pickled: (PyBackedBytes, PyBackedBytes),
+        returns: (String, Vec<u64>),
+        limits: (u64, u32),
+        inputs: Vec<PyRef<'_, Self>>,
+    ) -> PyResult<Self> {
+        let (name, number, python) = title;
+        let call = Call {
+            name,
+            number,
+            function: pickled.0.to_vec(),
+            arguments: pickled.1.to_vec(),
+            python,
+            dtype: dtype(&returns.0)?,
+            shape: returns.1,
+            memory_bytes: limits.0,
+            retries: limits.1,
+        };
+        let inputs = inputs.iter().map(|input| input.0.clone()).collect();
+        Array::new(Op::Call(call), inputs).map(Self).map_err(raise)
     }
 
     fn binary(&self, op: &str, other: &Self) -> PyResult<Self> {

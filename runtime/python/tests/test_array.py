@@ -1,8 +1,10 @@
 """What the package promises, checked against NumPy."""
 
+import multiprocessing
 import signal
 import statistics
 import threading
+from collections.abc import Callable
 
 import ebbtide.array as xp
 import numpy as np
@@ -99,3 +101,65 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with pytest.raises(eb.ConnectionLost, match="there is no cluster nobody"):
         eb.Cluster("nobody", backend="local")
+
+
+def test_the_mean_of_large_integers_does_not_overflow() -> None:
+    assert float(xp.asarray([2**62] * 4).mean().compute()) == 2.0**62
+
+
+def test_numbers_of_another_byte_order_keep_their_value() -> None:
+    given = np.array([1.5, -2.0], dtype=">f8")
+    assert (xp.asarray(given).compute() == [1.5, -2.0]).all()
+
+
+@pytest.mark.parametrize("shape, axis", [((3, 0), 0), ((2, 3, 0), 0), ((0, 3), 0), ((0,), 0)])
+def test_empty_axes_reduce_as_numpy_does(shape: tuple[int, ...], axis: int) -> None:
+    given = np.zeros(shape)
+    made = xp.asarray(given).sum(axis=axis).compute()
+    assert made.shape == given.sum(axis=axis).shape and (made == given.sum(axis=axis)).all()
+
+
+def test_numpy_arrays_and_numbers_meet_ours_on_either_side() -> None:
+    x = xp.asarray([1.0, 2.0])
+    for made in (np.array([3.0, 4.0]) * x, x * np.array([3.0, 4.0])):
+        assert (made.compute() == [3.0, 8.0]).all()
+    assert (np.float64(2) * x).compute().tolist() == [2.0, 4.0]
+    assert x.sum(axis=np.int64(0)).compute() == 3.0
+    assert xp.random.default_rng(1).random(np.int64(3)).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "mistake, words",
+    [
+        (lambda: xp.asarray([1]).sum(axis="x"), "axis 'x' is no whole number"),
+        (lambda: xp.asarray([1]).astype(float), "is no dtype of ebbtide.array"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(mistake: Callable, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        mistake()
+
+
+def test_nothing_computes_to_nothing() -> None:
+    assert xp.compute() == ()
+
+
+def test_sizes_beyond_every_machine_are_refused_and_end_nothing() -> None:
+    rng = xp.random.default_rng(1)
+    with pytest.raises(ValueError, match=r"larger chunks|counted"):
+        rng.random(10**18)
+    with pytest.raises(ValueError, match="larger chunks"):
+        rng.random(10**16, chunks=1)
+    with pytest.raises(MemoryError, match="does not fit the memory here"):
+        rng.random(1 << 46, chunks=1 << 26).compute()
+
+
+def test_a_fork_computes_with_threads_of_its_own() -> None:
+    expected = xp.asarray([1, 2]).sum().compute()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        computed = pool.apply_async(_sum)
+        assert computed.get(timeout=30) == expected
+
+
+def _sum() -> int:
+    return int(xp.asarray([1, 2]).sum().compute())

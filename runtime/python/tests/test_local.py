@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import ebbtide as eb
@@ -153,3 +154,53 @@ def test_mistakes_are_refused_in_words(
     assert words in refused
     ebbtide("down", name, check=False)
     assert processes(state, name) == {}
+
+
+def test_a_function_runs_on_a_worker_with_the_packages_of_its_environment(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    def where() -> tuple[str, str]:
+        import sys
+
+        import cloudpickle
+
+        return sys.prefix, cloudpickle.__file__
+
+    ebbtide("up", manifest())
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            future = cluster.submit(where)
+            prefix, package = future.result(timeout=60)
+            assert "environments" in prefix and package.startswith(prefix)
+            assert future.done() and future.result() == (prefix, package)
+    finally:
+        ebbtide("down", "local")
+
+
+def test_futures_carry_values_arguments_exceptions_and_cancellation(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    def forever() -> None:
+        while True:
+            pass
+
+    ebbtide("up", manifest())
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            squares = [cluster.submit(lambda x: x * x, nth) for nth in range(50)]
+            assert [square.result(60) for square in squares] == [nth * nth for nth in range(50)]
+            assert cluster.submit(max, squares[3], squares[2]).result(60) == 9
+            total = cluster.submit(lambda x: float(x.sum()), xp.asarray([1.5, 2.5]))
+            assert total.result(60) == 4.0
+            with pytest.raises(ZeroDivisionError):
+                cluster.submit(lambda: 1 / 0).result(60)
+            endless = cluster.submit(forever)
+            with pytest.raises(TimeoutError):
+                endless.result(0.3)
+            endless.cancel()
+            with pytest.raises(CancelledError):
+                endless.result(60)
+            # The worker has one core: this runs only because the endless function was ended.
+            assert cluster.submit(len, "abc").result(60) == 3
+    finally:
+        ebbtide("down", "local")

@@ -13,16 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_rustls::server::TlsStream;
 
-use crate::frame::{self, FrameError};
+use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::link::{self, Link};
 use crate::scheduler::hall::Input;
 use crate::wire::{ClientFrame, Hello, Welcome, WorkerFrame};
 
 /// Connections at once: 1,000 workers and clients with room to spare.
 const CONNECTIONS_MAX: usize = 4096;
-
-/// Largest graph that a client may send.
-const GRAPH_BYTES_MAX: u64 = 256 << 20;
 
 /// Largest chunk that is relayed.
 const CHUNK_BYTES_MAX: u64 = 4 << 30;
@@ -61,7 +58,7 @@ impl Door {
     }
 
     async fn welcome(&self, stream: TcpStream) -> Result<(), FrameError> {
-        stream.set_nodelay(true)?;
+        link::prepare(&stream)?;
         let Link { mut stream, peer } = link::accept(stream, Arc::clone(&self.config)).await?;
         let hello: Hello = link::read_first(&mut stream).await?;
         let Identity::Member { role, .. } = peer else { return Err(FrameError::Stranger) };

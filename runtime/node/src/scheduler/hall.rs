@@ -8,7 +8,7 @@ use ebbtide_array::graph::Graph;
 use ebbtide_array::lower::lower;
 use ebbtide_buffer::Buffer;
 use ebbtide_contract::demand::{Down, Fact, Outcome, Up};
-use ebbtide_core::message::{FromWorker, ToWorker};
+use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 use prometheus_client::metrics::gauge::Gauge;
@@ -147,11 +147,7 @@ impl Hall {
             }
             Input::WorkerSent(task, chunk) => self.relay(task, chunk),
             Input::WorkerGone(id) => {
-                self.workers.remove(&id);
-                let clients: Vec<u64> = self.clients.keys().copied().collect();
-                for client in clients {
-                    self.stop_collecting(client, |_, worker| worker == id);
-                }
+                self.part_with(id);
                 self.tell(Event::WorkerLost(id));
                 self.tell_operator();
             }
@@ -166,7 +162,10 @@ impl Hall {
             }
             Input::ClientSaid(id, ClientFrame::Submit { job }, graph) => {
                 self.submit(id, job, graph.as_deref().unwrap_or_default());
-                self.tell_operator();
+                // The first job is news; of more of the same the next regular news tell.
+                if self.jobs.len() == 1 {
+                    self.tell_operator();
+                }
             }
             Input::ClientSaid(id, ClientFrame::Cancel { job }, _) => {
                 self.cancel(|it| it.client == id && it.number == job);
@@ -238,11 +237,11 @@ impl Hall {
                 // Its reader ends when nothing is left to write to.
                 Effect::Disconnect(worker, why) => {
                     tracing::warn!(worker = worker.0, why, "a worker is disconnected");
-                    self.workers.remove(&worker);
+                    self.part_with(worker);
                 }
                 Effect::JobDone(job) => self.end(job, |job| ClientReply::Done { job }),
-                Effect::JobFailed(job, error) => {
-                    self.end(job, |job| ClientReply::Failed { job, error });
+                Effect::JobFailed(job, failure) => {
+                    self.end(job, |job| ClientReply::Failed { job, failure });
                 }
                 Effect::Released(worker) => self.retired(worker, Outcome::Released),
                 Effect::Kept(worker) => self.retired(worker, Outcome::Kept),
@@ -259,7 +258,8 @@ impl Hall {
             Ok(lowered) => lowered,
             Err(error) => {
                 if let Some(client) = self.clients.get(&client) {
-                    client.outbox.send(&ClientReply::Failed { job: number, error });
+                    let failure = Failure::new(error);
+                    client.outbox.send(&ClientReply::Failed { job: number, failure });
                 }
                 return;
             }
@@ -348,6 +348,15 @@ impl Hall {
             // Off the writer's path: the hall may be busy.
             tokio::spawn(async move { inputs.send(Input::Written(id, task)).await });
         });
+    }
+
+    /// Nothing is sent to a worker any more, and nothing is expected of it.
+    fn part_with(&mut self, id: WorkerId) {
+        self.workers.remove(&id);
+        let clients: Vec<u64> = self.clients.keys().copied().collect();
+        for client in clients {
+            self.stop_collecting(client, |_, worker| worker == id);
+        }
     }
 
     fn retired(&self, worker: WorkerId, outcome: Outcome) {

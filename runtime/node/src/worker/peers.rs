@@ -65,9 +65,10 @@ impl Peers {
 
     pub(super) fn fetch(&mut self, chunk: TaskId, holder: WorkerId) {
         let Some(address) = self.addresses.get(&holder).cloned() else {
-            self.report(Input::FetchFailed(chunk, holder));
+            self.report(Input::FetchFailed(self.epoch(), chunk, holder));
             return;
         };
+        let epoch = self.epoch();
         let queue = self.queues.entry(holder).or_insert_with(|| {
             let (queue, wanted) = mpsc::unbounded_channel();
             let peer = Peer {
@@ -76,13 +77,18 @@ impl Peers {
                 config: Arc::clone(&self.config),
                 pool: self.pool.clone(),
                 inputs: self.inputs.clone(),
-                epoch: self.epoch.load(Ordering::Acquire),
+                epoch,
             };
             tokio::spawn(peer.serve(wanted));
             queue
         });
         // The task lives as long as its queue.
         let _: Result<(), _> = queue.send(chunk);
+    }
+
+    /// The scheduler's life in which ids mean something.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     fn report(&self, input: Input) {
@@ -110,7 +116,7 @@ impl Peer {
                 tracing::info!(%error, peer = self.address, "chunks cannot be fetched");
             }
             for chunk in asked {
-                self.tell(Input::FetchFailed(chunk, self.id)).await;
+                self.tell(Input::FetchFailed(self.epoch, chunk, self.id)).await;
             }
         }
     }
@@ -148,9 +154,11 @@ impl Peer {
             asked.pop_front();
             self.tell(match reply {
                 PeerReply::Chunk(it) if it == chunk => {
-                    Input::Fetched(chunk, payload.unwrap_or_else(|| self.pool.take(0)))
+                    Input::Fetched(self.epoch, chunk, payload.unwrap_or_else(|| self.pool.take(0)))
                 }
-                PeerReply::Chunk(_) | PeerReply::NotHere(_) => Input::FetchFailed(chunk, self.id),
+                PeerReply::Chunk(_) | PeerReply::NotHere(_) => {
+                    Input::FetchFailed(self.epoch, chunk, self.id)
+                }
             })
             .await;
         }
@@ -187,7 +195,7 @@ impl Serving {
     }
 
     async fn serve(&self, stream: TcpStream) -> Result<(), FrameError> {
-        stream.set_nodelay(true)?;
+        link::prepare(&stream)?;
         let Link { mut stream, .. } = link::accept(stream, Arc::clone(&self.config)).await?;
         let hello: Hello = link::read_first(&mut stream).await?;
         let epoch = self.epoch.load(Ordering::Acquire);

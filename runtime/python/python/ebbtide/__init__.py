@@ -6,6 +6,16 @@
 """
 
 from ebbtide._cluster import Cluster
+from ebbtide._function import Delayed, Future, delayed
 from ebbtide._native import ConnectionLost, EbbtideError, TaskFailed, __version__
 
-__all__ = ["Cluster", "ConnectionLost", "EbbtideError", "TaskFailed", "__version__"]
+__all__ = [
+    "Cluster",
+    "ConnectionLost",
+    "Delayed",
+    "EbbtideError",
+    "Future",
+    "TaskFailed",
+    "__version__",
+    "delayed",
+]

@@ -9,8 +9,12 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any, TypeVar
 
-from ebbtide import _native
+from ebbtide import _function, _native
+from ebbtide._function import Delayed, Future
+
+T = TypeVar("T")
 
 _open: ContextVar[tuple[Cluster, ...]] = ContextVar("ebbtide_open_clusters", default=())
 
@@ -45,7 +49,12 @@ class Cluster:
             command += ["--backend", backend]
         # It keeps the way open until its standard input closes, and so never outlives us.
         self._way = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Ctrl-C in a terminal is for the program, not for its way to the cluster.
+            start_new_session=True,
         )
         assert self._way.stdout is not None and self._way.stderr is not None
         endpoint = self._way.stdout.readline().decode()
@@ -59,6 +68,40 @@ class Cluster:
         except BaseException:
             self._close_way()
             raise
+
+    def submit(
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        memory: int | str | None = None,
+        retries: int = 0,
+        **kwargs: Any,
+    ) -> Future[T]:
+        """Call a function on a worker, and do not wait for it.
+
+        The function and its arguments travel by value. An array among the arguments is computed
+        there and given as a read-only NumPy array; a future is waited for first.
+
+        `memory` bounds what the function's process may allocate, 512 MiB by default; `retries`
+        says how often the function is tried again when it raises. When its process ends, by a
+        crash or for lack of memory, it is tried again up to three times in any case.
+
+        Raises:
+            TypeError: the function or an argument cannot be pickled.
+            ConnectionLost: the cluster was closed by this program.
+
+        """
+        if self._client is None:
+            raise _native.ConnectionLost(f"cluster {self.name} was closed by this program")
+        values = [arg.result() if isinstance(arg, Future) else arg for arg in args]
+        named = {
+            name: arg.result() if isinstance(arg, Future) else arg for name, arg in kwargs.items()
+        }
+        call = Delayed(function, tuple(values), named)
+        expression = _function.expression(call, ("object", []), memory, retries)
+        name = getattr(function, "__name__", None) or type(function).__name__
+        return Future(name, self._client.submit([expression]))
 
     def close(self) -> None:
         """Let go of the cluster, which lives on."""
@@ -107,9 +150,10 @@ def run(
 ) -> list[bytes]:
     """Compute on the innermost open cluster, else in this process."""
     clusters = _open.get()
-    if clusters:
-        return clusters[-1]._compute(expressions, progress)
-    return _native.compute(expressions, progress)
+    with _function.originals():
+        if clusters:
+            return clusters[-1]._compute(expressions, progress)
+        return _native.compute(expressions, progress)
 
 
 def _program() -> str:

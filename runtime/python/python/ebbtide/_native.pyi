@@ -6,6 +6,7 @@ __all__ = [
     "ConnectionLost",
     "EbbtideError",
     "Expression",
+    "Job",
     "TaskFailed",
     "__version__",
     "compute",
@@ -28,6 +29,14 @@ class Expression:
         shape: Sequence[int],
         chunks: Sequence[int] | None = None,
         bounds: tuple[int, int] = ...,
+    ) -> Expression: ...
+    @staticmethod
+    def call(
+        title: tuple[str, int, tuple[int, int]],
+        pickled: tuple[bytes, bytes],
+        returns: tuple[str, Sequence[int]],
+        limits: tuple[int, int],
+        inputs: Sequence[Expression],
     ) -> Expression: ...
     def binary(self, op: str, other: Expression) -> Expression: ...
     def reduce(self, op: str, axes: Sequence[int] | None = None) -> Expression: ...
@@ -52,3 +61,10 @@ class Client:
         expressions: Sequence[Expression],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[bytes]: ...
+    def submit(self, expressions: Sequence[Expression]) -> Job: ...
+
+@final
+class Job:
+    def is_done(self) -> bool: ...
+    def cancel(self) -> None: ...
+    def wait(self, seconds: float | None = None) -> list[bytes]: ...

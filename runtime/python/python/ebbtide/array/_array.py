@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from ebbtide import _cluster, _native
+from ebbtide import _cluster, _function, _native
 from ebbtide.array._dtype import DType, float64, int64
 from ebbtide.array._dtype import bool as bool_
 
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ebbtide._function import Delayed
+
     Result = NDArray[Any] | np.generic
 
 Scalar = builtins.bool | int | float
-Axis = int | Sequence[int] | None
+Axis = SupportsIndex | Sequence[SupportsIndex] | None
 
 
 class Array:
@@ -27,6 +30,8 @@ class Array:
     """
 
     __slots__ = ("_expression",)
+    # NumPy arrays leave operators with one of ours to us, and do not take it apart.
+    __array_ufunc__ = None
 
     def __init__(self, expression: _native.Expression) -> None:
         """Use `asarray` or `random` instead."""
@@ -137,9 +142,41 @@ def asarray(obj: object, *, dtype: DType | None = None) -> Array:
         return obj if dtype is None else astype(obj, dtype)
     import numpy as np
 
-    given = np.asarray(obj, dtype=None if dtype is None else dtype.name)
+    given = np.asarray(obj, dtype=None if dtype is None else _name(dtype))
+    little = given.astype(given.dtype.newbyteorder("<"), copy=False)
     shape = list(given.shape)
-    return Array(_native.Expression.constant(given.dtype.name, shape, given.tobytes()))
+    return Array(_native.Expression.constant(given.dtype.name, shape, little.tobytes()))
+
+
+def from_delayed(
+    value: Delayed[Any] | Callable[[], Any],
+    shape: Sequence[int],
+    dtype: DType,
+    *,
+    memory: int | str | None = None,
+    retries: int = 0,
+) -> Array:
+    """Make an array of one chunk from what a Python function will return on a worker.
+
+    `value` is a call that was noted by `ebbtide.delayed`, or a function without arguments. It
+    must return what NumPy makes an array of exactly this shape and dtype. `memory` bounds what its
+    process may allocate, 512 MiB by default; `retries` says how often it is tried again when it
+    raises.
+
+    >>> import ebbtide as eb
+    >>> squares = eb.delayed(lambda n: [float(i * i) for i in range(n)])(4)
+    >>> from_delayed(squares, (4,), float64).sum().compute()
+    np.float64(14.0)
+
+    Raises:
+        TypeError: the function or an argument cannot be pickled, or no kernels exist for the
+            dtype.
+
+    """
+    call = value if isinstance(value, _function.Delayed) else _function.Delayed(value)
+    return Array(
+        _function.expression(call, (_name(dtype), _integers(shape, "shape")), memory, retries)
+    )
 
 
 def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ...]:
@@ -155,6 +192,8 @@ def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ..
     import numpy as np
 
     expressions = [array._expression for array in arrays]
+    if not expressions:
+        return ()
     if progress:
         with _Bar() as bar:
             results = _cluster.run(expressions, bar)
@@ -220,7 +259,7 @@ def astype(x: Array, dtype: DType, /) -> Array:
     >>> astype(asarray([1.7, -1.7]), int64).compute()
     array([ 1, -1])
     """
-    return Array(x._expression.cast(dtype.name))
+    return Array(x._expression.cast(_name(dtype)))
 
 
 def add(x1: Array, x2: Array | Scalar, /) -> Array:
@@ -262,16 +301,20 @@ def divide(x1: Array, x2: Array | Scalar, /) -> Array:
 
 def _binary(op: str, left: Array | Scalar, right: Array | Scalar) -> Array:
     if not isinstance(left, Array):
-        left = _scalar(left, right)
+        left = _operand(left, right)
     elif not isinstance(right, Array):
-        right = _scalar(right, left)
+        right = _operand(right, left)
     assert isinstance(left, Array) and isinstance(right, Array)
     return Array(left._expression.binary(op, right._expression))
 
 
-def _scalar(value: Scalar, beside: Array | Scalar) -> Array:
-    """Make a Python number an array of the dtype that it meets, as the standard says."""
+def _operand(value: object, beside: Array | Scalar) -> Array:
+    """Make a number an array of the dtype that it meets, as the standard says; NumPy's stay."""
+    import numpy as np
+
     assert isinstance(beside, Array)
+    if isinstance(value, np.ndarray | np.generic):
+        return asarray(value)
     if not isinstance(value, builtins.bool | int | float):
         kind = type(value).__name__
         raise TypeError(f"expected an array or a number, not {kind}; use asarray")
@@ -282,9 +325,23 @@ def _scalar(value: Scalar, beside: Array | Scalar) -> Array:
 
 
 def _axes(axis: Axis) -> list[int] | None:
-    if axis is None:
-        return None
-    return [axis] if isinstance(axis, int) else list(axis)
+    return None if axis is None else _integers(axis, "axis")
+
+
+def _integers(given: SupportsIndex | Sequence[SupportsIndex], what: str) -> list[int]:
+    """Read one whole number or several, as Python's or NumPy's."""
+    if isinstance(given, SupportsIndex):
+        return [operator.index(given)]
+    try:
+        return [operator.index(one) for one in given]
+    except TypeError:
+        raise TypeError(f"{what} {given!r} is no whole number, nor several") from None
+
+
+def _name(dtype: DType) -> str:
+    if not isinstance(dtype, DType):
+        raise TypeError(f"{dtype!r} is no dtype of ebbtide.array; use float64, int64 or bool")
+    return dtype.name
 
 
 __all__ = ["float64"]

@@ -7,11 +7,12 @@ word `i % 4` of block `i // 4`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from ebbtide import _native
-from ebbtide.array._array import Array
+from ebbtide.array._array import Array, _integers
 
-Size = int | Sequence[int]
+Size = SupportsIndex | Sequence[SupportsIndex]
 
 
 class Generator:
@@ -71,4 +72,4 @@ def default_rng(seed: int) -> Generator:
 
 
 def _extents(size: Size) -> list[int]:
-    return [size] if isinstance(size, int) else list(size)
+    return _integers(size, "size")

@@ -1,0 +1,320 @@
+//! Keeps a client connected and carries its jobs: what is not done is asked for again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ebbtide_array::Array;
+use ebbtide_array::graph::Graph;
+use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_contract::tls::Credentials;
+use ebbtide_core::Bytes;
+use ebbtide_core::message::Failure;
+use tokio::io::ReadHalf;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::client::{Address, ClientError, Endpoint};
+use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
+use crate::link::{self, Link, Outbox, Payload, Stream};
+use crate::result::{TooLarge, Whole};
+use crate::wire::{ClientFrame, ClientReply, Hello, Welcome};
+
+/// How long a client tries to reach a scheduler again before it gives its jobs up.
+const RECONNECT_MAX: Duration = Duration::from_mins(1);
+
+/// Wait between two tries.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Replies that wait to be taken in.
+const REPLIES_MAX: usize = 16;
+
+/// Largest chunk that is taken.
+const CHUNK_BYTES_MAX: u64 = 4 << 30;
+
+/// What the program wants of the connection.
+pub(super) enum Order {
+    /// A job was entered.
+    Submit(u64),
+    /// A job was left before it ended.
+    Cancel(u64),
+}
+
+/// The jobs, seen by the program and the connection.
+#[derive(Default)]
+pub(super) struct Shared {
+    jobs: Mutex<Jobs>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    next: u64,
+    entered: BTreeMap<u64, Entered>,
+}
+
+struct Entered {
+    graph: Graph,
+    wholes: Vec<Whole>,
+    /// The life of the connection in which the scheduler was asked.
+    asked_in: Option<u64>,
+    /// What was told of its tasks, until somebody looks.
+    progress: Option<(u64, u64)>,
+    ended: Option<Result<(), ClientError>>,
+}
+
+type Reply = Result<(ClientReply, Option<Buffer>), FrameError>;
+
+pub(super) type Opened = (Outbox, mpsc::Receiver<Reply>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a job and gives it a number.
+    pub(super) fn enter(&self, targets: &[Array]) -> Result<u64, TooLarge> {
+        let wholes = targets.iter().map(Whole::new).collect::<Result<_, _>>()?;
+        let entered = Entered {
+            graph: Graph::of(targets),
+            wholes,
+            asked_in: None,
+            progress: None,
+            ended: None,
+        };
+        let mut jobs = self.lock();
+        let number = jobs.next;
+        jobs.next += 1;
+        jobs.entered.insert(number, entered);
+        Ok(number)
+    }
+
+    /// Removes a job. True if it had not ended.
+    pub(super) fn leave(&self, number: u64) -> bool {
+        let left = self.lock().entered.remove(&number);
+        self.changed.notify_all();
+        left.is_some_and(|job| job.ended.is_none())
+    }
+
+    pub(super) fn is_done(&self, number: u64) -> bool {
+        self.lock().entered.get(&number).is_none_or(|job| job.ended.is_some())
+    }
+
+    /// Waits a while for a job: what became of it, and what is new of its progress.
+    #[expect(clippy::type_complexity, reason = "two answers, taken apart at once")]
+    pub(super) fn wait(
+        &self,
+        number: u64,
+        longest: Duration,
+    ) -> (Option<Result<Vec<Vec<u8>>, ClientError>>, Option<(u64, u64)>) {
+        let jobs = self.lock();
+        let runs =
+            |jobs: &mut Jobs| jobs.entered.get(&number).is_some_and(|job| job.ended.is_none());
+        let waited = self.changed.wait_timeout_while(jobs, longest, runs);
+        let (mut jobs, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let Some(job) = jobs.entered.get_mut(&number) else {
+            return (Some(Err(ClientError::Interrupted)), None);
+        };
+        let progress = job.progress.take();
+        let ended = job.ended.as_ref().map(|ended| {
+            ended.clone().map(|()| {
+                std::mem::take(&mut job.wholes).into_iter().map(Whole::into_bytes).collect()
+            })
+        });
+        (ended, progress)
+    }
+
+    fn end(&self, number: u64, ended: Result<(), ClientError>) {
+        if let Some(job) = self.lock().entered.get_mut(&number) {
+            job.ended.get_or_insert(ended);
+        }
+        self.changed.notify_all();
+    }
+
+    /// The jobs that have not ended.
+    fn open(&self) -> Vec<u64> {
+        let jobs = self.lock();
+        let open = jobs.entered.iter().filter(|(_, job)| job.ended.is_none());
+        open.map(|(number, _)| *number).collect()
+    }
+
+    /// What a job asks for, once for each life of the connection.
+    fn graph(&self, number: u64, life: u64) -> Option<Vec<u8>> {
+        let mut jobs = self.lock();
+        let job = jobs.entered.get_mut(&number).filter(|job| job.asked_in != Some(life))?;
+        job.asked_in = Some(life);
+        Some(job.graph.encode())
+    }
+
+    fn take(&self, reply: ClientReply, chunk: Option<&[u8]>) {
+        match reply {
+            ClientReply::Progress { job, done, tasks, .. } => {
+                if let Some(entered) = self.lock().entered.get_mut(&job) {
+                    entered.progress = Some((done, tasks));
+                }
+            }
+            ClientReply::Chunk { job, target, index } => {
+                if let Some(entered) = self.lock().entered.get_mut(&job) {
+                    entered.put(target, index, chunk.unwrap_or_default());
+                }
+            }
+            ClientReply::Done { job } => self.end(job, Ok(())),
+            ClientReply::Failed { job, failure } => {
+                self.end(job, Err(ClientError::Failed(failure)));
+            }
+        }
+    }
+}
+
+impl Entered {
+    /// Puts a chunk. The scheduler sends it once, for the first of several equal targets.
+    fn put(&mut self, target: u32, index: u32, chunk: &[u8]) {
+        let targets = self.graph.targets();
+        let made_by = targets.get(target as usize);
+        for (whole, target) in self.wholes.iter_mut().zip(targets) {
+            if Some(target) == made_by {
+                whole.put(index, chunk);
+            }
+        }
+    }
+}
+
+/// The way to one scheduler, opened again when it breaks.
+pub(super) struct Connection {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Counts connections.
+    life: u64,
+}
+
+impl Connection {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        shared: Arc<Shared>,
+        orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Self {
+        Self { endpoint, shared, orders, life: 0 }
+    }
+
+    /// Carries orders and replies until the client is gone.
+    pub(super) async fn keep(mut self, mut opened: Opened) {
+        loop {
+            let Some(error) = self.carry(&mut opened).await else { return };
+            tracing::debug!(%error, "the connection broke");
+            let Some(reopened) = self.reopen().await else { return };
+            opened = reopened;
+            for number in self.shared.open() {
+                self.submit(&opened.0, number);
+            }
+        }
+    }
+
+    /// Ends with why the connection did, or without a reason when the client is gone.
+    async fn carry(&mut self, (outbox, replies): &mut Opened) -> Option<FrameError> {
+        loop {
+            tokio::select! {
+                order = self.orders.recv() => match order? {
+                    Order::Submit(number) => self.submit(outbox, number),
+                    Order::Cancel(job) => outbox.send(&ClientFrame::Cancel { job }),
+                },
+                reply = replies.recv() => match reply {
+                    Some(Ok((reply, chunk))) => self.shared.take(reply, chunk.as_deref()),
+                    Some(Err(error)) => return Some(error),
+                    None => return Some(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
+                },
+            }
+        }
+    }
+
+    fn submit(&self, outbox: &Outbox, job: u64) {
+        let Some(graph) = self.shared.graph(job, self.life) else { return };
+        if graph.len() as u64 > GRAPH_BYTES_MAX {
+            let error = format!(
+                "an expression of {} is too large to be sent, at most {} are taken; make large \
+                 arrays where they are needed, with random or from_delayed",
+                Bytes(graph.len() as u64),
+                Bytes(GRAPH_BYTES_MAX)
+            );
+            self.shared.end(job, Err(ClientError::Failed(Failure::new(error))));
+        } else {
+            outbox.send_with(&ClientFrame::Submit { job }, Payload::Bytes(graph));
+        }
+    }
+
+    /// Opens the way again. Jobs are failed when that takes too long, and a new one tries again.
+    /// Nothing when the client is gone.
+    async fn reopen(&mut self) -> Option<Opened> {
+        self.life += 1;
+        loop {
+            let start = Instant::now();
+            let last = loop {
+                match open(&self.endpoint).await {
+                    Ok(opened) => return Some(opened),
+                    Err(ClientError::Connection(..)) if start.elapsed() < RECONNECT_MAX => {
+                        sleep(RECONNECT_INTERVAL).await;
+                    }
+                    Err(error) => break error,
+                }
+            };
+            for number in self.shared.open() {
+                self.shared.end(number, Err(last.clone()));
+            }
+            while !matches!(self.orders.recv().await?, Order::Submit(_)) {}
+        }
+    }
+}
+
+/// Connects, proving both sides.
+pub(super) async fn open(endpoint: &Endpoint) -> Result<Opened, ClientError> {
+    match &endpoint.address {
+        Address::Tcp(address) => {
+            let stream = link::dial(address).await;
+            greet(endpoint, stream.map_err(|error| lost(endpoint, error))?).await
+        }
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path).await.map_err(FrameError::from);
+            greet(endpoint, stream.map_err(|error| lost(endpoint, error))?).await
+        }
+    }
+}
+
+fn lost(endpoint: &Endpoint, error: FrameError) -> ClientError {
+    ClientError::Connection(endpoint.name.clone(), Arc::new(error))
+}
+
+async fn greet<S: Stream + 'static>(endpoint: &Endpoint, stream: S) -> Result<Opened, ClientError> {
+    let name = || endpoint.name.clone();
+    let lost = |error| lost(endpoint, error);
+    let Endpoint { authority, certificate, key, .. } = endpoint;
+    let scheduler = Identity::member(&endpoint.cluster_uid, Role::Scheduler);
+    let config =
+        Credentials::from_pem(authority.as_bytes(), certificate.as_bytes(), key.as_bytes())
+            .and_then(|credentials| credentials.dial(scheduler))
+            .map_err(|error| ClientError::Credentials(name(), Arc::new(error)))?;
+    let Link { mut stream, .. } = link::connect(stream, Arc::new(config)).await.map_err(lost)?;
+    let hello = Hello::Client { token: endpoint.token.clone() };
+    link::write_first(&mut stream, &hello).await.map_err(lost)?;
+    match link::read_first(&mut stream).await.map_err(lost)? {
+        Welcome::Yes => {}
+        Welcome::Refused(reason) => return Err(ClientError::Refused(name(), reason)),
+        Welcome::Worker { .. } => return Err(lost(FrameError::Stranger)),
+    }
+    let (outbox, reader) = link::split_off(stream);
+    let (replies, received) = mpsc::channel(REPLIES_MAX);
+    tokio::spawn(read_all(reader, replies));
+    Ok((outbox, received))
+}
+
+async fn read_all<S: Stream>(mut reader: ReadHalf<S>, replies: mpsc::Sender<Reply>) {
+    let pool = Pool::new(0);
+    loop {
+        let reply = frame::read::<ClientReply, _>(&mut reader, &pool, CHUNK_BYTES_MAX).await;
+        let is_over = reply.is_err();
+        if replies.send(reply).await.is_err() || is_over {
+            return;
+        }
+    }
+}

@@ -1,0 +1,205 @@
+"""Runs Python functions for a worker, in a process of their own.
+
+Started by the worker with the number of a socket as its argument; ends when that closes. Each
+message begins with eight bytes, the length of its header as a little-endian number, which carry
+its descriptors; then come the header, as JSON, and what the header announces.
+
+A request announces a pickled function, its pickled arguments and arrays, each a descriptor of
+sealed memory. The answer announces an array's bytes, a pickled value, or an error.
+"""
+
+import sys
+
+# Nothing is imported from where this happens to be started.
+sys.path[:] = [path for path in sys.path if path]
+
+import json  # noqa: E402
+import mmap  # noqa: E402
+import os  # noqa: E402
+import socket  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+if TYPE_CHECKING:
+    import numpy
+
+# What is longer travels in shared memory.
+INLINE_BYTES_MAX = 65_536
+# The longest text and the longest pickled exception that are sent.
+ERROR_CHARACTERS_MAX = 32_768
+EXCEPTION_BYTES_MAX = 65_536
+# Functions that are kept unpickled.
+FUNCTIONS_MAX = 64
+
+
+class Refused(Exception):
+    """What a function returned is not what was promised."""
+
+
+def receive(connection: socket.socket, length: int) -> bytes:
+    """Read exactly so many bytes; none at the end of the connection."""
+    parts = []
+    while length:
+        part = connection.recv(min(length, 1 << 20))
+        if not part:
+            raise SystemExit(0)
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def send(
+    connection: socket.socket,
+    header: dict,
+    payload: bytes = b"",
+    descriptors: tuple[int, ...] = (),
+) -> None:
+    """Send one message."""
+    encoded = json.dumps(header).encode()
+    prefix = len(encoded).to_bytes(8, "little")
+    if descriptors:
+        socket.send_fds(connection, [prefix], descriptors)
+        connection.sendall(encoded + payload)
+    else:
+        connection.sendall(prefix + encoded + payload)
+
+
+def view(descriptor: int, dtype: str, shape: list[int]) -> "numpy.ndarray":
+    """Lay a read-only array over shared memory, which is not copied."""
+    import numpy
+
+    dtype = numpy.dtype(dtype)
+    length = dtype.itemsize
+    for extent in shape:
+        length *= extent
+    if length == 0:
+        array = numpy.empty(shape, dtype)
+        array.flags.writeable = False
+        return array
+    memory = mmap.mmap(descriptor, length, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return numpy.frombuffer(memory, dtype).reshape(shape)
+
+
+def returned_array(value: object, dtype: str, shape: list[int], name: str) -> memoryview:
+    """Check that a value is the array that was promised, and lay it out row by row."""
+    import numpy
+
+    array = numpy.asarray(value)
+    if array.dtype != numpy.dtype(dtype) or array.shape != tuple(shape):
+        raise Refused(
+            f"{name} returned {array.dtype} of shape {array.shape} where {dtype} of shape "
+            f"{tuple(shape)} was promised; change the function, or what from_delayed is told"
+        )
+    return memoryview(numpy.ascontiguousarray(array).reshape(-1)).cast("B")
+
+
+def reply(connection: socket.socket, payload: memoryview) -> None:
+    """Send what a function made."""
+    length = len(payload)
+    if length <= INLINE_BYTES_MAX:
+        send(connection, {"bytes": length}, bytes(payload))
+        return
+    descriptor = os.memfd_create("ebbtide-result", os.MFD_CLOEXEC)
+    try:
+        done = 0
+        while done < length:
+            done += os.pwrite(descriptor, payload[done : done + (1 << 30)], done)
+        send(connection, {"bytes": length, "shared": True}, descriptors=(descriptor,))
+    finally:
+        os.close(descriptor)
+
+
+def reply_error(
+    connection: socket.socket, name: str, error: BaseException, memory_bytes: int
+) -> None:
+    """Send what a function raised, with the traceback from the function on."""
+    import traceback
+
+    import cloudpickle
+
+    frames = error.__traceback__
+    ours = [serve.__code__, run.__code__, returned_array.__code__]
+    while frames is not None and frames.tb_frame.f_code in ours:
+        frames = frames.tb_next
+    if isinstance(error, Refused):
+        text = str(error)
+    else:
+        lines = traceback.format_exception(type(error), error, frames)
+        text = "".join(lines)[-ERROR_CHARACTERS_MAX:].rstrip()
+    if isinstance(error, MemoryError):
+        text += (
+            f"\n{name} may take {memory_bytes / 2**20:.0f} MiB of memory with its process; "
+            "say memory= to give it more"
+        )
+    exception = b""
+    if not isinstance(error, Refused):
+        try:
+            exception = cloudpickle.dumps(error.with_traceback(None))
+        except Exception:
+            exception = b""
+    if len(exception) > EXCEPTION_BYTES_MAX:
+        exception = b""
+    send(connection, {"error": text, "exception": len(exception)}, exception)
+
+
+def run(
+    header: dict,
+    function_bytes: bytes,
+    argument_bytes: bytes,
+    descriptors: list[int],
+    functions: dict,
+) -> memoryview:
+    """Call the function that a request names and return what goes back, as bytes."""
+    import io
+    import pickle
+
+    import cloudpickle
+
+    function = functions.get(function_bytes)
+    if function is None:
+        function = pickle.loads(function_bytes)
+        while len(functions) >= FUNCTIONS_MAX:
+            del functions[next(iter(functions))]
+        functions[function_bytes] = function
+
+    views = [
+        view(descriptor, given["dtype"], given["shape"])
+        for descriptor, given in zip(descriptors, header["inputs"], strict=True)
+    ]
+
+    class Arguments(pickle.Unpickler):
+        def persistent_load(self, number: int) -> "numpy.ndarray":
+            return views[number]
+
+    arguments, keywords = Arguments(io.BytesIO(argument_bytes)).load()
+    value = function(*arguments, **keywords)
+    promised = header["returns"]
+    if promised is None:
+        return memoryview(cloudpickle.dumps(value))
+    return returned_array(value, promised["dtype"], promised["shape"], header["name"])
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the worker closes the connection."""
+    functions = {}
+    send(connection, {"python": list(sys.version_info[:2])})
+    while True:
+        prefix, descriptors, _, _ = socket.recv_fds(connection, 8, 64)
+        prefix += receive(connection, 8 - len(prefix)) if prefix else b""
+        if not prefix:
+            return
+        header = json.loads(receive(connection, int.from_bytes(prefix, "little")))
+        function_bytes = receive(connection, header["function"])
+        argument_bytes = receive(connection, header["arguments"])
+        try:
+            made = run(header, function_bytes, argument_bytes, descriptors, functions)
+        except BaseException as error:
+            reply_error(connection, header["name"], error, header["memory"])
+        else:
+            reply(connection, made)
+            del made
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,249 @@
+"""Python functions that run on workers, and what they return."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import os
+import re
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+from ebbtide import _native
+
+if TYPE_CHECKING:
+    from ebbtide.array import Array
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What a function's process may allocate when nothing is said: enough for pandas and some data.
+MEMORY_DEFAULT = "512 MiB"
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Delayed(Generic[T]):
+    """A call that has not happened: a function and its arguments. Made by `delayed`."""
+
+    function: Callable[..., T]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def delayed(function: Callable[P, T], /) -> Callable[P, Delayed[T]]:
+    """Make a function that notes its arguments and is called later, on a worker.
+
+    >>> delayed(len)([1, 2]).args
+    ([1, 2],)
+    """
+
+    @functools.wraps(function)
+    def note(*args: P.args, **kwargs: P.kwargs) -> Delayed[T]:
+        return Delayed(function, args, kwargs)
+
+    return note
+
+
+class Future(Generic[T]):
+    """What `Cluster.submit` will have computed. Cancelled when nobody refers to it any more."""
+
+    def __init__(self, name: str, job: _native.Job) -> None:
+        """Use `Cluster.submit` instead."""
+        self._name = name
+        self._job = job
+        self._lock = threading.Lock()
+        self._ended: tuple[T | None, BaseException | None] | None = None
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._job.is_done()
+
+    def cancel(self) -> None:
+        """No longer want it: a function that runs is ended with its process."""
+        self._job.cancel()
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the value, at most `timeout` seconds.
+
+        Raises:
+            TimeoutError: it is not there yet; the call goes on.
+            CancelledError: the future was cancelled.
+            TaskFailed: the function ended its process, or could not be run.
+            Exception: what the function raised, with the worker's traceback as its cause.
+
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        assert self._ended is not None
+        return self._ended[0]  # type: ignore[return-value]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for what the function raised, if it did. Raises like `result` otherwise."""
+        if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError("the result is not there yet")
+        try:
+            if self._ended is None:
+                self._ended = self._wait(timeout)
+        finally:
+            self._lock.release()
+        return self._ended[1]
+
+    def _wait(self, timeout: float | None) -> tuple[T | None, BaseException | None]:
+        import pickle
+
+        try:
+            (pickled,) = self._job.wait(timeout)
+        except _native.TaskFailed as failed:
+            return None, original(failed)
+        except RuntimeError as error:
+            from concurrent.futures import CancelledError
+
+            raise CancelledError(f"{self._name} was cancelled") from error
+        return pickle.loads(pickled), None
+
+    def __repr__(self) -> str:
+        """Show name and state, and wait for nothing."""
+        return f"<ebbtide.Future {self._name} ({'done' if self.done() else 'pending'})>"
+
+
+@contextmanager
+def originals() -> Iterator[None]:
+    """Raise what a function raised on its worker in place of `TaskFailed`."""
+    try:
+        yield
+    except _native.TaskFailed as failed:
+        raised = original(failed)
+        raise raised from raised.__cause__
+
+
+def original(failed: _native.TaskFailed) -> BaseException:
+    """What the function raised, caused by its traceback there; else the failure, readable."""
+    text, pickled = (*failed.args, b"")[:2]
+    told = _native.TaskFailed(text)
+    if pickled:
+        import pickle
+
+        try:
+            raised = pickle.loads(pickled)
+        except Exception:
+            # Its class is not known here: the text has everything that a person needs.
+            return told
+        if isinstance(raised, Exception):
+            raised.__cause__ = _native.TaskFailed(f"on a worker:\n{text}")
+            return raised
+    return told
+
+
+def expression(
+    call: Delayed[Any],
+    returns: tuple[str, Sequence[int]],
+    memory: int | str | None,
+    retries: int,
+) -> _native.Expression:
+    """Make the expression of a call that returns an array, or an object of any kind.
+
+    Raises:
+        TypeError: the function or its arguments cannot be pickled.
+        ValueError: memory or retries are not what they should be.
+
+    """
+    name = getattr(call.function, "__name__", None) or type(call.function).__name__
+    if retries < 0:
+        raise ValueError(f"retries {retries} is less than 0")
+    memory_bytes = parse_bytes(MEMORY_DEFAULT if memory is None else memory)
+    function, _ = _pickle(call.function, name, "the function")
+    arguments, arrays = _pickle((call.args, dict(call.kwargs)), name, "an argument")
+    return _native.Expression.call(
+        (name, next(_numbers), sys.version_info[:2]),
+        (function, arguments),
+        (returns[0], list(returns[1])),
+        (memory_bytes, retries),
+        [array._expression for array in arrays],
+    )
+
+
+def parse_bytes(text: int | str) -> int:
+    """Read a number of bytes, like 4096, "512 MiB" or "2 GB".
+
+    >>> parse_bytes("1.5 KiB")
+    1536
+    """
+    if isinstance(text, int):
+        number, unit = float(text), ""
+    else:
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+        number = float(match[1]) if match and match[1].count(".") < 2 else -1.0
+        unit = match[2].upper() if match else ""
+        unit = {"B": "", "K": "KIB", "M": "MIB", "G": "GIB", "T": "TIB"}.get(unit, unit)
+        unit = f"{unit[0]}IB" if len(unit) == 2 and unit[1] == "I" else unit
+    if number <= 0 or unit not in _UNITS:
+        raise ValueError(f"memory {text!r} is no number of bytes; write it like '512 MiB'")
+    return int(number * _UNITS[unit])
+
+
+def _pickle(value: object, name: str, what: str) -> tuple[bytes, list[Array]]:
+    """Pickle by value what workers cannot import, with arrays taken out and numbered."""
+    import cloudpickle
+
+    from ebbtide.array import Array
+
+    arrays: list[Array] = []
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, obj: object) -> int | None:
+            if not isinstance(obj, Array):
+                return None
+            arrays.append(obj)
+            return len(arrays) - 1
+
+    buffer = io.BytesIO()
+    with _by_value(sys.modules.get(getattr(value, "__module__", None) or "")):
+        try:
+            Pickler(buffer).dump(value)
+        except Exception as error:
+            _refuse(name, what, error)
+    return buffer.getvalue(), arrays
+
+
+def _refuse(name: str, what: str, error: Exception) -> NoReturn:
+    message = (
+        f"{name}: {what} cannot be sent to a worker: {error}; pass plain data, and open files, "
+        "locks and connections inside the function"
+    )
+    raise TypeError(message) from error
+
+
+@contextmanager
+def _by_value(module: ModuleType | None) -> Iterator[None]:
+    """While it lasts, functions of a module that is not installed are pickled with their code."""
+    import cloudpickle
+
+    path = getattr(module, "__file__", None)
+    is_own = module is not None and path is not None and not _is_installed(path)
+    if not is_own or module.__name__ in cloudpickle.list_registry_pickle_by_value():  # type: ignore[union-attr]
+        yield
+        return
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_installed(path: str) -> bool:
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    real = os.path.realpath(path)
+    return any(real.startswith(os.path.realpath(root) + os.sep) for root in roots)
