@@ -24,6 +24,23 @@ pub enum BinaryOp {
     Divide,
 }
 
+/// A question about two arrays, element by element. The answer is `bool`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum CompareOp {
+    /// `<`
+    Less,
+    /// `<=`
+    LessEqual,
+    /// `>`
+    Greater,
+    /// `>=`
+    GreaterEqual,
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+}
+
 /// An operation over axes.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum ReduceOp {
@@ -74,8 +91,37 @@ pub enum Op {
     },
     /// Element by element.
     Binary(BinaryOp),
+    /// Compared element by element.
+    Compare(CompareOp),
     /// Converted element by element.
     Cast(DType),
+    /// With another axis of extent 1 before this one.
+    Expand {
+        /// Where the new axis stands.
+        axis: u8,
+    },
+    /// Elements of the first input at the places along an axis that the second one names.
+    Take {
+        /// The axis, for which the places' axes stand in the result.
+        axis: u8,
+    },
+    /// Part of an array, or the same array in other chunks.
+    Slice {
+        /// For each axis, where the first element lies and how far apart they are.
+        along: Vec<(u64, u64)>,
+        /// Where the chunks of the result lie.
+        grid: Grid,
+    },
+    /// A quantile over all elements, linear between the two nearest.
+    Quantile {
+        /// Which, bits of `f64` in [0, 1].
+        q: u64,
+    },
+    /// The largest elements of an array with one axis, in descending order.
+    TopK {
+        /// How many.
+        k: u64,
+    },
     /// What a Python function makes of whole arrays, in one chunk.
     Call(Call),
     /// Over axes, which go.
@@ -205,6 +251,45 @@ pub enum ArrayError {
         /// The operation.
         op: &'static str,
     },
+    /// A source that is cut along the axis that is taken from.
+    #[error(
+        "take: the array is in {chunks} chunks along axis {axis}; give it one there, with \
+         rechunk"
+    )]
+    TakeChunks {
+        /// The axis.
+        axis: u8,
+        /// Chunks along it.
+        chunks: usize,
+    },
+    /// A range that leaves the array.
+    #[error("elements {first} to {last} are outside axis {axis} of extent {extent}")]
+    Range {
+        /// The axis.
+        axis: usize,
+        /// First element.
+        first: u64,
+        /// Last element.
+        last: u64,
+        /// Extent of the axis.
+        extent: u64,
+    },
+    /// A chunk too large to travel.
+    #[error("{op}: a chunk has {bytes} bytes; at most 4 GiB are taken: use smaller chunks")]
+    ChunkTooLarge {
+        /// The operation.
+        op: String,
+        /// Bytes of its largest chunk.
+        bytes: u64,
+    },
+    /// A number that is not what an operation takes.
+    #[error("{op}: {what}")]
+    Argument {
+        /// The operation.
+        op: &'static str,
+        /// What is wrong and what is expected.
+        what: String,
+    },
     /// Bounds without an integer between them.
     #[error("integers: low {low} must be less than high {high}")]
     Bounds {
@@ -271,7 +356,103 @@ impl Array {
         };
         let is_integer = matches!(promoted.kind(), Kind::Signed | Kind::Unsigned);
         let to = if is_integer && op == BinaryOp::Divide { DType::Float64 } else { promoted };
-        Self::new(Op::Binary(op), vec![left.cast(to)?, right.cast(to)?])
+        let right = right.cast(to)?.aligned(left)?;
+        Self::new(Op::Binary(op), vec![left.cast(to)?, right])
+    }
+
+    /// Compared element by element, after promotion.
+    pub fn compare(op: CompareOp, left: &Self, right: &Self) -> Result<Self, ArrayError> {
+        let (left_type, right_type) = (left.dtype(), right.dtype());
+        let Some(to) = left_type.promote(right_type) else {
+            let (left, right) = (left_type, right_type);
+            return Err(ArrayError::Promote { op: op.name(), left, right });
+        };
+        let right = right.cast(to)?.aligned(left)?;
+        Self::new(Op::Compare(op), vec![left.cast(to)?, right])
+    }
+
+    /// The same array in these chunks.
+    pub fn rechunk(&self, chunks: &[u64]) -> Result<Self, ArrayError> {
+        self.recut(Grid::regular(&self.shape(), chunks)?)
+    }
+
+    fn recut(&self, grid: Grid) -> Result<Self, ArrayError> {
+        if grid == self.0.grid {
+            return Ok(self.clone());
+        }
+        let along = vec![(0, 1); grid.axes()];
+        Self::new(Op::Slice { along, grid }, vec![self.clone()])
+    }
+
+    /// The same array, cut as another is along the axes on which both have elements to meet.
+    fn aligned(self, to: &Self) -> Result<Self, ArrayError> {
+        let (own, other) = (&self.0.grid, &to.0.grid);
+        let ends = (0..own.axes()).map(|axis| {
+            let theirs = (axis + other.axes()).checked_sub(own.axes()).map(|it| other.ends(it));
+            let mine = own.ends(axis);
+            theirs.filter(|theirs| theirs.last() == mine.last()).unwrap_or(mine).to_vec()
+        });
+        let grid = Grid::from_ends(ends.collect());
+        self.recut(grid)
+    }
+
+    /// With another axis of extent 1 before `axis`, which may be the number of axes.
+    pub fn expand(&self, axis: usize) -> Result<Self, ArrayError> {
+        let axis = u8::try_from(axis).unwrap_or(u8::MAX);
+        Self::new(Op::Expand { axis }, vec![self.clone()])
+    }
+
+    /// The product of matrices over the last axis here and the last but one, or the only one,
+    /// there.
+    pub fn matmul(&self, right: &Self) -> Result<Self, ArrayError> {
+        let (left_shape, right_shape) = (self.shape(), right.shape());
+        let axes = right_shape.len();
+        let inner = if axes == 1 { right_shape.first() } else { right_shape.iter().nth_back(1) };
+        if left_shape.is_empty() || axes == 0 || axes > 2 || left_shape.last() != inner {
+            let (left, right) = (left_shape, right_shape);
+            return Err(ArrayError::Argument {
+                op: "matmul",
+                what: format!(
+                    "shapes {left:?} and {right:?} do not go together; expected (…, n, k) with (k,) \
+                     or (k, m)"
+                ),
+            });
+        }
+        if axes == 1 {
+            return Self::binary(BinaryOp::Multiply, self, right)?
+                .reduce(ReduceOp::Sum, Some(&[-1]));
+        }
+        let left = self.expand(left_shape.len())?;
+        let products = Self::binary(BinaryOp::Multiply, &left, right)?;
+        products.reduce(ReduceOp::Sum, Some(&[-2]))
+    }
+
+    /// Elements at the places along an axis that `indices` of `int64` name, negative ones counted
+    /// from the end. The axes of `indices` stand for the axis.
+    pub fn take(&self, indices: &Self, axis: i64) -> Result<Self, ArrayError> {
+        let axes = self.axes("take", Some(&[axis]))?;
+        Self::new(Op::Take { axis: axes[0] }, vec![self.clone(), indices.clone()])
+    }
+
+    /// For each axis a range of elements: the first, how many, and how far apart.
+    pub fn slice(&self, ranges: &[(u64, u64, u64)]) -> Result<Self, ArrayError> {
+        let along: Vec<(u64, u64)> =
+            ranges.iter().map(|(start, _, step)| (*start, *step)).collect();
+        let grid = self.0.grid.sliced(ranges);
+        if along.iter().all(|it| *it == (0, 1)) && grid == self.0.grid {
+            return Ok(self.clone());
+        }
+        Self::new(Op::Slice { along, grid }, vec![self.clone()])
+    }
+
+    /// The quantile over all elements, linear between the two nearest; NaN if one is NaN.
+    pub fn quantile(&self, q: f64) -> Result<Self, ArrayError> {
+        Self::new(Op::Quantile { q: q.to_bits() }, vec![self.cast(DType::Float64)?])
+    }
+
+    /// The largest elements of an array with one axis, in descending order; NaN is the largest.
+    pub fn topk(&self, k: u64) -> Result<Self, ArrayError> {
+        Self::new(Op::TopK { k }, vec![self.clone()])
     }
 
     /// The same elements as another type.
@@ -370,7 +551,13 @@ impl Op {
             Self::Constant { .. } => "asarray",
             Self::Random { .. } => "random",
             Self::Binary(op) => op.name(),
+            Self::Compare(op) => op.name(),
             Self::Cast(_) => "astype",
+            Self::Expand { .. } => "expand_dims",
+            Self::Take { .. } => "take",
+            Self::Slice { .. } => "slice",
+            Self::Quantile { .. } => "quantile",
+            Self::TopK { .. } => "topk",
             Self::Call(call) => &call.name,
             Self::Reduce { op, .. } => op.name(),
         }
@@ -385,6 +572,20 @@ impl BinaryOp {
             Self::Subtract => "subtract",
             Self::Multiply => "multiply",
             Self::Divide => "divide",
+        }
+    }
+}
+
+impl CompareOp {
+    /// The standard's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Less => "less",
+            Self::LessEqual => "less_equal",
+            Self::Greater => "greater",
+            Self::GreaterEqual => "greater_equal",
+            Self::Equal => "equal",
+            Self::NotEqual => "not_equal",
         }
     }
 }

@@ -55,6 +55,28 @@ impl Grid {
         Self(ends)
     }
 
+    /// Chunks of a part of the array, cut where the array is: for each axis the first element, how
+    /// many, and how far apart.
+    pub(crate) fn sliced(&self, ranges: &[(u64, u64, u64)]) -> Self {
+        let along = |(ends, (start, count, step)): (&Vec<u64>, &(u64, u64, u64))| -> Vec<u64> {
+            // How many of the elements lie before an end.
+            let before =
+                |end: &u64| end.saturating_sub(*start).div_ceil((*step).max(1)).min(*count);
+            let mut cut: Vec<u64> = ends.iter().map(before).filter(|end| *end > 0).collect();
+            cut.dedup();
+            if cut.last() != Some(count) {
+                cut.push(*count);
+            }
+            cut
+        };
+        Self(self.0.iter().zip(ranges).map(along).collect())
+    }
+
+    /// Whether every axis has chunks, each behind the one before.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.0.iter().all(|ends| !ends.is_empty() && ends.windows(2).all(|pair| pair[0] < pair[1]))
+    }
+
     /// Extent of each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.0.iter().map(|ends| ends.last().copied().unwrap_or_default()).collect()
@@ -81,12 +103,17 @@ impl Grid {
         self.0.iter().zip(place).map(|(ends, at)| range(ends, *at as usize)).collect()
     }
 
-    /// Elements of the largest chunk.
-    pub fn largest_chunk(&self) -> u64 {
+    /// Extent of the longest chunk along each axis.
+    pub fn largest_extents(&self) -> Vec<u64> {
         let longest = |ends: &Vec<u64>| {
             (0..ends.len()).map(|at| range(ends, at)).map(|it| it.end - it.start).max()
         };
-        self.0.iter().filter_map(longest).product()
+        self.0.iter().map(|ends| longest(ends).unwrap_or_default()).collect()
+    }
+
+    /// Elements of the largest chunk.
+    pub fn largest_chunk(&self) -> u64 {
+        self.largest_extents().into_iter().fold(1, u64::saturating_mul)
     }
 }
 

@@ -12,5 +12,7 @@ pub mod lower;
 pub mod program;
 
 pub use crate::dtype::{DType, Kind};
-pub use crate::expression::{Array, ArrayError, BinaryOp, Call, Distribution, Node, Op, ReduceOp};
+pub use crate::expression::{
+    Array, ArrayError, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp,
+};
 pub use crate::grid::{Grid, auto_chunks, broadcast};

@@ -1,8 +1,26 @@
 //! What the tasks of one group do, as data: kernels run it, workers carry it, the core ignores it.
 
+use ebbtide_core::{AxisRelation, Overlap, Relation};
 use serde::{Deserialize, Serialize};
 
-use crate::{BinaryOp, Call, DType, Distribution, Grid, ReduceOp};
+use crate::{BinaryOp, Call, CompareOp, DType, Distribution, Grid, ReduceOp};
+
+/// Rounds in which a quantile is found: digits of an element's order.
+pub const ROUNDS: u8 = 6;
+
+/// Bits of each digit but the last, which has what is left of 64.
+pub const DIGIT_BITS: u32 = 11;
+
+/// Bytes of a histogram: for each of two ranks a count for each digit, and a count of NaN.
+pub const HISTOGRAM_BYTES: u64 = (2 * (1 << DIGIT_BITS) + 1) * 8;
+
+/// Bytes of the state between rounds: counts of numbers and of NaN, and for two ranks the digits found and the rank
+/// that is left among the elements that have them.
+pub const STATE_BYTES: u64 = 6 * 8;
+
+/// Elements that a map makes at once, as long as its axes allow: registers stay in the second-level
+/// cache.
+const PORTION: u64 = 4096;
 
 /// What every task of a group does, at its own place.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -25,6 +43,42 @@ pub enum Program {
         /// Type and chunks of each array.
         inputs: Vec<(DType, Grid)>,
     },
+    /// Part of another array, or the same cut otherwise: given the chunks that overlap it.
+    Slice(Slice),
+    /// How many elements have each digit of their order, among those that agree with the digits
+    /// found so far. Inputs: those of the map, then the state of the round before, if any.
+    Histogram {
+        /// Makes the elements, of `float64`.
+        map: Map,
+        /// Which digit, most significant first.
+        round: u8,
+    },
+    /// The digits of the wanted elements: from a histogram and the state before it, if any.
+    Narrow {
+        /// The quantile, bits of `f64` in [0, 1].
+        q: u64,
+        /// Which digit.
+        round: u8,
+    },
+    /// The quantile, once every digit is known.
+    Interpolate {
+        /// The quantile, bits of `f64`.
+        q: u64,
+    },
+    /// The largest elements, in descending order.
+    TopK {
+        /// Makes the elements.
+        map: Map,
+        /// How many.
+        k: u64,
+    },
+    /// The largest elements of several such chunks.
+    MergeTopK {
+        /// Type of the elements.
+        dtype: DType,
+        /// How many.
+        k: u64,
+    },
     /// Several chunks of equal shape, element by element, in the order of the inputs.
     Combine {
         /// What is done.
@@ -34,11 +88,29 @@ pub enum Program {
     },
 }
 
-/// Elements of one chunk, by steps of which each is a register. The last is the result.
+/// Which elements of an array are another's, and where its chunks lie.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Slice {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Where the chunks of the source lie.
+    pub source: Grid,
+    /// Where those of the result lie.
+    pub target: Grid,
+    /// For each axis, where the first element lies and how far apart they are.
+    pub along: Vec<(u64, u64)>,
+}
+
+/// Elements of one chunk, by steps of which each fills a register. The last is the result.
+///
+/// Steps run over axes of their own: those of the result, and in their places those that a
+/// reduction ends. A register has some of the axes and one element along the others.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Map {
-    /// Where the chunks lie; a task's place names one of them.
+    /// Where the chunks lie along all axes. One that is not the result's has one chunk.
     pub grid: Grid,
+    /// Which of the axes are the result's, ascending; a task's place names a chunk along them.
+    pub kept: Vec<u8>,
     /// At least one step, each after those that it uses.
     pub steps: Vec<Step>,
 }
@@ -52,7 +124,7 @@ pub enum Step {
         input: u32,
         /// Type of its elements.
         dtype: DType,
-        /// For each axis of the chunk, whether the input has it; it is repeated along the others.
+        /// For each axis of the map, whether the input has it.
         has_axis: Vec<bool>,
     },
     /// One element for all, little-endian.
@@ -62,14 +134,16 @@ pub enum Step {
         /// Its bytes.
         bytes: Vec<u8>,
     },
-    /// Given elements of the whole array, row-major and little-endian: only one chunk has them.
+    /// Given elements of a whole array, row-major and little-endian: only one chunk has them.
     Constant {
         /// Their type.
         dtype: DType,
         /// The elements.
         bytes: Vec<u8>,
+        /// For each axis of the map, whether the array has it.
+        has_axis: Vec<bool>,
     },
-    /// Random elements by their place in the whole array.
+    /// Random elements by their place in their own array.
     Random {
         /// How they are distributed.
         distribution: Distribution,
@@ -77,6 +151,8 @@ pub enum Step {
         seed: u64,
         /// Which of the generator's arrays this is.
         stream: u64,
+        /// For each axis of the map, whether the array has it.
+        has_axis: Vec<bool>,
     },
     /// Two registers.
     Binary {
@@ -89,6 +165,17 @@ pub enum Step {
         /// Type of both and of the result.
         dtype: DType,
     },
+    /// Two registers, compared.
+    Compare {
+        /// What is asked.
+        op: CompareOp,
+        /// Register on the left.
+        left: u32,
+        /// Register on the right.
+        right: u32,
+        /// Type of both.
+        dtype: DType,
+    },
     /// One register as another type.
     Cast {
         /// The register.
@@ -96,6 +183,33 @@ pub enum Step {
         /// Its type.
         from_dtype: DType,
         /// The new type.
+        dtype: DType,
+    },
+    /// Elements of an input chunk that is whole along one of its axes, at the places along it that
+    /// a register names.
+    Take {
+        /// Which input.
+        input: u32,
+        /// Type of its elements.
+        dtype: DType,
+        /// The places, of `int64`, negative ones counted from the end.
+        index: u32,
+        /// Extent of the axis along which they count.
+        extent: u64,
+        /// Axes of the map that the input has before that axis.
+        before: Vec<u8>,
+        /// Axes of the map that the input has behind it: all behind those of the index.
+        after: Vec<u8>,
+    },
+    /// One register over some of its axes, of which each is whole in every chunk.
+    Reduce {
+        /// What is done.
+        op: ReduceOp,
+        /// The register.
+        from: u32,
+        /// Over which axes of the map, ascending; never the first.
+        axes: Vec<u8>,
+        /// Type of the elements.
         dtype: DType,
     },
 }
@@ -112,10 +226,98 @@ impl Program {
     }
 }
 
+impl Slice {
+    /// Which chunks of the source each chunk of the result needs.
+    pub fn relation(&self) -> Relation {
+        let overlap = |(axis, (start, step)): (usize, &(u64, u64))| {
+            AxisRelation::Overlap(Overlap {
+                axis: u8::try_from(axis).expect("an array has at most 255 axes"),
+                producer_ends: self.source.ends(axis).into(),
+                consumer_ends: self.target.ends(axis).into(),
+                start: *start,
+                step: *step,
+            })
+        };
+        Relation(self.along.iter().enumerate().map(overlap).collect())
+    }
+}
+
 impl Map {
     /// Type of the result.
     pub fn dtype(&self) -> DType {
         self.steps.last().expect("a map has at least one step").dtype()
+    }
+
+    /// For each register, which axes of the map it has. None where a step names what is not there.
+    pub fn register_axes(&self) -> Option<Vec<Vec<bool>>> {
+        let axes = self.grid.axes();
+        let mut registers: Vec<Vec<bool>> = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let register = |at: &u32| registers.get(*at as usize);
+            let has_axis = match step {
+                Step::Input { has_axis, .. }
+                | Step::Constant { has_axis, .. }
+                | Step::Random { has_axis, .. } => has_axis.clone(),
+                Step::Scalar { .. } => vec![false; axes],
+                Step::Binary { left, right, .. } | Step::Compare { left, right, .. } => {
+                    let (left, right) = (register(left)?, register(right)?);
+                    left.iter().zip(right).map(|(left, right)| left | right).collect()
+                }
+                Step::Cast { from, .. } => register(from)?.clone(),
+                Step::Take { index, before, after, .. } => {
+                    let mut has_axis = register(index)?.clone();
+                    for axis in before.iter().chain(after) {
+                        *has_axis.get_mut(usize::from(*axis))? = true;
+                    }
+                    has_axis
+                }
+                Step::Reduce { from, axes, .. } => {
+                    let mut has_axis = register(from)?.clone();
+                    for axis in axes {
+                        *has_axis.get_mut(usize::from(*axis))? = false;
+                    }
+                    has_axis
+                }
+            };
+            if has_axis.len() != axes {
+                return None;
+            }
+            registers.push(has_axis);
+        }
+        Some(registers)
+    }
+
+    /// The first axis that is not the result's: what lies before it may be made in any portions.
+    pub fn first_ended(&self) -> usize {
+        let ended = (0..self.grid.axes())
+            .find(|axis| !self.kept.iter().any(|it| usize::from(*it) == *axis));
+        ended.unwrap_or_else(|| self.grid.axes())
+    }
+
+    /// How a chunk of these extents is made: the axis along which portions are cut, with everything
+    /// behind it whole and everything before it one by one, and the elements of a portion.
+    pub fn portion(&self, extents: &[u64]) -> (usize, u64) {
+        let last = self.first_ended().min(extents.len()).saturating_sub(1);
+        let behind = |axis: usize| -> u64 {
+            extents
+                .get(axis + 1..)
+                .unwrap_or_default()
+                .iter()
+                .fold(1, |all, it| all.saturating_mul(*it))
+        };
+        let axis = (0..last).find(|axis| behind(*axis) <= PORTION).unwrap_or(last);
+        let inner = behind(axis).max(1);
+        let along = extents.get(axis).copied().unwrap_or(1).min((PORTION / inner).max(1));
+        (axis, along.saturating_mul(inner))
+    }
+
+    /// The place of a chunk along all axes.
+    pub fn place(&self, place: &[u32]) -> Vec<u32> {
+        let mut along_all = vec![0; self.grid.axes()];
+        for (axis, at) in self.kept.iter().zip(place) {
+            along_all[usize::from(*axis)] = *at;
+        }
+        along_all
     }
 }
 
@@ -127,7 +329,10 @@ impl Step {
             | Self::Scalar { dtype, .. }
             | Self::Constant { dtype, .. }
             | Self::Binary { dtype, .. }
+            | Self::Take { dtype, .. }
+            | Self::Reduce { dtype, .. }
             | Self::Cast { dtype, .. } => *dtype,
+            Self::Compare { .. } => DType::Bool,
             Self::Random { distribution: Distribution::Integers { .. }, .. } => DType::Int64,
             Self::Random { .. } => DType::Float64,
         }
@@ -142,6 +347,9 @@ impl Step {
             | Self::Scalar { .. }
             | Self::Constant { .. }
             | Self::Binary { .. }
+            | Self::Compare { .. }
+            | Self::Take { .. }
+            | Self::Reduce { .. }
             | Self::Cast { .. } => 500,
         }
     }

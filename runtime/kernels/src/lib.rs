@@ -15,6 +15,8 @@ pub mod level;
 mod map;
 pub mod random;
 mod reduce;
+mod select;
+mod slice;
 
 use ebbtide_array::program::Program;
 use ebbtide_buffer::{Buffer, Pool};
@@ -34,6 +36,14 @@ pub enum KernelError {
         /// How many it should have.
         expected: usize,
     },
+    /// An index that names no element.
+    #[error("take: index {index} is out of range for an axis of extent {extent}")]
+    Index {
+        /// The index.
+        index: i64,
+        /// Extent of the axis.
+        extent: u64,
+    },
     /// Something that no program of this version says.
     #[error("the program is not one of this version: {0}")]
     Program(&'static str),
@@ -51,10 +61,26 @@ pub fn execute(
         Program::Map(map) => map::run(level, map, place, inputs, pool),
         Program::Reduce { map, op, axes } => {
             let elements = map::run(level, map, place, inputs, pool)?;
-            let shape: Vec<usize> = map.grid.chunk(place).iter().map(map::extent).collect();
+            let covered = map.grid.chunk(&map.place(place));
+            let kept = map.kept.iter().map(|axis| map::extent(&covered[usize::from(*axis)]));
+            let shape: Vec<usize> = kept.collect();
             reduce::run(level, (*op, map.dtype()), elements, (shape, axes), pool)
         }
         Program::Call { .. } => Err(KernelError::Program("a Python function is no kernel")),
+        Program::Slice(slice) => slice::run(slice, place, inputs, pool),
+        Program::Histogram { map, round } => {
+            // The last input, which the map does not name, is the state of the round before.
+            let state = if *round == 0 { None } else { inputs.last().copied() };
+            let elements = map::run(level, map, place, inputs, pool)?;
+            select::histogram(&elements, state, *round, pool)
+        }
+        Program::Narrow { q, round } => select::narrow(inputs, f64::from_bits(*q), *round, pool),
+        Program::Interpolate { q } => select::interpolate(inputs, f64::from_bits(*q), pool),
+        Program::TopK { map, k } => {
+            let elements = map::run(level, map, place, inputs, pool)?;
+            select::largest(&[&elements], map.dtype(), *k, pool)
+        }
+        Program::MergeTopK { dtype, k } => select::largest(inputs, *dtype, *k, pool),
         Program::Combine { op, dtype } => combine::run(level, (*op, *dtype), inputs, pool),
     }
 }

@@ -5,7 +5,7 @@
 //! lanes are folded in halves; blocks are folded as a balanced tree. Along any other axis, rows are
 //! folded as a balanced tree with leaves of [`ROWS`] rows, taken in order.
 
-use bytemuck::Pod;
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use ebbtide_array::{DType, ReduceOp};
 use ebbtide_buffer::{Buffer, Pool};
 
@@ -23,33 +23,54 @@ pub(crate) fn run(
     (mut shape, axes): (Vec<usize>, &[u8]),
     pool: &Pool,
 ) -> Result<Buffer, KernelError> {
-    for axis in axes.iter().rev().map(|axis| usize::from(*axis)) {
-        if axis >= shape.len() {
+    for at in axes.iter().rev().map(|axis| usize::from(*axis)) {
+        if at >= shape.len() {
             return Err(KernelError::Program("an axis that is not there"));
         }
-        let outer: usize = shape[..axis].iter().product();
-        let inner: usize = shape[axis + 1..].iter().product();
+        let outer: usize = shape[..at].iter().product();
+        let inner: usize = shape[at + 1..].iter().product();
         let mut output = pool.take(outer * inner * 8);
-        let extents = [outer, shape[axis], inner];
-        reduce_axis(level, (op, dtype), &elements, extents, &mut output)?;
-        shape[axis] = 1;
+        let extents = [outer, shape[at], inner];
+        let (from, to) = (elements.elements::<u64>(), output.elements_mut::<u64>());
+        level.run(Whole { op, dtype, from, extents, to })?;
+        shape[at] = 1;
         elements = output;
     }
     Ok(elements)
 }
 
-fn reduce_axis(
-    level: Level,
-    (op, dtype): (ReduceOp, DType),
-    from: &Buffer,
+/// A reduction of a whole chunk along one axis.
+struct Whole<'a> {
+    op: ReduceOp,
+    dtype: DType,
+    from: &'a [u64],
     extents: [usize; 3],
-    to: &mut Buffer,
+    to: &'a mut [u64],
+}
+
+impl Kernel for Whole<'_> {
+    type Output = Result<(), KernelError>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        axis(self.op, self.dtype, self.from, self.extents, self.to)
+    }
+}
+
+/// Reduces along the middle of three axes.
+#[inline(always)]
+pub(crate) fn axis(
+    op: ReduceOp,
+    dtype: DType,
+    from: &[u64],
+    extents: [usize; 3],
+    to: &mut [u64],
 ) -> Result<(), KernelError> {
     match (dtype, op) {
-        (DType::Float64, ReduceOp::Sum) => level.run(Axis::<f64, Sum>::new(from, extents, to)),
-        (DType::Float64, ReduceOp::Prod) => level.run(Axis::<f64, Prod>::new(from, extents, to)),
-        (DType::Int64, ReduceOp::Sum) => level.run(Axis::<i64, Sum>::new(from, extents, to)),
-        (DType::Int64, ReduceOp::Prod) => level.run(Axis::<i64, Prod>::new(from, extents, to)),
+        (DType::Float64, ReduceOp::Sum) => along::<f64, Sum>(from, extents, to),
+        (DType::Float64, ReduceOp::Prod) => along::<f64, Prod>(from, extents, to),
+        (DType::Int64, ReduceOp::Sum) => along::<i64, Sum>(from, extents, to),
+        (DType::Int64, ReduceOp::Prod) => along::<i64, Prod>(from, extents, to),
         _ => return Err(KernelError::Program("a reduction of a dtype without kernels")),
     }
     Ok(())
@@ -103,46 +124,24 @@ impl Fold<i64> for Prod {
     }
 }
 
-struct Axis<'a, T, F> {
-    from: &'a [T],
-    extents: [usize; 3],
-    to: &'a mut [T],
-    fold: std::marker::PhantomData<F>,
-}
-
-impl<'a, T: Pod, F> Axis<'a, T, F> {
-    fn new(from: &'a Buffer, extents: [usize; 3], to: &'a mut Buffer) -> Self {
-        Self {
-            from: from.elements(),
-            extents,
-            to: to.elements_mut(),
-            fold: std::marker::PhantomData,
-        }
+#[inline(always)]
+fn along<T: Pod, F: Fold<T>>(from: &[u64], [outer, extent, inner]: [usize; 3], to: &mut [u64]) {
+    let (from, to): (&[T], &mut [T]) = (cast_slice(from), cast_slice_mut(to));
+    if extent == 0 {
+        to.fill(F::EMPTY);
+        return;
     }
-}
-
-impl<T: Pod, F: Fold<T>> Kernel for Axis<'_, T, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { from, extents: [outer, extent, inner], to, .. } = self;
-        if extent == 0 {
-            to.fill(F::EMPTY);
-            return;
+    if inner == 1 {
+        for (nth, result) in to.iter_mut().enumerate().take(outer) {
+            *result = contiguous::<T, F>(&from[nth * extent..(nth + 1) * extent]);
         }
-        if inner == 1 {
-            for (nth, result) in to.iter_mut().enumerate().take(outer) {
-                *result = contiguous::<T, F>(&from[nth * extent..(nth + 1) * extent]);
-            }
-            return;
-        }
-        let mut spare = Vec::new();
-        for nth in 0..outer {
-            let rows = &from[nth * extent * inner..(nth + 1) * extent * inner];
-            let result = &mut to[nth * inner..(nth + 1) * inner];
-            strided::<T, F>(rows, inner, result, &mut spare);
-        }
+        return;
+    }
+    let mut spare = Vec::new();
+    for nth in 0..outer {
+        let rows = &from[nth * extent * inner..(nth + 1) * extent * inner];
+        let result = &mut to[nth * inner..(nth + 1) * inner];
+        strided::<T, F>(rows, inner, result, &mut spare);
     }
 }
 

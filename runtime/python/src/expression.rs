@@ -1,7 +1,9 @@
 //! Expressions as Python objects: each method makes one operation, or raises what is wrong with it.
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
-use ebbtide_array::{Array, ArrayError, BinaryOp, Call, DType, Distribution, Op, ReduceOp};
+use ebbtide_array::{
+    Array, ArrayError, BinaryOp, Call, CompareOp, DType, Distribution, Op, ReduceOp,
+};
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -15,12 +17,15 @@ fn raise(error: ArrayError) -> PyErr {
     let message = error.to_string();
     match error {
         ArrayError::Promote { .. } | ArrayError::DType { .. } => PyTypeError::new_err(message),
-        ArrayError::Axis { .. } => PyIndexError::new_err(message),
+        ArrayError::Axis { .. } | ArrayError::Range { .. } => PyIndexError::new_err(message),
         ArrayError::Broadcast { .. }
         | ArrayError::AxisTwice { .. }
         | ArrayError::Chunks { .. }
         | ArrayError::TooManyChunks { .. }
         | ArrayError::ChunksDiffer { .. }
+        | ArrayError::TakeChunks { .. }
+        | ArrayError::ChunkTooLarge { .. }
+        | ArrayError::Argument { .. }
         | ArrayError::Bounds { .. }
         | ArrayError::Constant { .. }
         | ArrayError::Inputs(_)
@@ -93,6 +98,44 @@ impl Expression {
             other => return Err(PyValueError::new_err(format!("no operation {other:?}"))),
         };
         Array::binary(op, &self.0, &other.0).map(Self).map_err(raise)
+    }
+
+    fn compare(&self, op: &str, other: &Self) -> PyResult<Self> {
+        let op = match op {
+            "less" => CompareOp::Less,
+            "less_equal" => CompareOp::LessEqual,
+            "greater" => CompareOp::Greater,
+            "greater_equal" => CompareOp::GreaterEqual,
+            "equal" => CompareOp::Equal,
+            "not_equal" => CompareOp::NotEqual,
+            other => return Err(PyValueError::new_err(format!("no comparison {other:?}"))),
+        };
+        Array::compare(op, &self.0, &other.0).map(Self).map_err(raise)
+    }
+
+    fn matmul(&self, other: &Self) -> PyResult<Self> {
+        self.0.matmul(&other.0).map(Self).map_err(raise)
+    }
+
+    fn take(&self, indices: &Self, axis: i64) -> PyResult<Self> {
+        self.0.take(&indices.0, axis).map(Self).map_err(raise)
+    }
+
+    /// For each axis the first element, how many, and how far apart.
+    fn slice(&self, ranges: Vec<(u64, u64, u64)>) -> PyResult<Self> {
+        self.0.slice(&ranges).map(Self).map_err(raise)
+    }
+
+    fn rechunk(&self, chunks: Vec<u64>) -> PyResult<Self> {
+        self.0.rechunk(&chunks).map(Self).map_err(raise)
+    }
+
+    fn quantile(&self, q: f64) -> PyResult<Self> {
+        self.0.quantile(q).map(Self).map_err(raise)
+    }
+
+    fn topk(&self, k: u64) -> PyResult<Self> {
+        self.0.topk(k).map(Self).map_err(raise)
     }
 
     #[pyo3(signature = (op, axes=None))]

@@ -37,7 +37,12 @@ fn mistakes_are_named_with_what_was_expected() {
             .unwrap_err()
             .to_string(),
         Array::constant(DType::Float32, vec![0], vec![]).unwrap_err().to_string(),
-        Array::binary(BinaryOp::Add, &four, &normal(&[4], &[4])).unwrap_err().to_string(),
+        four.take(&ints(&[1]), 0).unwrap_err().to_string(),
+        five.rechunk(&[5]).unwrap().take(&four, 0).unwrap_err().to_string(),
+        four.slice(&[(2, 3, 1)]).unwrap_err().to_string(),
+        four.matmul(&five).unwrap_err().to_string(),
+        four.quantile(1.5).unwrap_err().to_string(),
+        four.topk(5).unwrap_err().to_string(),
     ];
     insta::assert_yaml_snapshot!(messages);
 }

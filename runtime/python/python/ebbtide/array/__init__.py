@@ -17,11 +17,16 @@ from ebbtide.array._array import (
     compute,
     divide,
     from_delayed,
+    from_numpy,
+    matmul,
     mean,
     multiply,
     prod,
+    quantile,
     subtract,
     sum,
+    take,
+    topk,
 )
 from ebbtide.array._dtype import DType, bool, float64, int64
 
@@ -36,11 +41,16 @@ __all__ = [
     "divide",
     "float64",
     "from_delayed",
+    "from_numpy",
     "int64",
+    "matmul",
     "mean",
     "multiply",
     "prod",
+    "quantile",
     "random",
     "subtract",
     "sum",
+    "take",
+    "topk",
 ]

@@ -94,6 +94,46 @@ class Array:
         """Convert every element."""
         return astype(self, dtype)
 
+    def rechunk(self, chunks: SupportsIndex | Sequence[SupportsIndex]) -> Array:
+        """Cut the same array into chunks of these extents."""
+        return Array(self._expression.rechunk(_integers(chunks, "chunks")))
+
+    def __getitem__(self, key: Any) -> Array:
+        """Take a part: slices with positive steps, whole numbers, and an ellipsis.
+
+        Raises:
+            IndexError: too many indices, or a whole number outside its axis.
+            TypeError: something else than slices, whole numbers and an ellipsis.
+
+        """
+        return _part(self, key if isinstance(key, tuple) else (key,))
+
+    def __matmul__(self, other: Array) -> Array:
+        return matmul(self, other)
+
+    def __lt__(self, other: Array | Scalar) -> Array:
+        return _compare("less", self, other)
+
+    def __le__(self, other: Array | Scalar) -> Array:
+        return _compare("less_equal", self, other)
+
+    def __gt__(self, other: Array | Scalar) -> Array:
+        return _compare("greater", self, other)
+
+    def __ge__(self, other: Array | Scalar) -> Array:
+        return _compare("greater_equal", self, other)
+
+    def __eq__(self, other: object) -> Array:  # type: ignore[override]
+        return _compare("equal", self, other)
+
+    def __ne__(self, other: object) -> Array:  # type: ignore[override]
+        return _compare("not_equal", self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __neg__(self) -> Array:
+        return _binary("multiply", self, -1)
+
     def __add__(self, other: Array | Scalar) -> Array:
         return _binary("add", self, other)
 
@@ -297,6 +337,113 @@ def divide(x1: Array, x2: Array | Scalar, /) -> Array:
     array([0.25, 0.5 ])
     """
     return _binary("divide", x1, x2)
+
+
+def matmul(x1: Array, x2: Array, /) -> Array:
+    """Multiply matrices over the last axis of x1 and the first of x2, which has one or two.
+
+    Each task takes all of x2: it should be small.
+
+    >>> matmul(asarray([[1.0, 2.0], [3.0, 4.0]]), asarray([1.0, 10.0])).compute()
+    array([21., 43.])
+    """
+    return Array(x1._expression.matmul(x2._expression))
+
+
+def take(x: Array, indices: Array, /, *, axis: SupportsIndex = 0) -> Array:
+    """Take elements along an axis at places of int64, negative ones counted from the end.
+
+    The axes of `indices` stand for the axis, as in NumPy. x must be one chunk along the axis;
+    each task takes all of that chunk.
+
+    >>> take(asarray([10, 20, 30]), asarray([[0, -1], [1, 1]])).compute()
+    array([[10, 30],
+           [20, 20]])
+
+    Raises:
+        TypeError: the indices are not int64.
+        ValueError: x is cut along the axis.
+        TaskFailed: at compute, an index is out of range.
+
+    """
+    return Array(x._expression.take(indices._expression, operator.index(axis)))
+
+
+def quantile(x: Array, q: float, /) -> Array:
+    """Find the exact quantile over all elements, linear between the two nearest.
+
+    Memory does not grow with the array: it is read six times. NaN if an element is NaN.
+
+    >>> quantile(asarray([1.0, 2.0, 3.0, 10.0]), 0.5).compute()
+    np.float64(2.5)
+
+    Raises:
+        ValueError: q is outside 0 to 1, or the array is empty.
+
+    """
+    return Array(x._expression.quantile(float(q)))
+
+
+def topk(x: Array, k: SupportsIndex, /) -> Array:
+    """Find the k largest elements of an array with one axis, in descending order.
+
+    NaN is larger than every number, as where NumPy sorts.
+
+    >>> topk(asarray([3, 1, 4, 1, 5]), 2).compute()
+    array([5, 4])
+    """
+    return Array(x._expression.topk(operator.index(k)))
+
+
+def from_numpy(x: NDArray[Any], *, chunks: Sequence[SupportsIndex] | None = None) -> Array:
+    """Make an array of a NumPy array, in one chunk or in chunks of these extents.
+
+    Its elements travel with the expression: large data is better made where it is needed, with
+    `from_delayed`.
+
+    >>> import numpy as np
+    >>> from_numpy(np.arange(5.0), chunks=(2,)).chunks
+    ((2, 2, 1),)
+    """
+    array = asarray(x)
+    return array if chunks is None else array.rechunk(chunks)
+
+
+def _part(x: Array, key: tuple[Any, ...]) -> Array:
+    if builtins.sum(one is Ellipsis for one in key) > 1:
+        raise IndexError("an index may have one ellipsis only")
+    missing = x.ndim - builtins.sum(one is not Ellipsis for one in key)
+    if missing < 0:
+        raise IndexError(f"{x.ndim - missing} indices for an array of {x.ndim} axes")
+    at = next((nth for nth, one in enumerate(key) if one is Ellipsis), len(key))
+    rest = (slice(None),) * missing
+    full = (*key[:at], *rest, *key[at + 1 :])
+    ranges, single = [], []
+    for axis, (one, extent) in enumerate(zip(full, x.shape, strict=True)):
+        if isinstance(one, slice):
+            start, stop, step = one.indices(extent)
+            if step < 1:
+                raise IndexError(f"step {step} of axis {axis}: expected at least 1")
+            ranges.append((start, len(range(start, stop, step)), step))
+        elif isinstance(one, SupportsIndex) and not isinstance(one, builtins.bool):
+            place = operator.index(one)
+            if not -extent <= place < extent:
+                raise IndexError(f"index {place} is out of range for axis {axis} of {extent}")
+            ranges.append((place % extent, 1, 1))
+            single.append(axis)
+        else:
+            raise TypeError(f"index {one!r}: expected a slice, a whole number or an ellipsis")
+    part = x._expression.slice(ranges)
+    if not single:
+        return Array(part)
+    # The sum over an axis of one element is that element.
+    cast = part.cast("int64") if x.dtype == bool_ else part
+    return Array(cast.reduce("sum", single).cast(x.dtype.name))
+
+
+def _compare(op: str, left: Array, right: object) -> Array:
+    other = right if isinstance(right, Array) else _operand(right, left)
+    return Array(left._expression.compare(op, other._expression))
 
 
 def _binary(op: str, left: Array | Scalar, right: Array | Scalar) -> Array:

@@ -1,0 +1,58 @@
+use ebbtide_core::GroupId;
+
+use super::{axis_arity, lower};
+use crate::program::{Program, Step};
+use crate::{Array, BinaryOp, Distribution};
+
+fn normal(shape: &[u64], chunks: &[u64]) -> Array {
+    Array::random(Distribution::Normal, (1, 0), shape, Some(chunks)).unwrap()
+}
+
+#[test]
+fn a_mean_is_one_group_of_leaves_a_tree_and_a_division() {
+    let lowered = lower(&[normal(&[1000], &[1]).mean(None).unwrap()], GroupId(7)).unwrap();
+    let tasks: Vec<u32> = lowered.groups.iter().map(|it| it.space.tasks()).collect();
+    assert_eq!(tasks, [1000, 63, 4, 1, 1]);
+    assert_eq!(lowered.targets, [GroupId(11)]);
+}
+
+#[test]
+fn what_has_one_user_is_made_where_it_is_used() {
+    let (a, b) = (normal(&[4], &[2]), normal(&[4], &[2]));
+    let sum = Array::binary(BinaryOp::Add, &a, &b).unwrap();
+    let lowered = lower(&[sum], GroupId(0)).unwrap();
+    assert_eq!(lowered.groups.len(), 1);
+}
+
+#[test]
+fn what_has_two_users_is_made_once() {
+    let array = normal(&[4], &[2]);
+    let square = Array::binary(BinaryOp::Multiply, &array, &array).unwrap();
+    let lowered = lower(&[square], GroupId(0)).unwrap();
+    assert_eq!(lowered.groups.len(), 2);
+}
+
+#[test]
+fn a_row_is_read_by_every_chunk_that_it_is_repeated_for() {
+    let row = normal(&[4], &[2]);
+    let sum = Array::binary(BinaryOp::Add, &normal(&[6, 4], &[3, 2]), &row).unwrap();
+    let lowered = lower(&[sum], GroupId(0)).unwrap();
+    let Ok(Program::Map(map)) = Program::decode(&lowered.groups[1].program) else {
+        panic!("the sum is a map")
+    };
+    let has_axis = map.steps.iter().find_map(|step| {
+        if let Step::Input { has_axis, .. } = step { Some(has_axis.clone()) } else { None }
+    });
+    assert_eq!(has_axis, Some(vec![false, true]));
+}
+
+#[test]
+fn an_empty_selection_of_axes_is_no_reduction() {
+    let same = normal(&[4], &[2]).reduce(crate::ReduceOp::Sum, Some(&[])).unwrap();
+    assert_eq!(lower(&[same], GroupId(0)).unwrap().groups[0].space.tasks(), 2);
+}
+
+#[test]
+fn the_arity_is_shared_among_the_axes() {
+    assert_eq!((axis_arity(1), axis_arity(2), axis_arity(3), axis_arity(9)), (16, 4, 2, 2));
+}
