@@ -32,6 +32,9 @@ pub(crate) enum Command {
         /// Run this Python script against the cluster, then take the cluster down.
         #[arg(long)]
         run: Option<PathBuf>,
+        /// Arguments of the script.
+        #[arg(last = true, requires = "run")]
+        arguments: Vec<String>,
         #[command(flatten)]
         place: Place,
     },
@@ -118,6 +121,12 @@ impl Command {
     }
 }
 
+/// A Python script that runs against a cluster.
+struct Script {
+    path: PathBuf,
+    arguments: Vec<String>,
+}
+
 /// Runs a command to its exit code.
 pub(crate) fn run(command: Command) -> ExitCode {
     let runtime = Builder::new_current_thread().enable_all().build();
@@ -134,7 +143,10 @@ pub(crate) fn run(command: Command) -> ExitCode {
 
 async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up { file, run, place } => return up(&file, run.as_deref(), &place).await,
+        Command::Up { file, run, arguments, place } => {
+            let script = run.map(|path| Script { path, arguments });
+            return up(&file, script.as_ref(), &place).await;
+        }
         Command::Down { name, place } => {
             let backend = Backend::connect(&place).await?;
             backend.down(&backend.namespace(), &name).await?;
@@ -166,7 +178,7 @@ fn environment(command: &EnvCommand) -> anyhow::Result<()> {
     }
 }
 
-async fn up(file: &Path, script: Option<&Path>, place: &Place) -> anyhow::Result<ExitCode> {
+async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Result<ExitCode> {
     let mut cluster = manifest::read(file)?;
     let backend = Backend::connect(place).await?;
     let namespace = place
@@ -218,13 +230,14 @@ async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> any
 }
 
 async fn run_script(
-    script: &Path,
+    script: &Script,
     name: &str,
     namespace: &str,
     backend: Kind,
 ) -> anyhow::Result<ExitCode> {
     let mut python = tokio::process::Command::new("python3");
-    python.arg(script).env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
+    python.arg(&script.path).args(&script.arguments);
+    python.env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
     python.env("EBBTIDE_BACKEND", backend.as_str());
     let mut child = python.spawn().context("python3 cannot be started")?;
     let status = tokio::select! {

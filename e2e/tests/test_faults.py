@@ -22,7 +22,7 @@ def test_the_way_through_the_api_server_is_cut_in_the_middle(
         with eb.Cluster("mean", namespace=namespace) as cluster:
             cut = threading.Event()
 
-            def cut_once(done: int, tasks: int) -> None:
+            def cut_once(done: int, tasks: int, workers: int) -> None:
                 if not cut.is_set() and done > 0:
                     cut.set()
                     run(CLUSTER, "stop", "1", "kube-apiserver", "KILL")

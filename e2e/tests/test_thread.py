@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
         )
         victim, killed = pods.split()[0], threading.Event()
 
-        def kill_once(done: int, tasks: int) -> None:
+        def kill_once(done: int, tasks: int, workers: int) -> None:
             if not killed.is_set() and done > 0:
                 killed.set()
                 kubectl("delete", victim, "-n", namespace, "--grace-period=0", "--force")

@@ -102,6 +102,10 @@ pub struct Demand {
 pub struct WorkerView<'a> {
     /// The pod's name.
     pub name: &'a str,
+    /// Tasks that it runs at once.
+    pub cores: u32,
+    /// Bytes that its chunks and running tasks may take.
+    pub memory_bytes: u64,
     /// Bytes of chunks that it holds.
     pub held_bytes: u64,
     /// Tasks that it was given.
@@ -246,6 +250,8 @@ impl Scheduler {
         self.workers.iter().map(|(id, worker)| {
             let view = WorkerView {
                 name: &worker.joining.name,
+                cores: worker.joining.cores,
+                memory_bytes: worker.joining.memory_bytes,
                 held_bytes: worker.held_bytes,
                 assigned: worker.assigned.len() as u64,
             };

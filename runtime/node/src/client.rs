@@ -5,7 +5,7 @@ mod connection;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebbtide_array::Array;
 use ebbtide_contract::tls::CredentialsError;
@@ -18,9 +18,13 @@ use crate::client::connection::{Connection, Order, Shared, open};
 use crate::frame::FrameError;
 use crate::in_process::Watch;
 use crate::result::TooLarge;
+use crate::wire::WorkerInfo;
 
 /// How often a waiting thread asks whether its job is still wanted.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a question may go without an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How to reach a cluster's scheduler and how to prove that one may. Holds secrets.
 #[derive(Clone, Deserialize, Serialize)]
@@ -81,6 +85,7 @@ pub enum ClientError {
 /// An open connection to a scheduler. When it breaks, a new one is opened and what was not computed
 /// is asked for again: expressions are small, and give the same result every time.
 pub struct Client {
+    name: String,
     shared: Arc<Shared>,
     orders: mpsc::UnboundedSender<Order>,
     // Last, so that it outlives the rest.
@@ -104,7 +109,7 @@ impl Client {
         let (orders, ordered) = mpsc::unbounded_channel();
         let connection = Connection::new(endpoint.clone(), Arc::clone(&shared), ordered);
         runtime.spawn(connection.keep(opened));
-        Ok(Self { shared, orders, _runtime: runtime })
+        Ok(Self { name: endpoint.name.clone(), shared, orders, _runtime: runtime })
     }
 
     /// Asks for arrays, and does not wait for them.
@@ -113,6 +118,25 @@ impl Client {
         // The connection lives as long as the runtime, and fails what it cannot carry.
         let _: Result<(), _> = self.orders.send(Order::Submit(number));
         Ok(Job { number, shared: Arc::clone(&self.shared), orders: self.orders.clone() })
+    }
+
+    /// The registered workers.
+    pub fn workers(&self, watch: &mut dyn Watch) -> Result<Vec<WorkerInfo>, ClientError> {
+        let question = self.shared.ask();
+        let _: Result<(), _> = self.orders.send(Order::AskWorkers(question));
+        let start = Instant::now();
+        loop {
+            if let Some(workers) = self.shared.answer(question, INTERRUPT_INTERVAL) {
+                return Ok(workers);
+            }
+            if watch.is_interrupted() {
+                return Err(ClientError::Interrupted);
+            }
+            if start.elapsed() > ANSWER_MAX {
+                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                return Err(ClientError::Connection(self.name.clone(), Arc::new(late.into())));
+            }
+        }
     }
 
     /// Computes arrays. Their bytes come in the same order.
@@ -148,8 +172,8 @@ impl Job {
                 return Err(ClientError::Interrupted);
             }
             let (ended, progress) = self.shared.wait(self.number, INTERRUPT_INTERVAL);
-            if let Some((done, tasks)) = progress {
-                watch.progress(done, tasks);
+            if let Some(progress) = progress {
+                watch.progress(progress);
             }
             if let Some(ended) = ended {
                 return ended;

@@ -63,10 +63,21 @@ pub enum StartError {
     Threads(#[from] std::io::Error),
 }
 
+/// How far a computation is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Progress {
+    /// Tasks that are done.
+    pub done: u64,
+    /// All its tasks.
+    pub tasks: u64,
+    /// Workers that are registered.
+    pub workers: u64,
+}
+
 /// Who watches a computation.
 pub trait Watch {
-    /// So many tasks of so many are done.
-    fn progress(&mut self, done: u64, tasks: u64);
+    /// Tells how far it is.
+    fn progress(&mut self, progress: Progress);
     /// Whether to stop.
     fn is_interrupted(&mut self) -> bool;
 }
@@ -145,7 +156,7 @@ impl InProcess {
             if told_at.elapsed() >= PROGRESS_INTERVAL {
                 told_at = Instant::now();
                 let (done, tasks) = self.scheduler.progress(job);
-                watch.progress(done, tasks);
+                watch.progress(Progress { done, tasks, workers: 1 });
             }
         }
     }
@@ -200,13 +211,13 @@ impl InProcess {
 mod tests {
     use ebbtide_array::{Array, DType, Distribution, ReduceOp};
 
-    use super::{ComputeError, InProcess, Watch};
+    use super::{ComputeError, InProcess, Progress, Watch};
     use crate::runner::Interpreter;
 
     struct Patient;
 
     impl Watch for Patient {
-        fn progress(&mut self, _done: u64, _tasks: u64) {}
+        fn progress(&mut self, _: Progress) {}
         fn is_interrupted(&mut self) -> bool {
             false
         }
@@ -215,7 +226,7 @@ mod tests {
     struct Impatient;
 
     impl Watch for Impatient {
-        fn progress(&mut self, _done: u64, _tasks: u64) {}
+        fn progress(&mut self, _: Progress) {}
         fn is_interrupted(&mut self) -> bool {
             true
         }

@@ -13,6 +13,7 @@ pub mod scheduler;
 pub mod settings;
 mod store;
 mod threads;
+mod usage;
 pub mod wire;
 pub mod worker;
 

@@ -26,6 +26,8 @@ use rustix::net::{
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::usage;
+
 /// What runs in the process. It needs cloudpickle, and NumPy where arrays are given or made.
 const PROGRAM: &str = include_str!("runner/runner.py");
 
@@ -196,6 +198,7 @@ impl Runner {
             Failure::new(format!("{}: its arrays cannot be shared: {error}", call.name))
         })?;
         let answered = self.send(call, arrays, &shared).and_then(|()| self.receive());
+        usage::note_runner(self.child.id());
         let (header, descriptor) = answered.map_err(|error| self.broken(call, &error))?;
         let reply = serde_json::from_slice::<Reply>(&header);
         match reply.map_err(|error| self.broken(call, &io::Error::other(error)))? {

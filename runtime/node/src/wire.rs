@@ -56,6 +56,21 @@ pub enum WorkerFrame {
     Message(FromWorker),
     /// A chunk for a client, as the payload.
     Chunk(TaskId),
+    /// The most memory that it and its processes have had, in bytes.
+    Peak(u64),
+}
+
+/// A worker, for people.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct WorkerInfo {
+    /// Name of its pod.
+    pub name: String,
+    /// Tasks that it runs at once.
+    pub cores: u32,
+    /// Bytes that its chunks and running tasks may take.
+    pub memory_bytes: u64,
+    /// The most memory that it and its processes have had, in bytes.
+    pub peak_bytes: u64,
 }
 
 /// From the scheduler to a worker.
@@ -68,6 +83,11 @@ pub enum ClientFrame {
     Submit {
         /// The job.
         job: u64,
+    },
+    /// Who are the workers?
+    Workers {
+        /// Comes back with the answer.
+        question: u64,
     },
     /// The job is no longer wanted.
     Cancel {
@@ -98,6 +118,13 @@ pub enum ClientReply {
         target: u32,
         /// Which of its chunks, in row-major order.
         index: u32,
+    },
+    /// The registered workers.
+    Workers {
+        /// The question's number.
+        question: u64,
+        /// One by one.
+        workers: Vec<WorkerInfo>,
     },
     /// Every chunk was sent.
     Done {

@@ -26,11 +26,15 @@ use crate::runner::Interpreter;
 use crate::scheduler::{SchedulerError, listen};
 use crate::settings::{self, Settings, SettingsError};
 use crate::threads::{Equipment, Ran};
+use crate::usage;
 use crate::wire::{Hello, Welcome, WorkerFrame};
 use crate::worker::peers::{Peers, Serving};
 
 /// How often a worker says that it lives: a fifth of the scheduler's patience.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often a worker says how much memory it has had.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Wait between two tries to reach the scheduler.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
@@ -186,6 +190,8 @@ impl Node {
         self.carry_out(outcomes, &outbox);
         let mut heartbeat = interval(HEARTBEAT_INTERVAL);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut measure = interval(MEASURE_INTERVAL);
+        measure.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let outcomes = tokio::select! {
                 order = ordered.recv() => match order {
@@ -207,6 +213,10 @@ impl Node {
                     // Ids of another life of the scheduler.
                     Input::Fetched(..) | Input::FetchFailed(..) => Vec::new(),
                 },
+                _ = measure.tick() => {
+                    outbox.send(&WorkerFrame::Peak(usage::peak_bytes()));
+                    Vec::new()
+                }
                 _ = heartbeat.tick() => {
                     outbox.send(&WorkerFrame::Message(FromWorker::Heartbeat));
                     Vec::new()

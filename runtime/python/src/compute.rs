@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use ebbtide_array::Array;
 use ebbtide_core::message::Failure;
 use ebbtide_node::client::{self, ClientError, Endpoint};
-use ebbtide_node::in_process::{ComputeError, InProcess, Watch};
+use ebbtide_node::in_process::{ComputeError, InProcess, Progress, Watch};
 use ebbtide_node::runner::Interpreter;
+use ebbtide_node::wire::WorkerInfo;
 use pyo3::exceptions::{
     PyConnectionError, PyMemoryError, PyRuntimeError, PyTimeoutError, PyValueError,
 };
@@ -45,9 +46,9 @@ impl PythonWatch {
 }
 
 impl Watch for PythonWatch {
-    fn progress(&mut self, done: u64, tasks: u64) {
+    fn progress(&mut self, Progress { done, tasks, workers }: Progress) {
         if let Some(progress) = &self.progress {
-            let told = Python::attach(|py| progress.call1(py, (done, tasks)).map(|_| ()));
+            let told = Python::attach(|py| progress.call1(py, (done, tasks, workers)).map(|_| ()));
             self.keep(told);
         }
     }
@@ -141,6 +142,15 @@ impl Client {
         let results = py.detach(|| self.0.compute(&targets, &mut watch));
         let results = results.map_err(|error| raise(error, Some(&mut watch)))?;
         Ok(to_python(py, results))
+    }
+
+    /// Name, cores, memory for tasks and chunks, and peak memory of each worker, in bytes.
+    fn workers(&self, py: Python<'_>) -> PyResult<Vec<(String, u32, u64, u64)>> {
+        let mut watch = PythonWatch::new(None);
+        let workers = py.detach(|| self.0.workers(&mut watch));
+        let workers = workers.map_err(|error| raise(error, Some(&mut watch)))?;
+        let parts = |it: WorkerInfo| (it.name, it.cores, it.memory_bytes, it.peak_bytes);
+        Ok(workers.into_iter().map(parts).collect())
     }
 
     /// Asks for expressions and does not wait.

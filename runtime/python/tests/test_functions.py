@@ -177,7 +177,7 @@ def test_a_function_of_another_python_is_refused_with_both_versions_named() -> N
 def test_an_interrupted_function_is_ended() -> None:
     began = time.monotonic()
 
-    def stop(done: int, tasks: int) -> None:
+    def stop(done: int, tasks: int, workers: int) -> None:
         raise KeyboardInterrupt
 
     def forever() -> None:

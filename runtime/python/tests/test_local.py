@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
         with eb.Cluster("local", backend="local") as cluster:
             killed = []
 
-            def kill_once(done: int, tasks: int) -> None:
+            def kill_once(done: int, tasks: int, workers: int) -> None:
                 if not killed and done > 0:
                     workers = [pid for name, pid in processes(state).items() if "-w-" in name]
                     killed.append(workers[0])

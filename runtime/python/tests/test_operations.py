@@ -101,7 +101,11 @@ def xp_failed() -> type[Exception]:
 
 @pytest.mark.parametrize("chunks", [(4, 3), (50, 20), (7, 20)])
 def test_matrices_multiply(chunks: tuple[int, int]) -> None:
-    x, weights, matrix = random((50, 20), chunks), random((20,), (20,), 2), random((20, 3), (9, 2), 3)
+    x, weights, matrix = (
+        random((50, 20), chunks),
+        random((20,), (20,), 2),
+        random((20, 3), (9, 2), 3),
+    )
     one, two, a, b, c = xp.compute(x @ weights, x @ matrix, x, weights, matrix)
     assert np.allclose(one, a @ b, rtol=1e-13, atol=1e-15)
     assert np.allclose(two, a @ c, rtol=1e-13, atol=1e-15)

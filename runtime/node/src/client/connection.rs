@@ -18,9 +18,10 @@ use tokio::time::sleep;
 
 use crate::client::{Address, ClientError, Endpoint};
 use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
+use crate::in_process::Progress;
 use crate::link::{self, Link, Outbox, Payload, Stream};
 use crate::result::{TooLarge, Whole};
-use crate::wire::{ClientFrame, ClientReply, Hello, Welcome};
+use crate::wire::{ClientFrame, ClientReply, Hello, Welcome, WorkerInfo};
 
 /// How long a client tries to reach a scheduler again before it gives its jobs up.
 const RECONNECT_MAX: Duration = Duration::from_mins(1);
@@ -40,6 +41,8 @@ pub(super) enum Order {
     Submit(u64),
     /// A job was left before it ended.
     Cancel(u64),
+    /// Who are the workers?
+    AskWorkers(u64),
 }
 
 /// The jobs, seen by the program and the connection.
@@ -52,6 +55,8 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Jobs {
     next: u64,
+    /// The last answer to who the workers are.
+    workers: Option<(u64, Vec<WorkerInfo>)>,
     entered: BTreeMap<u64, Entered>,
 }
 
@@ -61,7 +66,7 @@ struct Entered {
     /// The life of the connection in which the scheduler was asked.
     asked_in: Option<u64>,
     /// What was told of its tasks, until somebody looks.
-    progress: Option<(u64, u64)>,
+    progress: Option<Progress>,
     ended: Option<Result<(), ClientError>>,
 }
 
@@ -108,7 +113,7 @@ impl Shared {
         &self,
         number: u64,
         longest: Duration,
-    ) -> (Option<Result<Vec<Vec<u8>>, ClientError>>, Option<(u64, u64)>) {
+    ) -> (Option<Result<Vec<Vec<u8>>, ClientError>>, Option<Progress>) {
         let jobs = self.lock();
         let runs =
             |jobs: &mut Jobs| jobs.entered.get(&number).is_some_and(|job| job.ended.is_none());
@@ -124,6 +129,21 @@ impl Shared {
             })
         });
         (ended, progress)
+    }
+
+    /// A number for a question.
+    pub(super) fn ask(&self) -> u64 {
+        let mut jobs = self.lock();
+        jobs.next += 1;
+        jobs.next
+    }
+
+    /// Waits a while for the answer to this question or a later one.
+    pub(super) fn answer(&self, question: u64, longest: Duration) -> Option<Vec<WorkerInfo>> {
+        let is_open = |jobs: &mut Jobs| jobs.workers.as_ref().is_none_or(|it| it.0 < question);
+        let waited = self.changed.wait_timeout_while(self.lock(), longest, is_open);
+        let (jobs, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() { None } else { jobs.workers.as_ref().map(|(_, them)| them.clone()) }
     }
 
     fn end(&self, number: u64, ended: Result<(), ClientError>) {
@@ -150,15 +170,19 @@ impl Shared {
 
     fn take(&self, reply: ClientReply, chunk: Option<&[u8]>) {
         match reply {
-            ClientReply::Progress { job, done, tasks, .. } => {
+            ClientReply::Progress { job, done, tasks, workers } => {
                 if let Some(entered) = self.lock().entered.get_mut(&job) {
-                    entered.progress = Some((done, tasks));
+                    entered.progress = Some(Progress { done, tasks, workers });
                 }
             }
             ClientReply::Chunk { job, target, index } => {
                 if let Some(entered) = self.lock().entered.get_mut(&job) {
                     entered.put(target, index, chunk.unwrap_or_default());
                 }
+            }
+            ClientReply::Workers { question, workers } => {
+                self.lock().workers = Some((question, workers));
+                self.changed.notify_all();
             }
             ClientReply::Done { job } => self.end(job, Ok(())),
             ClientReply::Failed { job, failure } => {
@@ -219,6 +243,9 @@ impl Connection {
                 order = self.orders.recv() => match order? {
                     Order::Submit(number) => self.submit(outbox, number),
                     Order::Cancel(job) => outbox.send(&ClientFrame::Cancel { job }),
+                    Order::AskWorkers(question) => {
+                        outbox.send(&ClientFrame::Workers { question });
+                    }
                 },
                 reply = replies.recv() => match reply {
                     Some(Ok((reply, chunk))) => self.shared.take(reply, chunk.as_deref()),

@@ -106,6 +106,7 @@ impl Door {
             self.input(match message {
                 WorkerFrame::Message(message) => Input::WorkerSaid(id, message),
                 WorkerFrame::Chunk(task) => Input::WorkerSent(task, payload),
+                WorkerFrame::Peak(bytes) => Input::WorkerPeaked(id, bytes),
             })
             .await;
         }

@@ -9,7 +9,7 @@ use ebbtide_array::lower::lower;
 use ebbtide_buffer::Buffer;
 use ebbtide_contract::demand::{Down, Fact, Outcome, Up};
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
-use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler};
+use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler, WorkerView};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::http::Metrics;
 use crate::link::{Outbox, Payload};
 use crate::operator::Facts;
-use crate::wire::{ClientFrame, ClientReply};
+use crate::wire::{ClientFrame, ClientReply, WorkerInfo};
 
 /// Chunks of one client that are on their way at once: bounds what a slow client keeps here.
 const COLLECTING_MAX: usize = 4;
@@ -32,6 +32,8 @@ pub(super) enum Input {
     WorkerSaid(WorkerId, FromWorker),
     /// A chunk for a client.
     WorkerSent(TaskId, Option<Buffer>),
+    /// The most memory that it has had.
+    WorkerPeaked(WorkerId, u64),
     WorkerGone(WorkerId),
     ClientJoined(Outbox, oneshot::Sender<u64>),
     ClientSaid(u64, ClientFrame, Option<Buffer>),
@@ -66,6 +68,7 @@ struct Gauges {
 pub(super) struct Hall {
     core: Scheduler,
     workers: BTreeMap<WorkerId, Outbox>,
+    peaks: BTreeMap<WorkerId, u64>,
     clients: BTreeMap<u64, Client>,
     jobs: BTreeMap<JobId, Job>,
     owners: BTreeMap<GroupId, JobId>,
@@ -96,6 +99,7 @@ impl Hall {
         let hall = Self {
             core: Scheduler::default(),
             workers: BTreeMap::new(),
+            peaks: BTreeMap::new(),
             clients: BTreeMap::new(),
             jobs: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -146,6 +150,9 @@ impl Hall {
                 self.tell(Event::Worker(id, message));
             }
             Input::WorkerSent(task, chunk) => self.relay(task, chunk),
+            Input::WorkerPeaked(id, bytes) => {
+                self.peaks.insert(id, bytes);
+            }
             Input::WorkerGone(id) => {
                 self.part_with(id);
                 self.tell(Event::WorkerLost(id));
@@ -165,6 +172,12 @@ impl Hall {
                 // The first job is news; of more of the same the next regular news tell.
                 if self.jobs.len() == 1 {
                     self.tell_operator();
+                }
+            }
+            Input::ClientSaid(id, ClientFrame::Workers { question }, _) => {
+                let workers = self.worker_infos();
+                if let Some(client) = self.clients.get(&id) {
+                    client.outbox.send(&ClientReply::Workers { question, workers });
                 }
             }
             Input::ClientSaid(id, ClientFrame::Cancel { job }, _) => {
@@ -350,9 +363,20 @@ impl Hall {
         });
     }
 
+    fn worker_infos(&self) -> Vec<WorkerInfo> {
+        let info = |(id, worker): (WorkerId, WorkerView<'_>)| WorkerInfo {
+            name: worker.name.to_owned(),
+            cores: worker.cores,
+            memory_bytes: worker.memory_bytes,
+            peak_bytes: self.peaks.get(&id).copied().unwrap_or_default(),
+        };
+        self.core.workers().map(info).collect()
+    }
+
     /// Nothing is sent to a worker any more, and nothing is expected of it.
     fn part_with(&mut self, id: WorkerId) {
         self.workers.remove(&id);
+        self.peaks.remove(&id);
         let clients: Vec<u64> = self.clients.keys().copied().collect();
         for client in clients {
             self.stop_collecting(client, |_, worker| worker == id);

@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,6 +18,19 @@ from ebbtide._function import Delayed, Future
 T = TypeVar("T")
 
 _open: ContextVar[tuple[Cluster, ...]] = ContextVar("ebbtide_open_clusters", default=())
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker of a cluster."""
+
+    name: str
+    #: Tasks that it runs at once.
+    cores: int
+    #: Bytes that its chunks and running tasks may take.
+    memory_bytes: int
+    #: The most memory that it and one of its Python processes have had, in bytes.
+    peak_bytes: int
 
 
 class Cluster:
@@ -92,8 +106,7 @@ class Cluster:
             ConnectionLost: the cluster was closed by this program.
 
         """
-        if self._client is None:
-            raise _native.ConnectionLost(f"cluster {self.name} was closed by this program")
+        client = self._connected()
         values = [arg.result() if isinstance(arg, Future) else arg for arg in args]
         named = {
             name: arg.result() if isinstance(arg, Future) else arg for name, arg in kwargs.items()
@@ -101,7 +114,11 @@ class Cluster:
         call = Delayed(function, tuple(values), named)
         expression = _function.expression(call, ("object", []), memory, retries)
         name = getattr(function, "__name__", None) or type(function).__name__
-        return Future(name, self._client.submit([expression]))
+        return Future(name, client.submit([expression]))
+
+    def workers(self) -> list[Worker]:
+        """List the workers that are registered now."""
+        return [Worker(*parts) for parts in self._connected().workers()]
 
     def close(self) -> None:
         """Let go of the cluster, which lives on."""
@@ -117,11 +134,14 @@ class Cluster:
     def _compute(
         self,
         expressions: Sequence[_native.Expression],
-        progress: Callable[[int, int], None] | None,
+        progress: Callable[[int, int, int], None] | None,
     ) -> list[bytes]:
+        return self._connected().compute(expressions, progress)
+
+    def _connected(self) -> _native.Client:
         if self._client is None:
             raise _native.ConnectionLost(f"cluster {self.name} was closed by this program")
-        return self._client.compute(expressions, progress)
+        return self._client
 
     def __enter__(self) -> Cluster:
         """Compute here from now on."""
@@ -146,7 +166,7 @@ class Cluster:
 
 def run(
     expressions: Sequence[_native.Expression],
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int, int], None] | None,
 ) -> list[bytes]:
     """Compute on the innermost open cluster, else in this process."""
     clusters = _open.get()

@@ -56,7 +56,7 @@ class Expression:
     def chunks(self) -> list[list[int]]: ...
 
 def compute(
-    expressions: Sequence[Expression], progress: Callable[[int, int], None] | None = None
+    expressions: Sequence[Expression], progress: Callable[[int, int, int], None] | None = None
 ) -> list[bytes]: ...
 
 @final
@@ -66,8 +66,9 @@ class Client:
     def compute(
         self,
         expressions: Sequence[Expression],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
     ) -> list[bytes]: ...
+    def workers(self) -> list[tuple[str, int, int, int]]: ...
     def submit(self, expressions: Sequence[Expression]) -> Job: ...
 
 @final

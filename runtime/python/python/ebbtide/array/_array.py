@@ -248,13 +248,14 @@ def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ..
 class _Bar:
     """A progress bar over tasks."""
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> Callable[[int, int, int], None]:
         from tqdm.auto import tqdm
 
         self._bar = tqdm(unit="task", unit_scale=True)
         return self._tell
 
-    def _tell(self, done: int, tasks: int) -> None:
+    def _tell(self, done: int, tasks: int, workers: int) -> None:
+        self._bar.set_postfix_str(f"{workers} worker{'s' * (workers != 1)}", refresh=False)
         self._bar.total = tasks
         self._bar.n = done
         self._bar.refresh()

@@ -1,0 +1,84 @@
+"""The example, beside an independent NumPy program that draws the same days."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "risk"
+SCENARIOS, SEED = 5_000_000, 7
+
+
+def run(*command: str) -> str:
+    """Run a command for at most five minutes and return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def risk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the example with so many workers."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def on(workers: int, *arguments: str) -> str:
+        manifest = yaml.safe_load((EXAMPLE / "cluster.yaml").read_text())
+        manifest["spec"]["workers"][0].update(min=workers, max=workers)
+        path = tmp_path / "cluster.yaml"
+        path.write_text(yaml.safe_dump(manifest))
+        script = str(EXAMPLE / "risk.py")
+        command = ["ebbtide", "up", str(path), "--backend", "local", "--run", script, "--"]
+        return run(*command, "--scenarios", str(SCENARIOS), *arguments)
+
+    return on
+
+
+def test_any_number_of_workers_gives_the_same_digest_and_another_seed_another(
+    risk: Callable[..., str],
+) -> None:
+    expected = (EXAMPLE / "expected.txt").read_text()
+    for workers in (1, 2, 3):
+        assert risk(workers) == expected
+    other = risk(2, "--seed", "8").splitlines()
+    assert not set(other) & set(expected.splitlines())
+
+
+def test_an_independent_numpy_program_agrees() -> None:
+    printed = (EXAMPLE / "expected.txt").read_text().splitlines()
+    at_risk, shortfall, worst = (line.split()[-1] for line in printed[:3])
+    loss = losses_in_numpy()
+    assert abs(float(at_risk) - np.quantile(loss, 0.99)) < 1e-12
+    tail = loss[loss >= np.quantile(loss, 0.975)]
+    assert abs(float(shortfall) - tail.mean()) < 1e-12
+    assert f"{np.sort(loss)[-10]:.4f}" == worst
+
+
+def losses_in_numpy() -> np.ndarray:
+    """Simulate block by block, with words of NumPy's own Philox and Lemire's multiply-shift."""
+    closes = np.genfromtxt(data_file(), delimiter=",", skip_header=1)[:, 1:]
+    returns = closes[1:] / closes[:-1]
+    low, high = np.uint64(0xFFFF_FFFF), np.uint64(32)
+    words = np.random.Philox(key=[SEED, 0], counter=2**256 - 1)
+    losses = np.empty(SCENARIOS)
+    for start in range(0, SCENARIOS, 50_000):
+        block = words.random_raw(500_000)
+        bound = np.uint64(len(returns))
+        # The upper half of a product of 64 bits with fewer than 32.
+        days = ((block >> high) * bound + ((block & low) * bound >> high)) >> high
+        growth = returns[days.astype(np.int64).reshape(-1, 10)].prod(axis=1)
+        losses[start : start + 50_000] = 1 - growth.mean(axis=1)
+    return losses
+
+
+def data_file() -> Path:
+    """Find the package's data file in the environment that the first test had made."""
+    key = run("ebbtide", "env", "key", str(EXAMPLE / "cluster.yaml")).strip()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    packages = cache / "ebbtide" / "environments" / key / "lib" / "python3.11" / "site-packages"
+    return packages / "skfolio" / "datasets" / "data" / "sp500_dataset.csv.gz"
