@@ -2,14 +2,14 @@
 
 mod infer;
 
+use std::any::Any;
 use std::sync::Arc;
 
-use ebbtide_core::GroupError;
 use serde::{Deserialize, Serialize};
 
 use crate::expression::infer::infer;
 pub(crate) use crate::expression::infer::without;
-use crate::{DType, Grid, Kind, auto_chunks};
+use crate::{ArrayError, DType, Grid, Kind, auto_chunks};
 
 /// An operation of two arrays, element by element.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -124,6 +124,19 @@ pub enum Op {
     },
     /// What a Python function makes of whole arrays, in one chunk.
     Call(Call),
+    /// Chunks that an earlier job keeps.
+    Held {
+        /// Whose job: a number that no other client and engine has.
+        session: u64,
+        /// The job's number there.
+        job: u64,
+        /// Which of its targets.
+        target: u32,
+        /// Type of the elements.
+        dtype: DType,
+        /// Where the chunks lie.
+        grid: Grid,
+    },
     /// Over axes, which go.
     Reduce {
         /// What is done.
@@ -167,157 +180,14 @@ pub struct Node {
     pub dtype: DType,
     /// Where its chunks lie.
     pub grid: Grid,
+    /// What must live as long as anything refers to this array.
+    #[expect(dead_code, reason = "held, not read")]
+    guard: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// An array that need not exist yet.
 #[derive(Clone, Debug)]
 pub struct Array(Arc<Node>);
-
-/// An expression that means nothing. Texts are for the person who wrote it.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum ArrayError {
-    /// Shapes that do not go together.
-    #[error(
-        "{op}: shapes {left:?} and {right:?} do not broadcast; \
-         extents must be equal or 1, counted from the last axis"
-    )]
-    Broadcast {
-        /// The operation.
-        op: &'static str,
-        /// Shape on the left.
-        left: Vec<u64>,
-        /// Shape on the right.
-        right: Vec<u64>,
-    },
-    /// Types that do not go together.
-    #[error("{op}: {left} and {right} do not promote; convert one of them with astype")]
-    Promote {
-        /// The operation.
-        op: &'static str,
-        /// Type on the left.
-        left: DType,
-        /// Type on the right.
-        right: DType,
-    },
-    /// A type that the operation does not take.
-    #[error("{op}: {dtype} is not supported; convert to {expected} with astype")]
-    DType {
-        /// The operation.
-        op: &'static str,
-        /// The type.
-        dtype: DType,
-        /// What it takes.
-        expected: &'static str,
-    },
-    /// An axis that is not there.
-    #[error("{op}: axis {axis} is out of range for an array of {axes} axes")]
-    Axis {
-        /// The operation.
-        op: &'static str,
-        /// The axis.
-        axis: i64,
-        /// How many there are.
-        axes: usize,
-    },
-    /// An axis that is named twice.
-    #[error("{op}: axis {axis} is named twice")]
-    AxisTwice {
-        /// The operation.
-        op: &'static str,
-        /// The axis.
-        axis: i64,
-    },
-    /// Chunks that do not fit the shape.
-    #[error(
-        "chunks {chunks:?} do not fit the shape {shape:?}; expected one extent of at least 1 for each axis"
-    )]
-    Chunks {
-        /// The shape.
-        shape: Vec<u64>,
-        /// The chunks.
-        chunks: Vec<u64>,
-    },
-    /// More chunks than anybody would wait for.
-    #[error("shape {shape:?} in chunks of {chunks:?} has too many chunks; use larger chunks")]
-    TooManyChunks {
-        /// The shape.
-        shape: Vec<u64>,
-        /// The chunks.
-        chunks: Vec<u64>,
-    },
-    /// Chunks of two arrays that do not lie alike.
-    #[error("{op}: the chunks of the arrays do not lie alike; give both the same chunks")]
-    ChunksDiffer {
-        /// The operation.
-        op: &'static str,
-    },
-    /// A source that is cut along the axis that is taken from.
-    #[error(
-        "take: the array is in {chunks} chunks along axis {axis}; give it one there, with \
-         rechunk"
-    )]
-    TakeChunks {
-        /// The axis.
-        axis: u8,
-        /// Chunks along it.
-        chunks: usize,
-    },
-    /// A range that leaves the array.
-    #[error("elements {first} to {last} are outside axis {axis} of extent {extent}")]
-    Range {
-        /// The axis.
-        axis: usize,
-        /// First element.
-        first: u64,
-        /// Last element.
-        last: u64,
-        /// Extent of the axis.
-        extent: u64,
-    },
-    /// A chunk too large to travel.
-    #[error("{op}: a chunk has {bytes} bytes; at most 4 GiB are taken: use smaller chunks")]
-    ChunkTooLarge {
-        /// The operation.
-        op: String,
-        /// Bytes of its largest chunk.
-        bytes: u64,
-    },
-    /// A number that is not what an operation takes.
-    #[error("{op}: {what}")]
-    Argument {
-        /// The operation.
-        op: &'static str,
-        /// What is wrong and what is expected.
-        what: String,
-    },
-    /// Bounds without an integer between them.
-    #[error("integers: low {low} must be less than high {high}")]
-    Bounds {
-        /// Smallest value.
-        low: i64,
-        /// One more than the largest value.
-        high: i64,
-    },
-    /// Elements that do not fill the shape.
-    #[error("{bytes} bytes do not fill the shape {shape:?} of {dtype}")]
-    Constant {
-        /// How many were given.
-        bytes: usize,
-        /// The shape.
-        shape: Vec<u64>,
-        /// The type.
-        dtype: DType,
-    },
-    /// A node with another number of inputs than its operation takes.
-    #[error("an operation has {0} inputs, which it does not take")]
-    Inputs(usize),
-    /// A shape too large to count.
-    #[error("an array of shape {0:?} has more bytes than can be counted")]
-    TooLarge(Vec<u64>),
-    /// More chunks than can be scheduled.
-    #[error(transparent)]
-    Group(#[from] GroupError),
-}
 
 impl Array {
     /// The array that `op` makes of `inputs`, or why there is none.
@@ -327,7 +197,20 @@ impl Array {
         if elements.and_then(|elements| elements.checked_mul(dtype.item_bytes())).is_none() {
             return Err(ArrayError::TooLarge(grid.shape()));
         }
-        Ok(Self(Arc::new(Node { op, inputs, dtype, grid })))
+        Ok(Self(Arc::new(Node { op, inputs, dtype, grid, guard: None })))
+    }
+
+    /// What target number `target` of a job of this `session` keeps of an array, as long as `guard`
+    /// lives, which the array sees to.
+    pub fn held(
+        of: &Self,
+        (session, job, target): (u64, u64, u32),
+        guard: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let (dtype, grid) = (of.dtype(), of.0.grid.clone());
+        let op = Op::Held { session, job, target, dtype, grid: grid.clone() };
+        let inputs = Vec::new();
+        Self(Arc::new(Node { op, inputs, dtype, grid, guard: Some(guard) }))
     }
 
     /// Given elements in one chunk, row-major and little-endian.
@@ -559,6 +442,7 @@ impl Op {
             Self::Quantile { .. } => "quantile",
             Self::TopK { .. } => "topk",
             Self::Call(call) => &call.name,
+            Self::Held { .. } => "persist",
             Self::Reduce { op, .. } => op.name(),
         }
     }

@@ -46,6 +46,25 @@ impl Graph {
         &self.targets
     }
 
+    /// Whether everything that it takes as kept is of this session.
+    pub fn is_of_session(&self, own: u64) -> bool {
+        self.nodes.iter().all(|(op, _)| match op {
+            Op::Held { session, .. } => *session == own,
+            Op::Constant { .. }
+            | Op::Random { .. }
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Cast(_)
+            | Op::Expand { .. }
+            | Op::Take { .. }
+            | Op::Slice { .. }
+            | Op::Quantile { .. }
+            | Op::TopK { .. }
+            | Op::Call(_)
+            | Op::Reduce { .. } => true,
+        })
+    }
+
     /// Bytes for the wire.
     pub fn encode(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("a graph is plain data")

@@ -5,6 +5,7 @@
 //! Nothing here computes an element.
 
 mod dtype;
+mod error;
 mod expression;
 pub mod graph;
 mod grid;
@@ -12,7 +13,6 @@ pub mod lower;
 pub mod program;
 
 pub use crate::dtype::{DType, Kind};
-pub use crate::expression::{
-    Array, ArrayError, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp,
-};
+pub use crate::error::ArrayError;
+pub use crate::expression::{Array, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp};
 pub use crate::grid::{Grid, auto_chunks, broadcast};

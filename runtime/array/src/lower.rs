@@ -38,9 +38,20 @@ pub struct Lowered {
 }
 
 /// Lowers arrays that are wanted together. Groups are numbered from `first` on.
-pub fn lower(targets: &[Array], first: GroupId) -> Result<Lowered, ArrayError> {
-    let mut lowering =
-        Lowering { users: users(targets), made: BTreeMap::new(), groups: Vec::new(), next: first };
+///
+/// `held` finds the group of what an earlier job keeps, if it keeps it and it is like this array.
+pub fn lower(
+    targets: &[Array],
+    first: GroupId,
+    held: &dyn Fn(u64, u64, u32, &Array) -> Option<GroupId>,
+) -> Result<Lowered, ArrayError> {
+    let mut lowering = Lowering {
+        users: users(targets),
+        made: BTreeMap::new(),
+        groups: Vec::new(),
+        next: first,
+        held,
+    };
     for array in in_order(targets) {
         if let Op::Take { .. } | Op::Slice { .. } | Op::Quantile { .. } = &array.node().op {
             lowering.ensure(&array.node().inputs[0])?;
@@ -50,11 +61,12 @@ pub fn lower(targets: &[Array], first: GroupId) -> Result<Lowered, ArrayError> {
             lowering.ensure(&array)?;
         }
     }
-    let targets = targets.iter().map(|target| lowering.made[&target.address()]).collect();
+    let targets = targets.iter().map(|target| lowering.own(target)).collect::<Result<_, _>>()?;
     Ok(Lowered { groups: lowering.groups, targets })
 }
 
-struct Lowering {
+struct Lowering<'a> {
+    held: &'a dyn Fn(u64, u64, u32, &Array) -> Option<GroupId>,
     users: BTreeMap<usize, u32>,
     made: BTreeMap<usize, GroupId>,
     groups: Vec<Group>,
@@ -71,7 +83,7 @@ struct Draft<'a> {
     program: &'a Program,
 }
 
-impl Lowering {
+impl Lowering<'_> {
     /// Whether an array is made where it is used: it is cheap, or it has but one user.
     fn is_inlined(&self, array: &Array) -> bool {
         let has_one_user = || self.users.get(&array.address()).is_none_or(|users| *users <= 1);
@@ -84,7 +96,11 @@ impl Lowering {
             | Op::Expand { .. }
             | Op::Take { .. } => has_one_user(),
             Op::Reduce { axes, .. } => has_one_user() && is_local(axes, array),
-            Op::Call(_) | Op::Slice { .. } | Op::Quantile { .. } | Op::TopK { .. } => false,
+            Op::Call(_)
+            | Op::Held { .. }
+            | Op::Slice { .. }
+            | Op::Quantile { .. }
+            | Op::TopK { .. } => false,
         }
     }
 
@@ -99,6 +115,10 @@ impl Lowering {
                 self.reduce(*op, axes, &node.inputs[0])?
             }
             Op::Call(call) => self.call(call, array)?,
+            Op::Held { session, job, target, .. } => {
+                let found = (self.held)(*session, *job, *target, array);
+                found.ok_or(ArrayError::NotHeld)?
+            }
             Op::Slice { along, .. } => self.slice(along, array)?,
             Op::Quantile { q } => self.quantile(*q, &node.inputs[0])?,
             Op::TopK { k } => self.topk(*k, &node.inputs[0])?,
@@ -119,6 +139,18 @@ impl Lowering {
         };
         self.made.insert(array.address(), group);
         Ok(group)
+    }
+
+    /// A group of this job: what another one keeps is copied.
+    fn own(&mut self, array: &Array) -> Result<GroupId, ArrayError> {
+        let group = self.ensure(array)?;
+        if !matches!(array.node().op, Op::Held { .. }) {
+            return Ok(group);
+        }
+        let (map, inputs) = self.map(array);
+        let cost = map_cost(&map, array.node().grid.largest_chunk());
+        let (space, program) = (array.node().grid.space()?, &Program::Map(map));
+        self.push(Draft { name: "copy", space, inputs, cost, retries: 0, program })
     }
 
     /// The map that makes an array, with everything inlined that can be.
@@ -299,6 +331,7 @@ fn is_repeated(array: &Array, nth: usize) -> bool {
         | Op::Cast(_)
         | Op::Expand { .. }
         | Op::Call(_)
+        | Op::Held { .. }
         | Op::Slice { .. }
         | Op::Quantile { .. }
         | Op::TopK { .. }

@@ -9,6 +9,7 @@
 //! | `Assigned` | one worker was told to run one attempt | `InMemory`, `Ready`, `Waiting` |
 //! | `InMemory` | a worker holds the chunk and somebody will use it | absent |
 
+mod keep;
 mod place;
 mod recovery;
 
@@ -47,8 +48,11 @@ pub enum Event {
         job: JobId,
         /// Its groups, each after its inputs.
         groups: Vec<Group>,
-        /// The groups that the client wants to have.
+        /// The groups that the client wants.
         targets: Vec<GroupId>,
+        /// Whether their chunks are to stay with the workers until the job is cancelled, as inputs
+        /// of other jobs, and not to go to the client.
+        is_kept: bool,
     },
     /// A client no longer wants a job.
     Cancelled(JobId),
@@ -76,7 +80,7 @@ pub enum Effect {
     Send(WorkerId, ToWorker),
     /// Close a worker's connection.
     Disconnect(WorkerId, &'static str),
-    /// The client has everything it asked for.
+    /// The client has everything it asked for, or everything that is to be kept was made.
     JobDone(JobId),
     /// The job ended without its result.
     JobFailed(JobId, Failure),
@@ -142,6 +146,10 @@ struct Job {
     undelivered: u64,
     /// The group whose tasks need most memory at once, and how much.
     largest: (u64, GroupId),
+    /// Jobs whose kept chunks it takes.
+    needs: BTreeSet<JobId>,
+    /// Whether its client no longer wants it, though others still need it.
+    is_released: bool,
 }
 
 #[derive(Debug)]
@@ -191,8 +199,10 @@ impl Scheduler {
                 }
             }
             Event::Collected(task) => self.deliver(task),
-            Event::Submitted { job, groups, targets } => self.submit(job, groups, &targets),
-            Event::Cancelled(job) => self.drop_job(job),
+            Event::Submitted { job, groups, targets, is_kept } => {
+                self.submit(job, groups, &targets, is_kept);
+            }
+            Event::Cancelled(job) => self.release(job),
             Event::Retire(worker, deadline) => {
                 if let Some(known) = self.workers.get_mut(&worker) {
                     known.retire_by.get_or_insert(deadline);
@@ -293,8 +303,9 @@ impl Scheduler {
         })
     }
 
-    fn submit(&mut self, job: JobId, groups: Vec<Group>, targets: &[GroupId]) {
-        if let Err(error) = check(&groups, targets) {
+    fn submit(&mut self, job: JobId, groups: Vec<Group>, targets: &[GroupId], is_kept: bool) {
+        let kept = self.kept_inputs(&groups);
+        if let Err(error) = check(&groups, &kept, targets) {
             self.effects.push_back(Effect::JobFailed(job, Failure::new(error.to_string())));
             return;
         }
@@ -303,14 +314,22 @@ impl Scheduler {
             .filter(|group| targets.contains(&group.id))
             .map(|group| (group.id, group.space.tasks()))
             .collect();
-        let largest = groups.iter().map(|group| (group.needed_bytes(&groups), group.id)).max();
+        let all: Vec<Group> = groups.iter().chain(&kept).cloned().collect();
+        let largest = groups.iter().map(|group| (group.needed_bytes(&all), group.id)).max();
         for group in groups {
             let is_target = targets.contains(&group.id);
-            self.table.insert(job, group, is_target);
+            self.table.insert(job, group, (is_target, is_kept));
         }
         let undelivered = sizes.iter().map(|(_, tasks)| u64::from(*tasks)).sum();
         let largest = largest.unwrap_or((0, GroupId(0)));
-        self.jobs.insert(job, Job { frontier: Frontier::new(sizes), undelivered, largest });
+        // Chunks that are kept have more uses from now on.
+        for group in kept {
+            self.count_uses(group.id);
+        }
+        let needs = self.table.needs_of_job(job);
+        let frontier = Frontier::new(sizes);
+        let state = Job { frontier, undelivered, largest, needs, is_released: false };
+        self.jobs.insert(job, state);
         if undelivered == 0 {
             self.effects.push_back(Effect::JobDone(job));
             self.drop_job(job);
@@ -341,8 +360,7 @@ impl Scheduler {
             Bytes(*scratch_bytes),
             Bytes(room),
         );
-        self.effects.push_back(Effect::JobFailed(job, Failure::new(error)));
-        self.drop_job(job);
+        self.fail_with_users(job, &Failure::new(error));
     }
 
     fn hear(&mut self, from: WorkerId, message: FromWorker) {
@@ -400,6 +418,8 @@ impl Scheduler {
         }
         if self.live(task).uses == 0 {
             self.free(task);
+        } else if self.table.entry(task.group).is_kept {
+            self.count_kept(task);
         } else if self.table.is_wanted_by_client(task) {
             self.send(from, ToWorker::Collect(task));
         }
@@ -458,16 +478,13 @@ impl Scheduler {
         }
     }
 
-    fn fail_job(&mut self, task: TaskId, failure: Failure) {
-        let job = self.table.entry(task.group).job;
-        self.effects.push_back(Effect::JobFailed(job, failure));
-        self.drop_job(job);
+    fn fail_job(&mut self, task: TaskId, failure: &Failure) {
+        self.fail_with_users(self.table.entry(task.group).job, failure);
     }
 
     fn drop_job(&mut self, job: JobId) {
-        if self.jobs.remove(&job).is_none() {
-            return;
-        }
+        let Some(Job { needs, .. }) = self.jobs.remove(&job) else { return };
+        let used = self.foreign_inputs(job);
         self.walking.remove(&job);
         let groups: BTreeSet<GroupId> = self.table.remove_job(job).into_iter().collect();
         for group in &groups {
@@ -483,6 +500,12 @@ impl Scheduler {
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in ids {
             self.forget(id, &groups);
+        }
+        for group in used {
+            self.count_uses(group);
+        }
+        for other in needs {
+            self.drop_if_over(other);
         }
     }
 
@@ -563,11 +586,12 @@ impl Worker {
     }
 }
 
-/// Checks that the groups make a job: each after its inputs, each relation fitting.
-fn check(groups: &[Group], targets: &[GroupId]) -> Result<(), GroupError> {
+/// Checks that the groups make a job: each after its inputs or taking what is kept, each relation
+/// fitting.
+fn check(groups: &[Group], kept: &[Group], targets: &[GroupId]) -> Result<(), GroupError> {
     for (nth, group) in groups.iter().enumerate() {
         for input in &group.inputs {
-            let producer = groups[..nth].iter().find(|it| it.id == input.group);
+            let producer = groups[..nth].iter().chain(kept).find(|it| it.id == input.group);
             let producer = producer.ok_or(GroupError::UnknownInput(input.group))?;
             input.relation.check(&producer.space, &group.space)?;
         }

@@ -1,6 +1,6 @@
 //! The groups of a scheduler and which of their tasks are done. Pure look-ups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::Attempt;
 use crate::{Group, GroupId, JobId, TaskId};
@@ -12,8 +12,10 @@ pub(crate) struct Entry {
     pub(crate) job: JobId,
     /// Groups that take this one as an input, once for each time they do.
     pub(crate) consumers: Vec<(GroupId, usize)>,
-    /// For a group that a client asked for: which chunks it has.
+    /// For a group that a client asked for: which chunks it has, or which were made to be kept.
     pub(crate) delivered: Option<Bits>,
+    /// Whether its chunks stay until the job is released.
+    pub(crate) is_kept: bool,
     pub(crate) done: Bits,
     /// The last attempt given out for any task of this group.
     pub(crate) attempt: Attempt,
@@ -38,7 +40,7 @@ pub(crate) struct Bits {
 pub(crate) struct Table(BTreeMap<GroupId, Entry>);
 
 impl Table {
-    pub(crate) fn insert(&mut self, job: JobId, group: Group, is_target: bool) {
+    pub(crate) fn insert(&mut self, job: JobId, group: Group, (is_target, is_kept): (bool, bool)) {
         for (nth, input) in group.inputs.iter().enumerate() {
             let producer = self.0.get_mut(&input.group).expect("inputs are checked on submission");
             producer.consumers.push((group.id, nth));
@@ -48,12 +50,17 @@ impl Table {
             job,
             consumers: Vec::new(),
             delivered: is_target.then(|| Bits::zeros(tasks)),
+            is_kept: is_target && is_kept,
             done: Bits::zeros(tasks),
             attempt: Attempt::default(),
             measured: Measured::default(),
             group,
         };
         self.0.insert(entry.group.id, entry);
+    }
+
+    pub(crate) fn get(&self, id: GroupId) -> Option<&Entry> {
+        self.0.get(&id)
     }
 
     pub(crate) fn get_mut(&mut self, id: GroupId) -> Option<&mut Entry> {
@@ -77,9 +84,22 @@ impl Table {
         let ids: Vec<GroupId> =
             self.0.values().filter(|entry| entry.job == job).map(|entry| entry.group.id).collect();
         for id in &ids {
-            self.0.remove(id);
+            let inputs = self.0.remove(id).map(|entry| entry.group.inputs).unwrap_or_default();
+            for input in inputs {
+                // A producer of another job lives on without this consumer.
+                if let Some(producer) = self.0.get_mut(&input.group) {
+                    producer.consumers.retain(|(consumer, _)| consumer != id);
+                }
+            }
         }
         ids
+    }
+
+    /// The jobs other than its own whose groups a job takes as inputs.
+    pub(crate) fn needs_of_job(&self, job: JobId) -> BTreeSet<JobId> {
+        let own = self.0.values().filter(|entry| entry.job == job);
+        let inputs = own.flat_map(|entry| &entry.group.inputs);
+        inputs.map(|input| self.entry(input.group).job).filter(|other| *other != job).collect()
     }
 
     /// The tasks that `task` needs, in the order of its inputs. One may stand there twice.
@@ -111,10 +131,11 @@ impl Table {
         self.entry(task.group).done.get(task.index)
     }
 
-    /// Whether a client asked for this chunk and does not have it yet.
+    /// Whether a client asked for this chunk and does not have it yet, or keeps it.
     pub(crate) fn is_wanted_by_client(&self, task: TaskId) -> bool {
-        let delivered = self.entry(task.group).delivered.as_ref();
-        delivered.is_some_and(|delivered| !delivered.get(task.index))
+        let entry = self.entry(task.group);
+        let is_missing = |delivered: &Bits| !delivered.get(task.index);
+        entry.is_kept || entry.delivered.as_ref().is_some_and(is_missing)
     }
 
     /// How many uses of `task` are still to come, the client's own included.

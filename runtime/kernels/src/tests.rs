@@ -14,7 +14,7 @@ use crate::{assemble, execute};
 /// Runs every task of an array's groups in order and puts the result together.
 fn compute(level: Level, array: &Array) -> Vec<u8> {
     let pool = Pool::new(0);
-    let lowered = lower(std::slice::from_ref(array), GroupId(0)).unwrap();
+    let lowered = lower(std::slice::from_ref(array), GroupId(0), &|_, _, _, _| None).unwrap();
     let mut chunks: BTreeMap<TaskId, Buffer> = BTreeMap::new();
     for group in &lowered.groups {
         let program = Program::decode(&group.program).unwrap();
@@ -156,7 +156,7 @@ fn integers_stay_within_their_bounds_even_the_widest() {
 fn a_program_that_reads_outside_its_input_is_refused() {
     let one = Array::constant(DType::Int64, vec![3], vec![0; 24]).unwrap();
     let both = Array::binary(BinaryOp::Add, &one, &one).unwrap();
-    let lowered = lower(&[both], GroupId(0)).unwrap();
+    let lowered = lower(&[both], GroupId(0), &|_, _, _, _| None).unwrap();
     let program = Program::decode(&lowered.groups[1].program).unwrap();
     let pool = Pool::new(0);
     let short = pool.take(16);

@@ -5,7 +5,8 @@ mod connection;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ebbtide_array::Array;
 use ebbtide_contract::tls::CredentialsError;
@@ -13,6 +14,7 @@ use ebbtide_core::message::Failure;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::client::connection::{Connection, Order, Shared, open};
 use crate::frame::FrameError;
@@ -86,10 +88,25 @@ pub enum ClientError {
 /// is asked for again: expressions are small, and give the same result every time.
 pub struct Client {
     name: String,
+    /// Tells what its jobs keep from what those of others keep.
+    session: u64,
     shared: Arc<Shared>,
     orders: mpsc::UnboundedSender<Order>,
     // Last, so that it outlives the rest.
     _runtime: Runtime,
+}
+
+/// A number that no other client or engine has: time, process and a count.
+pub(crate) fn session() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let parts = [
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+        u64::from(std::process::id()),
+        COUNT.fetch_add(1, Ordering::Relaxed),
+    ];
+    let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_le_bytes()).collect();
+    xxh3_64(&bytes)
 }
 
 /// A job on its way. Dropping it cancels the job.
@@ -109,12 +126,33 @@ impl Client {
         let (orders, ordered) = mpsc::unbounded_channel();
         let connection = Connection::new(endpoint.clone(), Arc::clone(&shared), ordered);
         runtime.spawn(connection.keep(opened));
-        Ok(Self { name: endpoint.name.clone(), shared, orders, _runtime: runtime })
+        Ok(Self {
+            name: endpoint.name.clone(),
+            session: session(),
+            shared,
+            orders,
+            _runtime: runtime,
+        })
     }
 
     /// Asks for arrays, and does not wait for them.
     pub fn submit(&self, targets: &[Array]) -> Result<Job, ClientError> {
-        let number = self.shared.enter(targets)?;
+        self.enter(targets, false)
+    }
+
+    /// Asks for arrays whose chunks stay with the workers as long as the returned ones live. Does
+    /// not wait.
+    pub fn persist(&self, targets: &[Array]) -> Result<(Arc<Job>, Vec<Array>), ClientError> {
+        let job = Arc::new(self.enter(targets, true)?);
+        let held = targets.iter().zip(0..).map(|(array, target)| {
+            Array::held(array, (self.session, job.number, target), Arc::<Job>::clone(&job))
+        });
+        let held = held.collect();
+        Ok((job, held))
+    }
+
+    fn enter(&self, targets: &[Array], is_kept: bool) -> Result<Job, ClientError> {
+        let number = self.shared.enter(self.session, targets, is_kept)?;
         // The connection lives as long as the runtime, and fails what it cannot carry.
         let _: Result<(), _> = self.orders.send(Order::Submit(number));
         Ok(Job { number, shared: Arc::clone(&self.shared), orders: self.orders.clone() })
@@ -165,7 +203,7 @@ impl Job {
 
     /// Waits for the arrays' bytes. An interrupted wait leaves the job as it is.
     ///
-    /// The bytes are handed over once.
+    /// The bytes are handed over once; what is kept has none.
     pub fn wait(&self, watch: &mut dyn Watch) -> Result<Vec<Vec<u8>>, ClientError> {
         loop {
             if watch.is_interrupted() {

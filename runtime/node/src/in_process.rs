@@ -1,9 +1,12 @@
 //! The same scheduler and worker without a cluster: in this process, over threads.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use ebbtide_array::lower::lower;
+use ebbtide_array::graph::Graph;
+use ebbtide_array::lower::{Lowered, lower};
 use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::Pool;
 use ebbtide_core::message::Failure;
@@ -11,6 +14,7 @@ use ebbtide_core::scheduler::{self, Effect, Joining, Scheduler};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId, worker};
 use ebbtide_kernels::level::{Level, TooOld};
 
+use crate::client::session;
 use crate::engine::{Engine, Outcome};
 use crate::result::{TooLarge, Whole};
 use crate::runner::Interpreter;
@@ -33,6 +37,27 @@ pub struct InProcess {
     started_at: Instant,
     next_job: u64,
     next_group: GroupId,
+    session: u64,
+    /// The groups of what each job keeps.
+    kept: BTreeMap<JobId, Vec<GroupId>>,
+    /// Jobs that nobody refers to any more.
+    dropped: (mpsc::Sender<JobId>, mpsc::Receiver<JobId>),
+}
+
+/// Takes a chunk of a result.
+type Put<'a> = dyn FnMut(TaskId, &[u8]) + 'a;
+
+/// Lets what a job keeps go when nobody refers to it.
+struct Kept {
+    job: JobId,
+    dropped: mpsc::Sender<JobId>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // The engine may have ended before.
+        let _: Result<(), _> = self.dropped.send(self.job);
+    }
 }
 
 /// Why there is no result.
@@ -105,7 +130,17 @@ impl InProcess {
         };
         scheduler.handle_event(scheduler::Event::WorkerJoined(SELF, joining), Time::default());
         let started_at = Instant::now();
-        Ok(Self { scheduler, engine, ran, started_at, next_job: 0, next_group: GroupId(0) })
+        Ok(Self {
+            scheduler,
+            engine,
+            ran,
+            started_at,
+            next_job: 0,
+            next_group: GroupId(0),
+            session: session(),
+            kept: BTreeMap::new(),
+            dropped: mpsc::channel(),
+        })
     }
 
     /// Computes arrays. Their bytes come in the same order.
@@ -114,10 +149,7 @@ impl InProcess {
         targets: &[Array],
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<u8>>, ComputeError> {
-        let lowered = lower(targets, self.next_group)?;
-        self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
-        let job = JobId(self.next_job);
-        self.next_job += 1;
+        let (job, lowered) = self.lower(targets)?;
         let groups = lowered.targets.clone();
         let wholes: Result<Vec<Whole>, TooLarge> = targets.iter().map(Whole::new).collect();
         let mut wholes = wholes?;
@@ -128,20 +160,63 @@ impl InProcess {
                 }
             }
         };
-        self.tell(scheduler::Event::Submitted {
-            job,
-            groups: lowered.groups,
-            targets: lowered.targets,
+        self.finish(job, lowered, false, (&mut put, watch))?;
+        Ok(wholes.into_iter().map(Whole::into_bytes).collect())
+    }
+
+    /// Computes arrays and keeps them here as long as the returned ones live.
+    pub fn persist(
+        &mut self,
+        targets: &[Array],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Array>, ComputeError> {
+        let (job, lowered) = self.lower(targets)?;
+        let groups = lowered.targets.clone();
+        self.finish(job, lowered, true, (&mut |_, _| (), watch))?;
+        self.kept.insert(job, groups);
+        let guard = Arc::new(Kept { job, dropped: self.dropped.0.clone() });
+        let held = targets.iter().zip(0..).map(|(array, target)| {
+            Array::held(array, (self.session, job.0, target), Arc::<Kept>::clone(&guard))
         });
+        Ok(held.collect())
+    }
+
+    fn lower(&mut self, targets: &[Array]) -> Result<(JobId, Lowered), ComputeError> {
+        while let Ok(dropped) = self.dropped.1.try_recv() {
+            self.kept.remove(&dropped);
+            self.tell(scheduler::Event::Cancelled(dropped));
+        }
+        if !Graph::of(targets).is_of_session(self.session) {
+            return Err(ArrayError::HeldElsewhere.into());
+        }
+        let held = |_, job, target: u32, _: &Array| {
+            self.kept.get(&JobId(job))?.get(target as usize).copied()
+        };
+        let lowered = lower(targets, self.next_group, &held)?;
+        self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
+        let job = JobId(self.next_job);
+        self.next_job += 1;
+        Ok((job, lowered))
+    }
+
+    fn finish(
+        &mut self,
+        job: JobId,
+        lowered: Lowered,
+        is_kept: bool,
+        (put, watch): (&mut Put<'_>, &mut dyn Watch),
+    ) -> Result<(), ComputeError> {
+        let Lowered { groups, targets } = lowered;
+        self.tell(scheduler::Event::Submitted { job, groups, targets, is_kept });
         let mut told_at = Instant::now();
         loop {
-            if self.settle(job, &mut put)? {
-                return Ok(wholes.into_iter().map(Whole::into_bytes).collect());
+            if self.settle(job, put)? {
+                return Ok(());
             }
             match self.ran.recv_timeout(INTERRUPT_INTERVAL) {
                 Ok(ran) => {
                     let outcomes = self.engine.ran(ran);
-                    self.carry_out(outcomes, &mut put);
+                    self.carry_out(outcomes, put);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {

@@ -83,6 +83,8 @@ pub enum ClientFrame {
     Submit {
         /// The job.
         job: u64,
+        /// Whether the chunks are to stay with the workers until the job is cancelled.
+        is_kept: bool,
     },
     /// Who are the workers?
     Workers {
@@ -126,7 +128,7 @@ pub enum ClientReply {
         /// One by one.
         workers: Vec<WorkerInfo>,
     },
-    /// Every chunk was sent.
+    /// Every chunk was sent, or is kept.
     Done {
         /// The job.
         job: u64,

@@ -82,9 +82,33 @@ pub(crate) fn compute(
 ) -> PyResult<Vec<Py<PyBytes>>> {
     let targets = arrays(&expressions);
     drop(expressions);
+    let results = in_process(py, progress, |engine, watch| engine.compute(&targets, watch))?;
+    Ok(to_python(py, results))
+}
+
+/// Computes expressions in this process and keeps them as long as what is returned lives.
+#[pyfunction]
+#[pyo3(signature = (expressions, progress=None))]
+pub(crate) fn persist(
+    py: Python<'_>,
+    expressions: Vec<PyRef<'_, Expression>>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<Expression>> {
+    let targets = arrays(&expressions);
+    drop(expressions);
+    let held = in_process(py, progress, |engine, watch| engine.persist(&targets, watch))?;
+    Ok(held.into_iter().map(Expression).collect())
+}
+
+/// Lets the engine of this process do something, while other Python threads run.
+fn in_process<T: Send>(
+    py: Python<'_>,
+    progress: Option<Py<PyAny>>,
+    work: impl FnOnce(&mut InProcess, &mut PythonWatch) -> Result<T, ComputeError> + Send,
+) -> PyResult<T> {
     let mut watch = PythonWatch::new(progress);
     let interpreter: OsString = py.import("sys")?.getattr("executable")?.extract()?;
-    let results = py.detach(|| {
+    py.detach(|| {
         let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
         let own = process::id();
         if engine.as_ref().is_none_or(|(started_by, _)| *started_by != own) {
@@ -94,14 +118,13 @@ pub(crate) fn compute(
             std::mem::forget(engine.replace((own, started)));
         }
         let (_, engine) = engine.as_mut().expect("it was started above");
-        engine.compute(&targets, &mut watch).map_err(|error| match error {
+        work(engine, &mut watch).map_err(|error| match error {
             ComputeError::Interrupted => interrupted(&mut watch),
             ComputeError::Array(error) => PyValueError::new_err(error.to_string()),
             ComputeError::TooLarge(error) => PyMemoryError::new_err(error.to_string()),
             ComputeError::Failed(failure) => task_failed(failure),
         })
-    })?;
-    Ok(to_python(py, results))
+    })
 }
 
 /// With what the function raised, if it raised, for Python to read.
@@ -151,6 +174,14 @@ impl Client {
         let workers = workers.map_err(|error| raise(error, Some(&mut watch)))?;
         let parts = |it: WorkerInfo| (it.name, it.cores, it.memory_bytes, it.peak_bytes);
         Ok(workers.into_iter().map(parts).collect())
+    }
+
+    /// Asks for expressions whose chunks stay with the workers, and does not wait.
+    #[expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+    fn persist(&self, expressions: Vec<PyRef<'_, Expression>>) -> PyResult<Vec<Expression>> {
+        let persisted = self.0.persist(&arrays(&expressions));
+        let (_, held) = persisted.map_err(|error| raise(error, None))?;
+        Ok(held.into_iter().map(Expression).collect())
     }
 
     /// Asks for expressions and does not wait.

@@ -24,6 +24,8 @@ fn raise(error: ArrayError) -> PyErr {
         | ArrayError::TooManyChunks { .. }
         | ArrayError::ChunksDiffer { .. }
         | ArrayError::TakeChunks { .. }
+        | ArrayError::NotHeld
+        | ArrayError::HeldElsewhere
         | ArrayError::ChunkTooLarge { .. }
         | ArrayError::Argument { .. }
         | ArrayError::Bounds { .. }

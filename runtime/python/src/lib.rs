@@ -26,7 +26,7 @@ mod native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::compute::{Client, Job, compute};
+    use super::compute::{Client, Job, compute, persist};
     #[pymodule_export]
     use super::expression::Expression;
     #[pymodule_export]

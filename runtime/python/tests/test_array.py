@@ -5,6 +5,7 @@ import signal
 import statistics
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import ebbtide.array as xp
 import numpy as np
@@ -163,3 +164,20 @@ def test_a_fork_computes_with_threads_of_its_own() -> None:
 
 def _sum() -> int:
     return int(xp.asarray([1, 2]).sum().compute())
+
+
+def test_what_is_persisted_is_computed_once(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+
+    def notes() -> np.ndarray:
+        with calls.open("a") as file:
+            file.write("x")
+        return np.arange(4.0)
+
+    x = xp.from_delayed(notes, (4,), xp.float64).persist()
+    y = (x + 1).persist()
+    assert x.sum().compute() == 6 and y.sum().compute() == 10
+    assert np.array_equal(x.compute(), np.arange(4.0))
+    del x
+    assert (y * 2).sum().compute() == 20
+    assert calls.read_text() == "x"

@@ -12,6 +12,7 @@ from pathlib import Path
 import ebbtide as eb
 import ebbtide.array as xp
 import pytest
+from ebbtide import _native
 
 MANIFEST = """
 apiVersion: ebbtide.dev/v1alpha1
@@ -202,5 +203,26 @@ def test_futures_carry_values_arguments_exceptions_and_cancellation(
                 endless.result(60)
             # The worker has one core: this runs only because the endless function was ended.
             assert cluster.submit(len, "abc").result(60) == 3
+    finally:
+        ebbtide("down", "local")
+
+
+def test_what_is_persisted_stays_on_its_cluster_and_survives_a_lost_worker(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest(min=2))
+    try:
+        x = xp.random.default_rng(3).random((400, 1000), chunks=(20, 1000))
+        expected = x.sum().compute()
+        with eb.Cluster("local", backend="local") as cluster:
+            kept = x.persist()
+            assert kept.sum().compute() == expected
+            name, pid = next((n, p) for n, p in processes(state).items() if "-w-" in n)
+            os.kill(pid, signal.SIGKILL)
+            assert kept.sum().compute() == expected, name
+            assert (kept - 0.5).sum().compute() is not None
+            with pytest.raises(ValueError, match="persisted on another cluster"):
+                _native.compute([kept._expression])
+            assert len(cluster.workers()) >= 1
     finally:
         ebbtide("down", "local")

@@ -14,6 +14,8 @@ pub struct SimJob {
     pub groups: Vec<Group>,
     /// What the client wants.
     pub targets: Vec<GroupId>,
+    /// Groups of an earlier job, and which of them it keeps, if there was one.
+    pub kept: Option<(Vec<Group>, Vec<GroupId>)>,
 }
 
 impl SimJob {
@@ -29,7 +31,26 @@ impl SimJob {
         if random.once_in(3) {
             targets.push(GroupId(u64::from(random.roll(count - 1))));
         }
-        Self { groups, targets }
+        let mut job = Self { groups, targets, kept: None };
+        if random.once_in(2) {
+            job.split(1 + random.roll(count - 1));
+        }
+        job
+    }
+
+    /// Makes the first `count` groups a job of their own, which keeps all of them.
+    fn split(&mut self, count: u32) {
+        let own = self.groups.split_off(count as usize);
+        let kept = std::mem::replace(&mut self.groups, own);
+        let names: Vec<GroupId> = kept.iter().map(|group| group.id).collect();
+        // What is kept is not sent to the client.
+        self.targets.retain(|target| !names.contains(target));
+        self.kept = Some((kept, names));
+    }
+
+    fn all(&self) -> Vec<Group> {
+        let kept = self.kept.iter().flat_map(|(groups, _)| groups);
+        kept.chain(&self.groups).cloned().collect()
     }
 
     fn group(random: &mut Random, id: GroupId, before: &[Group]) -> Group {
@@ -83,12 +104,13 @@ impl SimJob {
     /// What each chunk should be.
     pub(crate) fn answers(&self) -> BTreeMap<TaskId, u64> {
         let mut answers = BTreeMap::new();
-        for group in &self.groups {
+        let all = self.all();
+        for group in &all {
             for index in 0..group.space.tasks() {
                 let mut inputs = Vec::new();
                 for input in &group.inputs {
-                    let producer =
-                        self.groups.iter().find(|it| it.id == input.group).expect("a checked job");
+                    let producer = all.iter().find(|it| it.id == input.group);
+                    let producer = producer.expect("a checked job");
                     let needed = input.relation.producers(&producer.space, &group.space, index);
                     inputs.extend(needed.into_iter().map(|it| answers[&producer.task(it)]));
                 }
@@ -101,7 +123,8 @@ impl SimJob {
 
     /// Bytes that its largest task needs at once.
     pub(crate) fn needed_bytes(&self) -> u64 {
-        self.groups.iter().map(|group| group.needed_bytes(&self.groups)).max().unwrap_or_default()
+        let all = self.all();
+        all.iter().map(|group| group.needed_bytes(&all)).max().unwrap_or_default()
     }
 
     /// Every chunk that the client wants.

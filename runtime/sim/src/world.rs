@@ -21,7 +21,9 @@ const LOSSES_MAX: u32 = scheduler::LOSSES_MAX;
 
 const CHUNK_BYTES: u64 = 10;
 
-const JOB: JobId = JobId(1);
+const KEPT: JobId = JobId(1);
+
+const JOB: JobId = JobId(2);
 
 #[derive(Debug)]
 enum Happening {
@@ -117,9 +119,16 @@ impl World {
         for _ in 0..=world.random.roll(3) {
             world.join();
         }
-        let submitted =
-            scheduler::Event::Submitted { job: JOB, groups: job.groups, targets: job.targets };
+        let SimJob { groups, targets, kept } = job;
+        if let Some((groups, targets)) = kept {
+            let submitted =
+                scheduler::Event::Submitted { job: KEPT, groups, targets, is_kept: true };
+            world.tell_scheduler(submitted);
+        }
+        let submitted = scheduler::Event::Submitted { job: JOB, groups, targets, is_kept: false };
         world.tell_scheduler(submitted);
+        // The client lets go of what is kept: that it is needed keeps it.
+        world.tell_scheduler(scheduler::Event::Cancelled(KEPT));
         world
     }
 
@@ -336,7 +345,7 @@ impl World {
                 scheduler::Effect::Disconnect(worker, _) => {
                     self.workers.remove(&worker);
                 }
-                scheduler::Effect::JobDone(_) => self.is_done = true,
+                scheduler::Effect::JobDone(job) => self.is_done |= job == JOB,
                 scheduler::Effect::JobFailed(_, error) => {
                     self.log(&error.error);
                 }

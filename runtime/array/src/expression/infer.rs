@@ -1,7 +1,7 @@
 //! What type and chunks an operation's result has, or why it means nothing.
 
-use crate::expression::{Array, ArrayError, BinaryOp, Call, CompareOp, Distribution, Op, ReduceOp};
-use crate::{DType, Grid, Kind, broadcast};
+use crate::expression::{Array, BinaryOp, Call, CompareOp, Distribution, Op, ReduceOp};
+use crate::{ArrayError, DType, Grid, Kind, broadcast};
 
 /// Type and chunks of what `op` makes of `inputs`. Trusts nothing: expressions come over the wire.
 pub(super) fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayError> {
@@ -29,6 +29,11 @@ pub(super) fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayErr
         (Op::Binary(op), [left, right]) => binary(*op, left, right),
         (Op::Compare(op), [left, right]) => compared(*op, left, right),
         (Op::Call(call), inputs) => returned(call, inputs),
+        (Op::Held { dtype, grid, .. }, []) => {
+            supported("persist", *dtype)?;
+            grid.space()?;
+            Ok((*dtype, grid.clone()))
+        }
         (Op::Expand { axis }, [from]) => expanded(*axis, from),
         (Op::Take { axis }, [from, indices]) => taken(*axis, from, indices),
         (Op::Slice { along, grid }, [from]) => sliced(along, grid, from),
@@ -46,6 +51,7 @@ pub(super) fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayErr
             | Op::Binary(_)
             | Op::Compare(_)
             | Op::Cast(_)
+            | Op::Held { .. }
             | Op::Expand { .. }
             | Op::Take { .. }
             | Op::Slice { .. }

@@ -10,7 +10,7 @@ use super::{Draft, Lowering, TREE_ARITY, axis_arity, map_cost, to_u8};
 use crate::program::{HISTOGRAM_BYTES, Program, ROUNDS, STATE_BYTES};
 use crate::{Array, ArrayError, DType, ReduceOp};
 
-impl Lowering {
+impl Lowering<'_> {
     pub(super) fn quantile(&mut self, q: u64, from: &Array) -> Result<GroupId, ArrayError> {
         let space = from.node().grid.space()?;
         let name = "quantile";

@@ -98,7 +98,11 @@ impl<'a> Steps<'a> {
                 vec![(input(0), over)]
             }
             Op::Constant { .. } | Op::Random { .. } => Vec::new(),
-            Op::Call(_) | Op::Slice { .. } | Op::Quantile { .. } | Op::TopK { .. } => {
+            Op::Call(_)
+            | Op::Held { .. }
+            | Op::Slice { .. }
+            | Op::Quantile { .. }
+            | Op::TopK { .. } => {
                 unreachable!("it is made before it is used")
             }
         }
@@ -203,7 +207,11 @@ impl<'a> Steps<'a> {
                 has.own = ended.iter().map(|axis| over[usize::from(*axis)]).collect();
                 Step::Reduce { op: *op, from: register(0), axes: Vec::new(), dtype: node.dtype }
             }
-            Op::Call(_) | Op::Slice { .. } | Op::Quantile { .. } | Op::TopK { .. } => {
+            Op::Call(_)
+            | Op::Held { .. }
+            | Op::Slice { .. }
+            | Op::Quantile { .. }
+            | Op::TopK { .. } => {
                 unreachable!("it is made before it is used")
             }
         };

@@ -10,7 +10,9 @@ fn normal(shape: &[u64], chunks: &[u64]) -> Array {
 
 #[test]
 fn a_mean_is_one_group_of_leaves_a_tree_and_a_division() {
-    let lowered = lower(&[normal(&[1000], &[1]).mean(None).unwrap()], GroupId(7)).unwrap();
+    let lowered =
+        lower(&[normal(&[1000], &[1]).mean(None).unwrap()], GroupId(7), &|_, _, _, _| None)
+            .unwrap();
     let tasks: Vec<u32> = lowered.groups.iter().map(|it| it.space.tasks()).collect();
     assert_eq!(tasks, [1000, 63, 4, 1, 1]);
     assert_eq!(lowered.targets, [GroupId(11)]);
@@ -20,7 +22,7 @@ fn a_mean_is_one_group_of_leaves_a_tree_and_a_division() {
 fn what_has_one_user_is_made_where_it_is_used() {
     let (a, b) = (normal(&[4], &[2]), normal(&[4], &[2]));
     let sum = Array::binary(BinaryOp::Add, &a, &b).unwrap();
-    let lowered = lower(&[sum], GroupId(0)).unwrap();
+    let lowered = lower(&[sum], GroupId(0), &|_, _, _, _| None).unwrap();
     assert_eq!(lowered.groups.len(), 1);
 }
 
@@ -28,7 +30,7 @@ fn what_has_one_user_is_made_where_it_is_used() {
 fn what_has_two_users_is_made_once() {
     let array = normal(&[4], &[2]);
     let square = Array::binary(BinaryOp::Multiply, &array, &array).unwrap();
-    let lowered = lower(&[square], GroupId(0)).unwrap();
+    let lowered = lower(&[square], GroupId(0), &|_, _, _, _| None).unwrap();
     assert_eq!(lowered.groups.len(), 2);
 }
 
@@ -36,7 +38,7 @@ fn what_has_two_users_is_made_once() {
 fn a_row_is_read_by_every_chunk_that_it_is_repeated_for() {
     let row = normal(&[4], &[2]);
     let sum = Array::binary(BinaryOp::Add, &normal(&[6, 4], &[3, 2]), &row).unwrap();
-    let lowered = lower(&[sum], GroupId(0)).unwrap();
+    let lowered = lower(&[sum], GroupId(0), &|_, _, _, _| None).unwrap();
     let Ok(Program::Map(map)) = Program::decode(&lowered.groups[1].program) else {
         panic!("the sum is a map")
     };
@@ -49,7 +51,7 @@ fn a_row_is_read_by_every_chunk_that_it_is_repeated_for() {
 #[test]
 fn an_empty_selection_of_axes_is_no_reduction() {
     let same = normal(&[4], &[2]).reduce(crate::ReduceOp::Sum, Some(&[])).unwrap();
-    assert_eq!(lower(&[same], GroupId(0)).unwrap().groups[0].space.tasks(), 2);
+    assert_eq!(lower(&[same], GroupId(0), &|_, _, _, _| None).unwrap().groups[0].space.tasks(), 2);
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Scheduler {
                      it may need more memory than a worker has",
                     live.losses
                 );
-                self.fail_job(task, Failure::new(error));
+                self.fail_job(task, &Failure::new(error));
             } else {
                 self.settle(task);
             }
@@ -47,7 +47,7 @@ impl Scheduler {
         if times > 1 {
             failure.error = format!("{} (tried {times} times)", failure.error);
         }
-        self.fail_job(task, failure);
+        self.fail_job(task, &failure);
     }
 
     /// A worker could not fetch an input: it is made again, and the task tried again.
@@ -68,7 +68,7 @@ impl Scheduler {
                 name(from),
                 name(holder)
             );
-            self.fail_job(task, Failure::new(error));
+            self.fail_job(task, &Failure::new(error));
             return;
         }
         self.lose_chunks(&[(input, holder)]);

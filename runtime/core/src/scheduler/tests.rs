@@ -19,7 +19,7 @@ fn group(id: u64, extents: &[u32], inputs: Vec<Input>) -> Group {
 fn tree(leaves: u32) -> Event {
     let all = Input { group: GroupId(1), relation: Relation(vec![AxisRelation::All]) };
     let groups = vec![group(1, &[leaves], vec![]), group(2, &[], vec![all])];
-    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)] }
+    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false }
 }
 
 fn joining(cores: u32) -> Joining {
@@ -192,7 +192,8 @@ fn demand_counts_what_waits_and_what_runs() {
 fn work_in_hand_stays_within_the_memory_of_a_worker() {
     let small = Joining { memory_bytes: 250, ..joining(8) };
     let groups = vec![group(1, &[9], vec![])];
-    let nine = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] };
+    let nine =
+        Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)], is_kept: false };
     let play = Play::of([Event::WorkerJoined(WorkerId(1), small), nine]);
     assert_eq!(play.assigned.len(), 2);
 }
@@ -201,7 +202,8 @@ fn work_in_hand_stays_within_the_memory_of_a_worker() {
 fn groups_that_make_no_job_are_refused() {
     let stray = Input { group: GroupId(9), relation: Relation(vec![]) };
     let groups = vec![group(1, &[2], vec![stray])];
-    let play = Play::of([Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] }]);
+    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)], is_kept: false };
+    let play = Play::of([job]);
     assert!(matches!(play.others[..], [Effect::JobFailed(JobId(1), _)]));
 }
 
@@ -212,7 +214,7 @@ fn failed(nth: u32, is_crash: bool) -> FromWorker {
 
 fn one(retries: u32) -> Event {
     let groups = vec![Group { retries, ..group(1, &[1], vec![]) }];
-    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)] }
+    Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)], is_kept: false }
 }
 
 #[test]
@@ -255,4 +257,63 @@ fn a_task_that_fits_no_worker_is_refused_before_it_starts_with_the_numbers() {
         );
         assert_eq!(play.assigned, []);
     }
+}
+
+/// Three chunks that are kept, and a job that needs them all.
+fn kept_and_used() -> [Event; 2] {
+    let kept = vec![group(1, &[3], vec![])];
+    let all = Input { group: GroupId(1), relation: Relation(vec![AxisRelation::All]) };
+    let user = vec![group(2, &[], vec![all])];
+    [
+        Event::Submitted { job: JobId(1), groups: kept, targets: vec![GroupId(1)], is_kept: true },
+        Event::Submitted { job: JobId(2), groups: user, targets: vec![GroupId(2)], is_kept: false },
+    ]
+}
+
+#[test]
+fn what_is_kept_stays_until_its_job_and_every_user_are_over() {
+    let [kept, user] = kept_and_used();
+    let mut play = Play::of([join(1, 3), kept]);
+    (0..3).for_each(|nth| play.finish(nth));
+    assert_eq!(play.others, [Effect::JobDone(JobId(1))]);
+    play.at(0, user);
+    assert_eq!(play.tasks().last(), Some(&task(2, 0)), "nothing is made again");
+    play.at(0, Event::Cancelled(JobId(1)));
+    assert_eq!(play.others.len(), 1, "a user still needs it");
+    play.finish(3);
+    play.at(0, Event::Collected(task(2, 0)));
+    let forget = |id| Effect::Send(WorkerId(1), ToWorker::Forget(vec![GroupId(id)]));
+    assert!(play.others.contains(&Effect::JobDone(JobId(2))) && play.others.contains(&forget(1)));
+    assert_eq!(play.scheduler.demand(), Demand::default());
+}
+
+#[test]
+fn what_is_kept_is_made_again_when_its_worker_is_lost() {
+    let [kept, _] = kept_and_used();
+    let mut play = Play::of([join(1, 3), kept]);
+    (0..3).for_each(|nth| play.finish(nth));
+    play.at(0, join(2, 3));
+    play.at(0, Event::WorkerLost(WorkerId(1)));
+    assert_eq!(play.assigned.len(), 6);
+    assert!(play.assigned[3..].iter().all(|(worker, ..)| *worker == WorkerId(2)));
+}
+
+#[test]
+fn a_failure_of_what_is_kept_fails_its_users_too() {
+    let [kept, user] = kept_and_used();
+    let mut play = Play::of([join(1, 3), kept, user]);
+    play.at(0, Event::Worker(WorkerId(1), failed(1, false)));
+    let failed: Vec<JobId> = play
+        .others
+        .iter()
+        .filter_map(|it| if let Effect::JobFailed(job, _) = it { Some(*job) } else { None })
+        .collect();
+    assert_eq!(failed, [JobId(2), JobId(1)]);
+}
+
+#[test]
+fn chunks_of_another_job_that_are_not_kept_are_no_input() {
+    let [_, user] = kept_and_used();
+    let play = Play::of([tree(3), user]);
+    assert!(matches!(play.others[..], [Effect::JobFailed(JobId(2), _)]));
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ebbtide_array::Array;
 use ebbtide_array::graph::Graph;
+use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::tls::Credentials;
@@ -20,7 +20,7 @@ use crate::client::{Address, ClientError, Endpoint};
 use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::in_process::Progress;
 use crate::link::{self, Link, Outbox, Payload, Stream};
-use crate::result::{TooLarge, Whole};
+use crate::result::Whole;
 use crate::wire::{ClientFrame, ClientReply, Hello, Welcome, WorkerInfo};
 
 /// How long a client tries to reach a scheduler again before it gives its jobs up.
@@ -62,6 +62,8 @@ struct Jobs {
 
 struct Entered {
     graph: Graph,
+    /// Whether the chunks stay with the workers: asked for again when they may be lost.
+    is_kept: bool,
     wholes: Vec<Whole>,
     /// The life of the connection in which the scheduler was asked.
     asked_in: Option<u64>,
@@ -80,15 +82,24 @@ impl Shared {
     }
 
     /// Enters a job and gives it a number.
-    pub(super) fn enter(&self, targets: &[Array]) -> Result<u64, TooLarge> {
-        let wholes = targets.iter().map(Whole::new).collect::<Result<_, _>>()?;
-        let entered = Entered {
-            graph: Graph::of(targets),
-            wholes,
-            asked_in: None,
-            progress: None,
-            ended: None,
+    pub(super) fn enter(
+        &self,
+        session: u64,
+        targets: &[Array],
+        is_kept: bool,
+    ) -> Result<u64, ClientError> {
+        let graph = Graph::of(targets);
+        if !graph.is_of_session(session) {
+            let error = ArrayError::HeldElsewhere.to_string();
+            return Err(ClientError::Failed(Failure::new(error)));
+        }
+        let wholes = if is_kept {
+            Vec::new()
+        } else {
+            targets.iter().map(Whole::new).collect::<Result<_, _>>()?
         };
+        let entered =
+            Entered { graph, is_kept, wholes, asked_in: None, progress: None, ended: None };
         let mut jobs = self.lock();
         let number = jobs.next;
         jobs.next += 1;
@@ -96,11 +107,11 @@ impl Shared {
         Ok(number)
     }
 
-    /// Removes a job. True if it had not ended.
+    /// Removes a job. True if the scheduler still has it.
     pub(super) fn leave(&self, number: u64) -> bool {
         let left = self.lock().entered.remove(&number);
         self.changed.notify_all();
-        left.is_some_and(|job| job.ended.is_none())
+        left.is_some_and(|job| job.is_kept || job.ended.is_none())
     }
 
     pub(super) fn is_done(&self, number: u64) -> bool {
@@ -153,19 +164,23 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// The jobs that have not ended.
+    /// The jobs that have not ended, and those that keep something.
     fn open(&self) -> Vec<u64> {
         let jobs = self.lock();
-        let open = jobs.entered.iter().filter(|(_, job)| job.ended.is_none());
+        let is_open = |job: &Entered| match &job.ended {
+            None => true,
+            Some(ended) => job.is_kept && ended.is_ok(),
+        };
+        let open = jobs.entered.iter().filter(|(_, job)| is_open(job));
         open.map(|(number, _)| *number).collect()
     }
 
     /// What a job asks for, once for each life of the connection.
-    fn graph(&self, number: u64, life: u64) -> Option<Vec<u8>> {
+    fn graph(&self, number: u64, life: u64) -> Option<(Vec<u8>, bool)> {
         let mut jobs = self.lock();
         let job = jobs.entered.get_mut(&number).filter(|job| job.asked_in != Some(life))?;
         job.asked_in = Some(life);
-        Some(job.graph.encode())
+        Some((job.graph.encode(), job.is_kept))
     }
 
     fn take(&self, reply: ClientReply, chunk: Option<&[u8]>) {
@@ -257,7 +272,7 @@ impl Connection {
     }
 
     fn submit(&self, outbox: &Outbox, job: u64) {
-        let Some(graph) = self.shared.graph(job, self.life) else { return };
+        let Some((graph, is_kept)) = self.shared.graph(job, self.life) else { return };
         if graph.len() as u64 > GRAPH_BYTES_MAX {
             let error = format!(
                 "an expression of {} is too large to be sent, at most {} are taken; make large \
@@ -267,7 +282,8 @@ impl Connection {
             );
             self.shared.end(job, Err(ClientError::Failed(Failure::new(error))));
         } else {
-            outbox.send_with(&ClientFrame::Submit { job }, Payload::Bytes(graph));
+            let submit = ClientFrame::Submit { job, is_kept };
+            outbox.send_with(&submit, Payload::Bytes(graph));
         }
     }
 

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebbtide_array::Array;
 use ebbtide_array::graph::Graph;
-use ebbtide_array::lower::lower;
+use ebbtide_array::lower::{Lowered, lower};
 use ebbtide_buffer::Buffer;
 use ebbtide_contract::demand::{Down, Fact, Outcome, Up};
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
@@ -55,6 +56,8 @@ struct Job {
     /// The client's own name for it.
     number: u64,
     targets: Vec<GroupId>,
+    /// The arrays that it keeps, in the order of its targets.
+    kept: Vec<Array>,
     told: (u64, u64),
 }
 
@@ -167,8 +170,8 @@ impl Hall {
                 let _: Result<(), _> = reply.send(id);
                 self.tell_operator();
             }
-            Input::ClientSaid(id, ClientFrame::Submit { job }, graph) => {
-                self.submit(id, job, graph.as_deref().unwrap_or_default());
+            Input::ClientSaid(id, ClientFrame::Submit { job, is_kept }, graph) => {
+                self.submit(id, (job, is_kept), graph.as_deref().unwrap_or_default());
                 // The first job is news; of more of the same the next regular news tell.
                 if self.jobs.len() == 1 {
                     self.tell_operator();
@@ -252,7 +255,7 @@ impl Hall {
                     tracing::warn!(worker = worker.0, why, "a worker is disconnected");
                     self.part_with(worker);
                 }
-                Effect::JobDone(job) => self.end(job, |job| ClientReply::Done { job }),
+                Effect::JobDone(job) => self.done(job),
                 Effect::JobFailed(job, failure) => {
                     self.end(job, |job| ClientReply::Failed { job, failure });
                 }
@@ -262,12 +265,16 @@ impl Hall {
         }
     }
 
-    fn submit(&mut self, client: u64, number: u64, graph: &[u8]) {
+    fn submit(&mut self, client: u64, (number, is_kept): (u64, bool), graph: &[u8]) {
         let lowered = Graph::decode(graph)
             .and_then(|graph| graph.arrays())
             .map_err(|error| error.to_string())
-            .and_then(|arrays| lower(&arrays, self.next_group).map_err(|error| error.to_string()));
-        let lowered = match lowered {
+            .and_then(|arrays| {
+                let held = |_, job, target, array: &Array| self.kept(client, (job, target), array);
+                let lowered = lower(&arrays, self.next_group, &held);
+                lowered.map(|lowered| (lowered, arrays)).map_err(|error| error.to_string())
+            });
+        let (lowered, arrays) = match lowered {
             Ok(lowered) => lowered,
             Err(error) => {
                 if let Some(client) = self.clients.get(&client) {
@@ -282,8 +289,28 @@ impl Hall {
         self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
         self.owners.extend(lowered.targets.iter().map(|target| (*target, job)));
         let targets = lowered.targets.clone();
-        self.jobs.insert(job, Job { client, number, targets, told: (0, u64::MAX) });
-        self.tell(Event::Submitted { job, groups: lowered.groups, targets: lowered.targets });
+        let kept = if is_kept { arrays } else { Vec::new() };
+        self.jobs.insert(job, Job { client, number, targets, kept, told: (0, u64::MAX) });
+        let Lowered { groups, targets } = lowered;
+        self.tell(Event::Submitted { job, groups, targets, is_kept });
+    }
+
+    /// The group of what a client's job keeps, if it keeps such an array.
+    fn kept(&self, client: u64, (number, target): (u64, u32), like: &Array) -> Option<GroupId> {
+        let job = self.jobs.values().find(|it| it.client == client && it.number == number)?;
+        let array = job.kept.get(target as usize)?;
+        let is_alike = array.dtype() == like.dtype() && array.node().grid == like.node().grid;
+        job.targets.get(target as usize).copied().filter(|_| is_alike)
+    }
+
+    fn done(&mut self, id: JobId) {
+        if self.jobs.get(&id).is_some_and(|job| job.kept.is_empty()) {
+            self.end(id, |job| ClientReply::Done { job });
+        } else if let Some(job) = self.jobs.get(&id)
+            && let Some(client) = self.clients.get(&job.client)
+        {
+            client.outbox.send(&ClientReply::Done { job: job.number });
+        }
     }
 
     fn cancel(&mut self, is_meant: impl Fn(&Job) -> bool) {

@@ -176,6 +176,15 @@ def run(
         return _native.compute(expressions, progress)
 
 
+def keep(expressions: Sequence[_native.Expression]) -> list[_native.Expression]:
+    """Keep on the innermost open cluster, else in this process."""
+    clusters = _open.get()
+    with _function.originals():
+        if clusters:
+            return clusters[-1]._connected().persist(expressions)
+        return _native.persist(expressions)
+
+
 def _program() -> str:
     """Find the `ebbtide` program that was installed with this package."""
     beside = os.path.join(sysconfig.get_path("scripts"), "ebbtide")

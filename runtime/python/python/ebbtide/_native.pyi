@@ -10,6 +10,7 @@ __all__ = [
     "TaskFailed",
     "__version__",
     "compute",
+    "persist",
 ]
 
 __version__: str
@@ -58,6 +59,9 @@ class Expression:
 def compute(
     expressions: Sequence[Expression], progress: Callable[[int, int, int], None] | None = None
 ) -> list[bytes]: ...
+def persist(
+    expressions: Sequence[Expression], progress: Callable[[int, int, int], None] | None = None
+) -> list[Expression]: ...
 
 @final
 class Client:
@@ -69,6 +73,7 @@ class Client:
         progress: Callable[[int, int, int], None] | None = None,
     ) -> list[bytes]: ...
     def workers(self) -> list[tuple[str, int, int, int]]: ...
+    def persist(self, expressions: Sequence[Expression]) -> list[Expression]: ...
     def submit(self, expressions: Sequence[Expression]) -> Job: ...
 
 @final

@@ -78,6 +78,14 @@ class Array:
         """
         return compute(self, progress=progress)[0]
 
+    def persist(self) -> Array:
+        """Compute once and keep the chunks with the workers, as long as anything refers to them.
+
+        On a cluster it returns at once, and what uses the array waits for it; in this process it
+        computes now.
+        """
+        return persist(self)[0]
+
     def sum(self, *, axis: Axis = None) -> Array:
         """Add over axes, all by default. Booleans and integers are added as int64."""
         return sum(self, axis=axis)
@@ -243,6 +251,24 @@ def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ..
         np.frombuffer(bytes, dtype=array.dtype.name).reshape(array.shape)[()]
         for array, bytes in zip(arrays, results, strict=True)
     )
+
+
+def persist(*arrays: Array) -> tuple[Array, ...]:
+    """Compute several arrays once and keep their chunks with the workers of the innermost cluster.
+
+    They stay as long as anything refers to the returned arrays or to what is made of them, and are
+    made again when a worker is lost. Without a cluster they stay in this process.
+
+    >>> (x,) = persist(asarray([1.0, 2.0]) * 2)
+    >>> x.sum().compute()
+    np.float64(6.0)
+
+    Raises:
+        ValueError: an array was persisted on another cluster.
+
+    """
+    kept = _cluster.keep([array._expression for array in arrays]) if arrays else []
+    return tuple(Array(expression) for expression in kept)
 
 
 class _Bar:
