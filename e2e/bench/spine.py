@@ -110,9 +110,7 @@ def start_up(table: Table) -> None:
 def tasks(table: Table) -> None:
     """Measure tasks with inputs and outputs of their own, over TLS, on two workers."""
     default = dask("tasks", 5_000)
-    tuned = dask(
-        "tasks", 5_000, env={"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "inf"}
-    )
+    tuned = dask("tasks", 5_000, env={"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "inf"})
     for count in (20_000, 100_000):
         x = xp.random.default_rng(7).random(count, chunks=1)
         # Two users, so that each chunk is a task of its own.
@@ -135,7 +133,7 @@ def functions(table: Table, running: eb.Cluster) -> None:
     for count in (2_000, 10_000):
         [future.result() for future in [running.submit(int) for _ in range(20)]]
         start = time.perf_counter()
-        futures = [running.submit(lambda nth: nth + 1, nth) for nth in range(count)]
+        futures = running.map(lambda nth: nth + 1, range(count))
         values = [future.result() for future in futures]
         rate = count / (time.perf_counter() - start)
         assert values == [nth + 1 for nth in range(count)]

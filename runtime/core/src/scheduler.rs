@@ -9,6 +9,8 @@
 //! | `Assigned` | one worker was told to run one attempt | `InMemory`, `Ready`, `Waiting` |
 //! | `InMemory` | a worker holds the chunk and somebody will use it | absent |
 
+mod event;
+mod jobs;
 mod keep;
 mod place;
 mod recovery;
@@ -18,8 +20,9 @@ use std::time::Duration;
 
 use crate::frontier::Frontier;
 use crate::message::{Attempt, Failure, FromWorker, ToWorker};
+pub use crate::scheduler::event::{Demand, Effect, Event, Joining, WorkerView};
 use crate::table::Table;
-use crate::{Bytes, Cost, Group, GroupError, GroupId, JobId, TaskId, Time, WorkerId};
+use crate::{GroupId, JobId, TaskId, Time, WorkerId};
 
 /// How long a worker may be silent before it counts as lost: five heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -30,91 +33,6 @@ pub const LOSSES_MAX: u32 = 3;
 /// How many times a task's inputs may be out of reach before its job fails: more often than workers
 /// that hold them are lost one after the other.
 pub const MISSES_MAX: u32 = 20;
-
-/// Something that happened outside.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A worker finished its handshake.
-    WorkerJoined(WorkerId, Joining),
-    /// A worker's connection ended.
-    WorkerLost(WorkerId),
-    /// A worker says something. Peers lie and messages arrive late: it is checked.
-    Worker(WorkerId, FromWorker),
-    /// A worker's chunk has been handed to the client that wanted it.
-    Collected(TaskId),
-    /// A client wants every chunk of `targets`.
-    Submitted {
-        /// The job's name.
-        job: JobId,
-        /// Its groups, each after its inputs.
-        groups: Vec<Group>,
-        /// The groups that the client wants.
-        targets: Vec<GroupId>,
-        /// Whether their chunks are to stay with the workers until the job is cancelled, as inputs
-        /// of other jobs, and not to go to the client.
-        is_kept: bool,
-    },
-    /// A client no longer wants a job.
-    Cancelled(JobId),
-    /// The operator wants to do without this worker.
-    Retire(WorkerId, Time),
-}
-
-/// What a worker says of itself when it joins.
-#[derive(Clone, Debug)]
-pub struct Joining {
-    /// The pod's name.
-    pub name: String,
-    /// Where its peers reach it: `host:port`.
-    pub address: String,
-    /// Tasks that it runs at once.
-    pub cores: u32,
-    /// Bytes that its chunks and running tasks may take.
-    pub memory_bytes: u64,
-}
-
-/// Something that the shell must now do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Send this to a worker.
-    Send(WorkerId, ToWorker),
-    /// Close a worker's connection.
-    Disconnect(WorkerId, &'static str),
-    /// The client has everything it asked for, or everything that is to be kept was made.
-    JobDone(JobId),
-    /// The job ended without its result.
-    JobFailed(JobId, Failure),
-    /// A worker holds nothing that is needed and will get no more work.
-    Released(WorkerId),
-    /// A worker could not be emptied in time and works on.
-    Kept(WorkerId),
-}
-
-/// What waits and runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Demand {
-    /// Tasks that wait.
-    pub tasks: u64,
-    /// Nanoseconds on one core that they are expected to need.
-    pub nanoseconds: u64,
-    /// Tasks that were given to workers.
-    pub assigned: u64,
-}
-
-/// A worker as others may see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerView<'a> {
-    /// The pod's name.
-    pub name: &'a str,
-    /// Tasks that it runs at once.
-    pub cores: u32,
-    /// Bytes that its chunks and running tasks may take.
-    pub memory_bytes: u64,
-    /// Bytes of chunks that it holds.
-    pub held_bytes: u64,
-    /// Tasks that it was given.
-    pub assigned: u64,
-}
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum State {
@@ -296,73 +214,6 @@ impl Scheduler {
         }
     }
 
-    /// Tasks of a job that are done, and all its tasks.
-    pub fn progress(&self, job: JobId) -> (u64, u64) {
-        self.table.iter().filter(|entry| entry.job == job).fold((0, 0), |(done, all), entry| {
-            (done + u64::from(entry.done.ones()), all + u64::from(entry.group.space.tasks()))
-        })
-    }
-
-    fn submit(&mut self, job: JobId, groups: Vec<Group>, targets: &[GroupId], is_kept: bool) {
-        let kept = self.kept_inputs(&groups);
-        if let Err(error) = check(&groups, &kept, targets) {
-            self.effects.push_back(Effect::JobFailed(job, Failure::new(error.to_string())));
-            return;
-        }
-        let sizes: Vec<(GroupId, u32)> = groups
-            .iter()
-            .filter(|group| targets.contains(&group.id))
-            .map(|group| (group.id, group.space.tasks()))
-            .collect();
-        let all: Vec<Group> = groups.iter().chain(&kept).cloned().collect();
-        let largest = groups.iter().map(|group| (group.needed_bytes(&all), group.id)).max();
-        for group in groups {
-            let is_target = targets.contains(&group.id);
-            self.table.insert(job, group, (is_target, is_kept));
-        }
-        let undelivered = sizes.iter().map(|(_, tasks)| u64::from(*tasks)).sum();
-        let largest = largest.unwrap_or((0, GroupId(0)));
-        // Chunks that are kept have more uses from now on.
-        for group in kept {
-            self.count_uses(group.id);
-        }
-        let needs = self.table.needs_of_job(job);
-        let frontier = Frontier::new(sizes);
-        let state = Job { frontier, undelivered, largest, needs, is_released: false };
-        self.jobs.insert(job, state);
-        if undelivered == 0 {
-            self.effects.push_back(Effect::JobDone(job));
-            self.drop_job(job);
-            return;
-        }
-        self.walking.insert(job);
-        self.refuse_unless_fitting(job);
-    }
-
-    /// Fails a job with a task that needs more memory than any worker has, before it starts.
-    fn refuse_unless_fitting(&mut self, job: JobId) {
-        let room = self.workers.values().map(|it| it.joining.memory_bytes).max();
-        let largest = self.jobs.get(&job).map(|it| it.largest);
-        let (Some(room), Some((needed, id))) = (room, largest) else { return };
-        if needed <= room {
-            return;
-        }
-        let Group { name, cost: Cost { output_bytes, scratch_bytes, .. }, .. } =
-            &self.table.entry(id).group;
-        let inputs = needed.saturating_sub(*output_bytes).saturating_sub(*scratch_bytes);
-        let error = format!(
-            "{name}: one task needs {} of memory ({} for inputs, {} for its output, {} beside \
-             them), and the largest worker has {} for tasks and chunks; use smaller chunks, or \
-             workers with more memory",
-            Bytes(needed),
-            Bytes(inputs),
-            Bytes(*output_bytes),
-            Bytes(*scratch_bytes),
-            Bytes(room),
-        );
-        self.fail_with_users(job, &Failure::new(error));
-    }
-
     fn hear(&mut self, from: WorkerId, message: FromWorker) {
         match message {
             FromWorker::Finished { task, attempt, bytes, nanoseconds } => {
@@ -482,33 +333,6 @@ impl Scheduler {
         self.fail_with_users(self.table.entry(task.group).job, failure);
     }
 
-    fn drop_job(&mut self, job: JobId) {
-        let Some(Job { needs, .. }) = self.jobs.remove(&job) else { return };
-        let used = self.foreign_inputs(job);
-        self.walking.remove(&job);
-        let groups: BTreeSet<GroupId> = self.table.remove_job(job).into_iter().collect();
-        for group in &groups {
-            let all =
-                TaskId { group: *group, index: 0 }..=TaskId { group: *group, index: u32::MAX };
-            let tasks: Vec<TaskId> = self.tasks.range(all).map(|(task, _)| *task).collect();
-            for task in tasks {
-                if let Some(live) = self.tasks.remove(&task) {
-                    self.ready.remove(&(live.order, task));
-                }
-            }
-        }
-        let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
-        for id in ids {
-            self.forget(id, &groups);
-        }
-        for group in used {
-            self.count_uses(group);
-        }
-        for other in needs {
-            self.drop_if_over(other);
-        }
-    }
-
     /// A worker has nothing to do with these groups any more. What it gave to them comes back to
     /// it when it is told; until then it is counted as if it had come back.
     fn forget(&mut self, id: WorkerId, groups: &BTreeSet<GroupId>) {
@@ -583,22 +407,6 @@ impl Worker {
 
     fn silent_at(&self) -> Time {
         self.seen_at.after(SILENCE_MAX)
-    }
-}
-
-/// Checks that the groups make a job: each after its inputs or taking what is kept, each relation
-/// fitting.
-fn check(groups: &[Group], kept: &[Group], targets: &[GroupId]) -> Result<(), GroupError> {
-    for (nth, group) in groups.iter().enumerate() {
-        for input in &group.inputs {
-            let producer = groups[..nth].iter().chain(kept).find(|it| it.id == input.group);
-            let producer = producer.ok_or(GroupError::UnknownInput(input.group))?;
-            input.relation.check(&producer.space, &group.space)?;
-        }
-    }
-    match targets.iter().find(|id| !groups.iter().any(|group| group.id == **id)) {
-        Some(unknown) => Err(GroupError::UnknownInput(*unknown)),
-        None => Ok(()),
     }
 }
 

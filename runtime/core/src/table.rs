@@ -37,12 +37,16 @@ pub(crate) struct Bits {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Table(BTreeMap<GroupId, Entry>);
+pub(crate) struct Table {
+    entries: BTreeMap<GroupId, Entry>,
+    by_job: BTreeMap<JobId, Vec<GroupId>>,
+}
 
 impl Table {
     pub(crate) fn insert(&mut self, job: JobId, group: Group, (is_target, is_kept): (bool, bool)) {
         for (nth, input) in group.inputs.iter().enumerate() {
-            let producer = self.0.get_mut(&input.group).expect("inputs are checked on submission");
+            let producer =
+                self.entries.get_mut(&input.group).expect("inputs are checked on submission");
             producer.consumers.push((group.id, nth));
         }
         let tasks = group.space.tasks();
@@ -56,38 +60,44 @@ impl Table {
             measured: Measured::default(),
             group,
         };
-        self.0.insert(entry.group.id, entry);
+        self.by_job.entry(job).or_default().push(entry.group.id);
+        self.entries.insert(entry.group.id, entry);
     }
 
     pub(crate) fn get(&self, id: GroupId) -> Option<&Entry> {
-        self.0.get(&id)
+        self.entries.get(&id)
     }
 
     pub(crate) fn get_mut(&mut self, id: GroupId) -> Option<&mut Entry> {
-        self.0.get_mut(&id)
+        self.entries.get_mut(&id)
     }
 
     pub(crate) fn entry(&self, id: GroupId) -> &Entry {
-        self.0.get(&id).expect("a live task's group is in the table")
+        self.entries.get(&id).expect("a live task's group is in the table")
     }
 
     pub(crate) fn entry_mut(&mut self, id: GroupId) -> &mut Entry {
-        self.0.get_mut(&id).expect("a live task's group is in the table")
+        self.entries.get_mut(&id).expect("a live task's group is in the table")
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.0.values()
+        self.entries.values()
+    }
+
+    /// The groups of a job.
+    pub(crate) fn of_job(&self, job: JobId) -> impl Iterator<Item = &Entry> {
+        self.by_job.get(&job).into_iter().flatten().map(|id| self.entry(*id))
     }
 
     /// Removes the groups of a job and tells which they were.
     pub(crate) fn remove_job(&mut self, job: JobId) -> Vec<GroupId> {
-        let ids: Vec<GroupId> =
-            self.0.values().filter(|entry| entry.job == job).map(|entry| entry.group.id).collect();
+        let ids = self.by_job.remove(&job).unwrap_or_default();
         for id in &ids {
-            let inputs = self.0.remove(id).map(|entry| entry.group.inputs).unwrap_or_default();
+            let inputs =
+                self.entries.remove(id).map(|entry| entry.group.inputs).unwrap_or_default();
             for input in inputs {
                 // A producer of another job lives on without this consumer.
-                if let Some(producer) = self.0.get_mut(&input.group) {
+                if let Some(producer) = self.entries.get_mut(&input.group) {
                     producer.consumers.retain(|(consumer, _)| consumer != id);
                 }
             }
@@ -97,8 +107,7 @@ impl Table {
 
     /// The jobs other than its own whose groups a job takes as inputs.
     pub(crate) fn needs_of_job(&self, job: JobId) -> BTreeSet<JobId> {
-        let own = self.0.values().filter(|entry| entry.job == job);
-        let inputs = own.flat_map(|entry| &entry.group.inputs);
+        let inputs = self.of_job(job).flat_map(|entry| &entry.group.inputs);
         inputs.map(|input| self.entry(input.group).job).filter(|other| *other != job).collect()
     }
 

@@ -17,8 +17,8 @@ impl Scheduler {
 
     /// Groups of other jobs that a job takes as inputs.
     pub(super) fn foreign_inputs(&self, job: JobId) -> BTreeSet<GroupId> {
-        let own = self.table.iter().filter(|entry| entry.job == job);
-        let inputs = own.flat_map(|entry| &entry.group.inputs).map(|input| input.group);
+        let inputs =
+            self.table.of_job(job).flat_map(|entry| &entry.group.inputs).map(|input| input.group);
         inputs.filter(|group| self.table.entry(*group).job != job).collect()
     }
 

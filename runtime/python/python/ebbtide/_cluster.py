@@ -6,14 +6,14 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from ebbtide import _function, _native
-from ebbtide._function import Delayed, Future
+from ebbtide._function import Future
 
 T = TypeVar("T")
 
@@ -106,15 +106,34 @@ class Cluster:
             ConnectionLost: the cluster was closed by this program.
 
         """
-        client = self._connected()
-        values = [arg.result() if isinstance(arg, Future) else arg for arg in args]
+        callee = _function.Callee(function, memory, retries)
+        return self._call(callee, args, kwargs)
+
+    def map(
+        self,
+        function: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        memory: int | str | None = None,
+        retries: int = 0,
+    ) -> list[Future[T]]:
+        """Call a function for the elements of iterables side by side, and do not wait.
+
+        The function is pickled once; otherwise each call is like `submit`'s. Ends with the
+        shortest iterable.
+        """
+        callee = _function.Callee(function, memory, retries)
+        return [self._call(callee, args, {}) for args in zip(*iterables, strict=False)]
+
+    def _call(
+        self, callee: _function.Callee, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        values = tuple(arg.result() if isinstance(arg, Future) else arg for arg in args)
         named = {
             name: arg.result() if isinstance(arg, Future) else arg for name, arg in kwargs.items()
         }
-        call = Delayed(function, tuple(values), named)
-        expression = _function.expression(call, ("object", []), memory, retries)
-        name = getattr(function, "__name__", None) or type(function).__name__
-        return Future(name, client.submit([expression]))
+        expression = callee.expression(values, named)
+        return Future(callee.name, self._connected().submit([expression]))
 
     def workers(self) -> list[Worker]:
         """List the workers that are registered now."""

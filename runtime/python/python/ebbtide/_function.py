@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 import os
+import pickle
 import re
 import sys
 import sysconfig
@@ -31,6 +32,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 _numbers = itertools.count()
+
+#: Arguments that every pickle carries alike.
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,6 @@ class Future(Generic[T]):
         return self._ended[1]
 
     def _wait(self, timeout: float | None) -> tuple[T | None, BaseException | None]:
-        import pickle
-
         try:
             (pickled,) = self._job.wait(timeout)
         except _native.TaskFailed as failed:
@@ -134,8 +136,6 @@ def original(failed: _native.TaskFailed) -> BaseException:
     text, pickled = (*failed.args, b"")[:2]
     told = _native.TaskFailed(text)
     if pickled:
-        import pickle
-
         try:
             raised = pickle.loads(pickled)
         except Exception:
@@ -147,32 +147,45 @@ def original(failed: _native.TaskFailed) -> BaseException:
     return told
 
 
-def expression(
-    call: Delayed[Any],
-    returns: tuple[str, Sequence[int]],
-    memory: int | str | None,
-    retries: int,
-) -> _native.Expression:
-    """Make the expression of a call that returns an array, or an object of any kind.
+class Callee:
+    """A function as it is sent to workers: pickled once, for any number of calls."""
 
-    Raises:
-        TypeError: the function or its arguments cannot be pickled.
-        ValueError: memory or retries are not what they should be.
+    def __init__(
+        self, function: Callable[..., Any], memory: int | str | None, retries: int
+    ) -> None:
+        """Pickle a function.
 
-    """
-    name = getattr(call.function, "__name__", None) or type(call.function).__name__
-    if retries < 0:
-        raise ValueError(f"retries {retries} is less than 0")
-    memory_bytes = parse_bytes(MEMORY_DEFAULT if memory is None else memory)
-    function, _ = _pickle(call.function, name, "the function")
-    arguments, arrays = _pickle((call.args, dict(call.kwargs)), name, "an argument")
-    return _native.Expression.call(
-        (name, next(_numbers), sys.version_info[:2]),
-        (function, arguments),
-        (returns[0], list(returns[1])),
-        (memory_bytes, retries),
-        [array._expression for array in arrays],
-    )
+        Raises:
+            TypeError: the function cannot be pickled.
+            ValueError: memory or retries are not what they should be.
+
+        """
+        self.name: str = getattr(function, "__name__", None) or type(function).__name__
+        if retries < 0:
+            raise ValueError(f"retries {retries} is less than 0")
+        self._limits = (parse_bytes(MEMORY_DEFAULT if memory is None else memory), retries)
+        self._function, _ = _pickle(function, self.name, "the function")
+
+    def expression(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        returns: tuple[str, Sequence[int]] = ("object", ()),
+    ) -> _native.Expression:
+        """Make the expression of a call that returns an array, or an object of any kind.
+
+        Raises:
+            TypeError: an argument cannot be pickled.
+
+        """
+        arguments, arrays = _pickle((args, dict(kwargs)), self.name, "an argument")
+        return _native.Expression.call(
+            (self.name, next(_numbers), sys.version_info[:2]),
+            (self._function, arguments),
+            (returns[0], list(returns[1])),
+            self._limits,
+            [array._expression for array in arrays],
+        )
 
 
 def parse_bytes(text: int | str) -> int:
@@ -196,26 +209,36 @@ def parse_bytes(text: int | str) -> int:
 
 def _pickle(value: object, name: str, what: str) -> tuple[bytes, list[Array]]:
     """Pickle by value what workers cannot import, with arrays taken out and numbered."""
+    if type(value) is tuple and all(type(one) in _PLAIN for one in value[0]) and not value[1]:
+        return pickle.dumps(value), []
+    buffer = io.BytesIO()
+    pickler = _pickler()(buffer)
+    with _by_value(sys.modules.get(getattr(value, "__module__", None) or "")):
+        try:
+            pickler.dump(value)
+        except Exception as error:
+            _refuse(name, what, error)
+    return buffer.getvalue(), pickler.arrays
+
+
+@functools.cache
+def _pickler() -> Any:
     import cloudpickle
 
     from ebbtide.array import Array
 
-    arrays: list[Array] = []
-
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def __init__(self, buffer: io.BytesIO) -> None:
+            super().__init__(buffer)
+            self.arrays: list[Array] = []
+
         def persistent_id(self, obj: object) -> int | None:
             if not isinstance(obj, Array):
                 return None
-            arrays.append(obj)
-            return len(arrays) - 1
+            self.arrays.append(obj)
+            return len(self.arrays) - 1
 
-    buffer = io.BytesIO()
-    with _by_value(sys.modules.get(getattr(value, "__module__", None) or "")):
-        try:
-            Pickler(buffer).dump(value)
-        except Exception as error:
-            _refuse(name, what, error)
-    return buffer.getvalue(), arrays
+    return Pickler
 
 
 def _refuse(name: str, what: str, error: Exception) -> NoReturn:
@@ -243,6 +266,7 @@ def _by_value(module: ModuleType | None) -> Iterator[None]:
         cloudpickle.unregister_pickle_by_value(module)
 
 
+@functools.cache
 def _is_installed(path: str) -> bool:
     roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     real = os.path.realpath(path)

@@ -222,9 +222,9 @@ def from_delayed(
 
     """
     call = value if isinstance(value, _function.Delayed) else _function.Delayed(value)
-    return Array(
-        _function.expression(call, (_name(dtype), _integers(shape, "shape")), memory, retries)
-    )
+    callee = _function.Callee(call.function, memory, retries)
+    returns = (_name(dtype), _integers(shape, "shape"))
+    return Array(callee.expression(call.args, call.kwargs, returns))
 
 
 def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ...]:
