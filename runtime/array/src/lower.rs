@@ -19,6 +19,10 @@ use crate::{Array, ArrayError, Call, DType, Op, ReduceOp};
 /// Chunks that one task of a reduction's tree combines, over all its axes.
 const TREE_ARITY: u32 = 16;
 
+/// Bytes that such a task reads, unless two chunks are more already: trees of large chunks are
+/// narrow, so that a worker needs memory for a few of them only.
+const TREE_BYTES: u64 = 128 << 20;
+
 /// Largest chunk that travels, in bytes.
 const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
@@ -172,10 +176,11 @@ impl Lowering<'_> {
         let draft = Draft { name, space: space.clone(), inputs, cost, retries, program: &program };
         let mut group = self.push(draft)?;
 
-        let arity = axis_arity(axes.len());
+        let chunk_bytes = kept.saturating_mul(item);
+        let arity = axis_arity(axes.len(), chunk_bytes);
         let combine = Program::Combine { op, dtype };
         let cost = Cost {
-            output_bytes: kept.saturating_mul(item),
+            output_bytes: chunk_bytes,
             scratch_bytes: 0,
             nanoseconds: kept.saturating_mul(u64::from(TREE_ARITY)) / 2 + 100,
         };
@@ -292,12 +297,14 @@ fn map_cost(map: &Map, output_elements: u64) -> Cost {
     }
 }
 
-/// The arity along each of so many axes that gives at most [`TREE_ARITY`] over all of them.
-fn axis_arity(axes: usize) -> u32 {
+/// The arity along each of so many axes that gives at most [`TREE_ARITY`] chunks and
+/// [`TREE_BYTES`] over all of them.
+fn axis_arity(axes: usize, chunk_bytes: u64) -> u32 {
     let axes = u32::try_from(axes.max(1)).unwrap_or(u32::MAX);
+    let most = (TREE_BYTES / chunk_bytes.max(1)).clamp(2, u64::from(TREE_ARITY));
     (2..=TREE_ARITY)
         .rev()
-        .find(|arity| arity.checked_pow(axes).is_some_and(|all| all <= TREE_ARITY))
+        .find(|arity| u64::from(*arity).checked_pow(axes).is_some_and(|all| all <= most))
         .unwrap_or(2)
 }
 

@@ -98,6 +98,11 @@ pub enum FromWorker {
     },
     /// The answer to `Collect` where the chunk is not here.
     NotHere(TaskId),
+    /// How much of what is held here is on disk and takes no memory.
+    OnDisk {
+        /// Bytes of chunks.
+        bytes: u64,
+    },
     /// Proof of life.
     Heartbeat,
 }

@@ -76,6 +76,8 @@ struct Worker {
     assigned: BTreeSet<TaskId>,
     held: BTreeSet<TaskId>,
     held_bytes: u64,
+    /// How much of that takes no memory.
+    disk_bytes: u64,
     reserved_bytes: u64,
     defined: BTreeSet<GroupId>,
     peers: BTreeSet<WorkerId>,
@@ -230,6 +232,11 @@ impl Scheduler {
                 }
             }
             FromWorker::NotHere(task) => self.lose_chunks(&[(task, from)]),
+            FromWorker::OnDisk { bytes } => {
+                if let Some(worker) = self.workers.get_mut(&from) {
+                    worker.disk_bytes = bytes;
+                }
+            }
             FromWorker::Heartbeat => (),
         }
     }
@@ -396,6 +403,7 @@ impl Worker {
             assigned: BTreeSet::new(),
             held: BTreeSet::new(),
             held_bytes: 0,
+            disk_bytes: 0,
             reserved_bytes: 0,
             defined: BTreeSet::new(),
             peers: BTreeSet::new(),

@@ -2,7 +2,9 @@
 //!
 //! A task waits until its inputs are here, then until its memory is free, then it runs. Chunks that
 //! were fetched for a task go when no task here needs them; chunks that were made here go when the
-//! scheduler says so.
+//! scheduler says so, and to disk when nothing could run otherwise.
+
+mod spill;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,6 +14,10 @@ use crate::{Cost, Group, GroupId, TaskId, WorkerId};
 /// One execution of a task on this worker; never used again.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct RunId(pub u64);
+
+/// One try to bring a chunk to disk; never used again.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct SpillId(pub u64);
 
 /// Something that happened outside.
 #[derive(Clone, Debug)]
@@ -48,6 +54,15 @@ pub enum Event {
         /// Why.
         failure: Failure,
     },
+    /// A chunk is on disk and no longer in memory, or there is no room for it.
+    Spilled {
+        /// The try.
+        spill: SpillId,
+        /// Whether it is on disk.
+        is_on_disk: bool,
+    },
+    /// A chunk on disk is not what it was.
+    Unreadable(TaskId),
     /// The connection to the scheduler is a new one, of another epoch: nothing that was said
     /// before holds any more.
     Reconnected,
@@ -89,6 +104,13 @@ pub enum Effect {
         /// The task.
         task: TaskId,
     },
+    /// Bring a chunk to disk and let its memory go. Executions read it from there.
+    Spill {
+        /// The try.
+        spill: SpillId,
+        /// The chunk.
+        chunk: TaskId,
+    },
     /// Let a chunk go.
     Drop(TaskId),
     /// Send a chunk to the scheduler, for a client.
@@ -117,6 +139,15 @@ struct Chunk {
     made_by: Option<Attempt>,
     /// Tasks here that will use it.
     users: u32,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Place {
+    Memory,
+    /// In memory until it is on disk.
+    Leaving(SpillId),
+    Disk,
 }
 
 /// The whole worker.
@@ -134,6 +165,14 @@ pub struct Worker {
     /// Chunks on their way here and the tasks that wait for them.
     fetching: BTreeMap<TaskId, BTreeSet<TaskId>>,
     taken_bytes: u64,
+    /// Chunks on their way to disk.
+    leaving: BTreeMap<SpillId, TaskId>,
+    next_spill: u64,
+    /// Whether there was no room on disk when it was last tried.
+    is_disk_full: bool,
+    disk_bytes: u64,
+    /// What the scheduler knows of that.
+    told_disk_bytes: u64,
     effects: VecDeque<Effect>,
 }
 
@@ -151,6 +190,11 @@ impl Worker {
             chunks: BTreeMap::new(),
             fetching: BTreeMap::new(),
             taken_bytes: 0,
+            leaving: BTreeMap::new(),
+            next_spill: 0,
+            is_disk_full: false,
+            disk_bytes: 0,
+            told_disk_bytes: 0,
             effects: VecDeque::new(),
         }
     }
@@ -169,9 +213,12 @@ impl Worker {
                     self.say(FromWorker::Failed { task, attempt, failure });
                 }
             }
+            Event::Spilled { spill, is_on_disk } => self.spilled(spill, is_on_disk),
+            Event::Unreadable(chunk) => self.lose(chunk),
             Event::Reconnected => self.forget_everything(),
         }
         self.admit();
+        self.tell_disk_bytes();
     }
 
     /// The next thing to do, if any.
@@ -184,9 +231,16 @@ impl Worker {
         self.taken_bytes
     }
 
+    /// Bytes of the chunks that are on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
+    }
+
     fn hear(&mut self, message: ToWorker) {
         match message {
             ToWorker::Define(groups) => {
+                // There may be room again.
+                self.is_disk_full = false;
                 for group in groups {
                     self.costs.insert(group.id, group.cost);
                     self.effects.push_back(Effect::Define(group));
@@ -262,7 +316,7 @@ impl Worker {
             self.effects.push_back(Effect::Drop(chunk));
             return;
         }
-        self.keep(chunk, Chunk { bytes, made_by: None, users: 0 });
+        self.keep(chunk, Chunk { bytes, made_by: None, users: 0, place: Place::Memory });
         self.drop_unused(chunk);
     }
 
@@ -298,7 +352,10 @@ impl Worker {
             copy.made_by = Some(attempt);
         } else {
             self.effects.push_back(Effect::Keep { run, task });
-            self.keep(task, Chunk { bytes, made_by: Some(attempt), users: 0 });
+            self.keep(
+                task,
+                Chunk { bytes, made_by: Some(attempt), users: 0, place: Place::Memory },
+            );
         }
         self.say(FromWorker::Finished { task, attempt, bytes, nanoseconds });
     }
@@ -307,22 +364,26 @@ impl Worker {
     fn admit(&mut self) {
         while self.running.len() < self.cores as usize {
             let Some(task) = self.ready.front().copied() else { return };
-            let Some(known) = self.tasks.get_mut(&task) else {
+            let Some(known) = self.tasks.get(&task) else {
                 self.ready.pop_front();
                 continue;
             };
-            let needed = known.cost.output_bytes.saturating_add(known.cost.scratch_bytes);
+            let inputs: Vec<TaskId> = known.inputs.iter().map(|(input, _)| *input).collect();
+            let cost = known.cost;
+            let needed = cost.output_bytes.saturating_add(cost.scratch_bytes);
+            let needed = needed.saturating_add(self.bytes_to_read(&inputs));
             let fits = self.taken_bytes.saturating_add(needed) <= self.memory_bytes;
-            if !fits && !self.running.is_empty() {
+            if !fits && (!self.running.is_empty() || self.make_room(needed, &inputs)) {
                 return;
             }
             self.ready.pop_front();
             let run = RunId(self.next_run);
             self.next_run += 1;
-            known.state = State::Running(run);
+            if let Some(known) = self.tasks.get_mut(&task) {
+                known.state = State::Running(run);
+            }
             self.running.insert(run, (task, needed));
             self.taken_bytes += needed;
-            let inputs = known.inputs.iter().map(|(input, _)| *input).collect();
             self.effects.push_back(Effect::Execute { run, task, inputs });
         }
     }
@@ -371,7 +432,7 @@ impl Worker {
 
     fn drop_chunk(&mut self, chunk: TaskId) {
         if let Some(dropped) = self.chunks.remove(&chunk) {
-            self.taken_bytes -= dropped.bytes;
+            self.vacate(&dropped);
             self.effects.push_back(Effect::Drop(chunk));
         }
     }

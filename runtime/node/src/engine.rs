@@ -1,7 +1,7 @@
 //! One worker's core with its chunks, programs and threads; whoever drives it does the talking.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use ebbtide_array::program::Program;
 use ebbtide_buffer::Buffer;
@@ -9,8 +9,9 @@ use ebbtide_core::message::{Failure, FromWorker};
 use ebbtide_core::worker::{Effect, Event, Worker};
 use ebbtide_core::{GroupId, Space, TaskId, WorkerId};
 
-use crate::store::Store;
-use crate::threads::{Equipment, Ran, Run, Threads};
+use crate::disk::{self, Done, Order};
+use crate::store::{Held, Store};
+use crate::threads::{Equipment, Ran, Run, RunError, Threads};
 
 /// What the driver must do.
 pub(crate) enum Outcome {
@@ -24,11 +25,18 @@ pub(crate) enum Outcome {
     Deliver(TaskId, Arc<Buffer>),
 }
 
+/// What the engine's own threads have done.
+pub(crate) enum Report {
+    Ran(Ran),
+    Disk(Done),
+}
+
 pub(crate) struct Engine {
     core: Worker,
     threads: Threads,
     programs: BTreeMap<GroupId, (Result<Arc<Program>, String>, Space)>,
     store: Store,
+    disk: mpsc::Sender<Order>,
     /// What a thread just made, until the core says whether it is kept.
     made: Option<Buffer>,
 }
@@ -38,13 +46,18 @@ impl Engine {
         cores: u32,
         memory_bytes: u64,
         equipment: &Equipment,
-        report: impl Fn(Ran) + Clone + Send + 'static,
+        report: impl Fn(Report) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
+        let store = Store::default();
+        let done = report.clone();
+        let done = move |it| done(Report::Disk(it));
+        let ran = move |it| report(Report::Ran(it));
         Ok(Self {
             core: Worker::new(cores, memory_bytes),
-            threads: Threads::start(cores, equipment, report)?,
+            threads: Threads::start(cores, equipment, ran)?,
             programs: BTreeMap::new(),
-            store: Store::default(),
+            disk: disk::start(store.clone(), equipment.pool.clone(), done)?,
+            store,
             made: None,
         })
     }
@@ -72,8 +85,30 @@ impl Engine {
         self.handle(Event::Fetched { chunk, bytes })
     }
 
-    /// Takes what a thread made.
-    pub(crate) fn ran(&mut self, ran: Ran) -> Vec<Outcome> {
+    /// Bytes of chunks on disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.core.disk_bytes()
+    }
+
+    /// Takes what a thread did.
+    pub(crate) fn take(&mut self, report: Report) -> Vec<Outcome> {
+        match report {
+            Report::Ran(ran) => self.ran(ran),
+            Report::Disk(Done::Spilled { spill, is_on_disk }) => {
+                self.handle(Event::Spilled { spill, is_on_disk })
+            }
+            Report::Disk(Done::Read(chunk, Ok(buffer))) => vec![Outcome::Deliver(chunk, buffer)],
+            Report::Disk(Done::Read(chunk, Err(error))) => self.lose(chunk, &error),
+        }
+    }
+
+    /// A chunk cannot be read from disk.
+    pub(crate) fn lose(&mut self, chunk: TaskId, error: &std::io::Error) -> Vec<Outcome> {
+        tracing::warn!(%error, %chunk, "a chunk is lost");
+        self.handle(Event::Unreadable(chunk))
+    }
+
+    fn ran(&mut self, ran: Ran) -> Vec<Outcome> {
         let Ran { run, result, nanoseconds } = ran;
         match result {
             Ok(buffer) => {
@@ -83,7 +118,13 @@ impl Engine {
                 self.made = None;
                 outcomes
             }
-            Err(failure) => self.handle(Event::ExecutionFailed { run, failure }),
+            Err(RunError::Failed(failure)) => self.handle(Event::ExecutionFailed { run, failure }),
+            Err(RunError::Unreadable(chunk, error)) => {
+                let mut outcomes = self.lose(chunk, &error);
+                let failure = Failure::new(error.to_string());
+                outcomes.extend(self.handle(Event::ExecutionFailed { run, failure }));
+                outcomes
+            }
         }
     }
 
@@ -122,9 +163,15 @@ impl Engine {
                         self.store.insert(task, made);
                     }
                 }
+                Effect::Spill { spill, chunk } => {
+                    if let Some(Held::Memory(buffer)) = self.store.get(chunk) {
+                        self.order(Order::Spill(spill, chunk, buffer));
+                    }
+                }
                 Effect::Drop(chunk) => self.store.remove(chunk),
                 Effect::Deliver(chunk) => match self.store.get(chunk) {
-                    Some(buffer) => outcomes.push(Outcome::Deliver(chunk, buffer)),
+                    Some(Held::Memory(buffer)) => outcomes.push(Outcome::Deliver(chunk, buffer)),
+                    Some(held) => self.order(Order::Read(chunk, held)),
                     None => outcomes.push(Outcome::Say(FromWorker::NotHere(chunk))),
                 },
             }
@@ -132,18 +179,25 @@ impl Engine {
         outcomes
     }
 
+    fn order(&self, order: Order) {
+        self.disk.send(order).expect("the thread lives as long as its orders may come");
+    }
+
     #[expect(clippy::type_complexity, reason = "the parts of a run, taken apart at once")]
     fn prepare(
         &self,
         task: TaskId,
         inputs: &[TaskId],
-    ) -> Result<(Arc<Program>, Vec<u32>, Vec<Arc<Buffer>>), String> {
+    ) -> Result<(Arc<Program>, Vec<u32>, Vec<(TaskId, Held)>), String> {
         let (program, space) =
             self.programs.get(&task.group).ok_or_else(|| format!("task {task} has no program"))?;
         let inputs = inputs
             .iter()
-            .map(|input| self.store.get(*input).ok_or_else(|| format!("input {input} is not here")))
-            .collect::<Result<_, _>>()?;
+            .map(|input| {
+                let held = self.store.get(*input);
+                Ok((*input, held.ok_or_else(|| format!("input {input} is not here"))?))
+            })
+            .collect::<Result<_, String>>()?;
         Ok((Arc::clone(program.as_ref().map_err(Clone::clone)?), space.unravel(task.index), inputs))
     }
 }

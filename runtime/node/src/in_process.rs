@@ -15,11 +15,11 @@ use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId, worker};
 use ebbtide_kernels::level::{Level, TooOld};
 
 use crate::client::session;
-use crate::engine::{Engine, Outcome};
+use crate::engine::{Engine, Outcome, Report};
 use crate::result::{TooLarge, Whole};
 use crate::runner::Interpreter;
 use crate::settings;
-use crate::threads::{Equipment, Ran};
+use crate::threads::Equipment;
 
 const SELF: WorkerId = WorkerId(0);
 
@@ -33,7 +33,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 pub struct InProcess {
     scheduler: Scheduler,
     engine: Engine,
-    ran: mpsc::Receiver<Ran>,
+    reports: mpsc::Receiver<Report>,
     started_at: Instant,
     next_job: u64,
     next_group: GroupId,
@@ -114,7 +114,7 @@ impl InProcess {
         let memory_bytes = settings::memory_bytes();
         let cores = settings::cores();
         let pool = Pool::new(settings::pool_bytes(memory_bytes));
-        let (sender, ran) = mpsc::channel();
+        let (sender, reports) = mpsc::channel();
         let report = move |it| {
             // Nobody listens any more when the process ends.
             let _: Result<(), _> = sender.send(it);
@@ -133,7 +133,7 @@ impl InProcess {
         Ok(Self {
             scheduler,
             engine,
-            ran,
+            reports,
             started_at,
             next_job: 0,
             next_group: GroupId(0),
@@ -213,9 +213,9 @@ impl InProcess {
             if self.settle(job, put)? {
                 return Ok(());
             }
-            match self.ran.recv_timeout(INTERRUPT_INTERVAL) {
-                Ok(ran) => {
-                    let outcomes = self.engine.ran(ran);
+            match self.reports.recv_timeout(INTERRUPT_INTERVAL) {
+                Ok(report) => {
+                    let outcomes = self.engine.take(report);
                     self.carry_out(outcomes, put);
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -9,9 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::runner::{Interpreter, Runner};
+use crate::store::Held;
 use ebbtide_array::program::Program;
 use ebbtide_array::{Call, DType, Grid};
 use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_core::TaskId;
 use ebbtide_core::message::Failure;
 use ebbtide_core::worker::RunId;
 use ebbtide_kernels::level::Level;
@@ -24,14 +26,21 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     pub(crate) program: Arc<Program>,
     pub(crate) place: Vec<u32>,
-    pub(crate) inputs: Vec<Arc<Buffer>>,
+    pub(crate) inputs: Vec<(TaskId, Held)>,
 }
 
 /// What became of a task.
 pub(crate) struct Ran {
     pub(crate) run: RunId,
-    pub(crate) result: Result<Buffer, Failure>,
+    pub(crate) result: Result<Buffer, RunError>,
     pub(crate) nanoseconds: u64,
+}
+
+/// Why a task has no chunk.
+pub(crate) enum RunError {
+    Failed(Failure),
+    /// This input could not be read from disk.
+    Unreadable(TaskId, std::io::Error),
 }
 
 /// What threads are started with.
@@ -154,22 +163,41 @@ impl Thread {
     fn execute(&mut self, run: Run) -> Ran {
         let Run { id, program, place, inputs } = run;
         let start = Instant::now();
-        let borrowed: Vec<&Buffer> = inputs.iter().map(Arc::as_ref).collect();
-        let result = if let Program::Call { call, inputs: arrays } = program.as_ref() {
-            self.call(id, call, arrays, &borrowed)
-        } else {
-            let Equipment { level, pool, .. } = &self.equipment;
-            let made = catch_unwind(AssertUnwindSafe(|| {
-                ebbtide_kernels::execute(*level, &program, &place, &borrowed, pool)
-            }));
-            match made {
-                Ok(chunk) => chunk.map_err(|error| Failure::new(error.to_string())),
-                Err(_) => Err(Failure::new("a kernel panicked; this is a bug in ebbtide")),
-            }
-        };
+        let result = self.read(&inputs).and_then(|inputs| {
+            let borrowed: Vec<&Buffer> = inputs.iter().map(Arc::as_ref).collect();
+            self.make(id, &program, &place, &borrowed).map_err(RunError::Failed)
+        });
         self.shared.lock().running.remove(&id);
         let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         Ran { run: id, result, nanoseconds }
+    }
+
+    fn read(&self, inputs: &[(TaskId, Held)]) -> Result<Vec<Arc<Buffer>>, RunError> {
+        let read = |(chunk, held): &(TaskId, Held)| {
+            let bytes = held.read(&self.equipment.pool);
+            bytes.map_err(|error| RunError::Unreadable(*chunk, error))
+        };
+        inputs.iter().map(read).collect()
+    }
+
+    fn make(
+        &mut self,
+        run: RunId,
+        program: &Program,
+        place: &[u32],
+        inputs: &[&Buffer],
+    ) -> Result<Buffer, Failure> {
+        if let Program::Call { call, inputs: arrays } = program {
+            return self.call(run, call, arrays, inputs);
+        }
+        let Equipment { level, pool, .. } = &self.equipment;
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            ebbtide_kernels::execute(*level, program, place, inputs, pool)
+        }));
+        match made {
+            Ok(chunk) => chunk.map_err(|error| Failure::new(error.to_string())),
+            Err(_) => Err(Failure::new("a kernel panicked; this is a bug in ebbtide")),
+        }
     }
 
     fn call(

@@ -18,14 +18,14 @@ use rustls::ClientConfig;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::engine::{Engine, Outcome};
+use crate::engine::{Engine, Outcome, Report};
 use crate::frame::{self, FrameError};
 use crate::http::{self, Metrics};
 use crate::link::{self, Link, Outbox, Payload};
 use crate::runner::Interpreter;
 use crate::scheduler::{SchedulerError, listen};
 use crate::settings::{self, Settings, SettingsError};
-use crate::threads::{Equipment, Ran};
+use crate::threads::Equipment;
 use crate::usage;
 use crate::wire::{Hello, Welcome, WorkerFrame};
 use crate::worker::peers::{Peers, Serving};
@@ -80,9 +80,10 @@ struct Node {
     engine: Engine,
     peers: Peers,
     inputs: mpsc::Receiver<Input>,
-    ran: mpsc::UnboundedReceiver<Ran>,
+    reports: mpsc::UnboundedReceiver<Report>,
     pool: Pool,
     taken: Gauge,
+    on_disk: Gauge,
 }
 
 /// Runs a worker of the cluster that the environment names, until `stop` is ready.
@@ -103,7 +104,8 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let http = listen(settings.listen_ip(), port::HTTP).await?;
     let mut metrics = Metrics::new();
     let taken = metrics.bytes("worker_memory_taken", "Bytes of chunks and of running tasks");
-    let (sender, ran) = mpsc::unbounded_channel();
+    let on_disk = metrics.bytes("worker_disk_taken", "Bytes of chunks on disk");
+    let (sender, reports) = mpsc::unbounded_channel();
     let report = move |it| {
         // The engine is gone only when the process ends.
         let _: Result<(), _> = sender.send(it);
@@ -119,7 +121,8 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         fetched,
         Arc::clone(&epoch),
     );
-    let serving = Serving { config: Arc::new(accept), store: engine.store(), epoch };
+    let serving =
+        Serving { config: Arc::new(accept), store: engine.store(), pool: pool.clone(), epoch };
     tokio::spawn(serving.open(listener));
     tokio::spawn(http::serve(http, metrics));
 
@@ -131,7 +134,7 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         incarnation: incarnation(),
     };
     tracing::info!(%level, cores, memory_bytes, "the worker is ready");
-    let mut node = Node { engine, peers, inputs, ran, pool, taken };
+    let mut node = Node { engine, peers, inputs, reports, pool, taken, on_disk };
     tokio::select! {
         () = stop => Ok(()),
         ended = node.stay_registered(&scheduler, &dial, &hello) => ended,
@@ -202,7 +205,7 @@ impl Node {
                         });
                     }
                 },
-                Some(ran) = self.ran.recv() => self.engine.ran(ran),
+                Some(report) = self.reports.recv() => self.engine.take(report),
                 Some(input) = self.inputs.recv() => match input {
                     Input::Fetched(epoch, chunk, buffer) if epoch == self.peers.epoch() => {
                         self.engine.fetched(chunk, buffer)
@@ -224,6 +227,7 @@ impl Node {
             };
             self.carry_out(outcomes, &outbox);
             self.taken.set(i64::try_from(self.engine.taken_bytes()).unwrap_or(i64::MAX));
+            self.on_disk.set(i64::try_from(self.engine.disk_bytes()).unwrap_or(i64::MAX));
         }
     }
 

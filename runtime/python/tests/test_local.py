@@ -226,3 +226,29 @@ def test_what_is_persisted_stays_on_its_cluster_and_survives_a_lost_worker(
             assert len(cluster.workers()) >= 1
     finally:
         ebbtide("down", "local")
+
+
+def test_chunks_that_do_not_fit_go_to_disk_and_come_back_the_same(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest(max=1))
+    try:
+        # 1.6 GB in 64 MiB chunks, on a worker that may take 1 GiB altogether.
+        x = xp.random.default_rng(3).random((24, 2**23), chunks=(1, 2**23))
+        expected = x.sum(axis=1).compute()
+        with eb.Cluster("local", backend="local") as cluster:
+            kept = x.persist()
+            assert (kept.sum(axis=1).compute() == expected).all()
+            (worker,) = cluster.workers()
+            assert worker.peak_bytes < 2**30
+            (pid,) = (pid for name, pid in processes(state).items() if "-w-" in name)
+            on_disk = sum(
+                file.stat().st_blocks * 512
+                for file in Path(f"/proc/{pid}/fd").iterdir()
+                if file.readlink().name.endswith("(deleted)")
+            )
+            assert on_disk > 2**29
+            del kept
+            assert (x.sum(axis=1).compute() == expected).all()
+    finally:
+        ebbtide("down", "local")

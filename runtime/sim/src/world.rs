@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use ebbtide_core::scheduler::{self, Demand, Joining, Scheduler};
-use ebbtide_core::worker::{self, RunId, Worker};
+use ebbtide_core::worker::{self, RunId, SpillId, Worker};
 use ebbtide_core::{JobId, TaskId, Time, WorkerId};
 
 use crate::job::{SimJob, make};
@@ -42,6 +42,18 @@ enum Happening {
         holder: WorkerId,
         value: Option<u64>,
     },
+    /// A chunk is on disk, or there was no room.
+    Spilled {
+        at: WorkerId,
+        spill: SpillId,
+        is_on_disk: bool,
+    },
+    /// An execution could not read this input.
+    Unreadable {
+        at: WorkerId,
+        run: RunId,
+        chunk: TaskId,
+    },
     Collected(WorkerId, TaskId, u64),
     Heartbeat(WorkerId),
 }
@@ -50,6 +62,8 @@ struct SimWorker {
     joining: Joining,
     core: Worker,
     values: BTreeMap<TaskId, u64>,
+    /// Chunks on their way to disk or there: each may be read wrongly.
+    spilled: BTreeSet<TaskId>,
     /// What an execution just made.
     made: Option<(RunId, u64)>,
     /// Milliseconds that a task takes at most.
@@ -161,8 +175,9 @@ impl World {
             return Err(format!("demand is left: {:?}", self.scheduler.demand()));
         }
         for (id, worker) in &self.workers {
-            if worker.core.taken_bytes() != 0 || !worker.values.is_empty() {
-                let (bytes, chunks) = (worker.core.taken_bytes(), &worker.values);
+            let bytes = worker.core.taken_bytes() + worker.core.disk_bytes();
+            if bytes != 0 || !worker.values.is_empty() {
+                let chunks = &worker.values;
                 return Err(format!("worker {id:?} is left with {bytes} bytes, chunks {chunks:?}"));
             }
         }
@@ -230,6 +245,7 @@ impl World {
         while let Some(effect) = worker.core.poll_effect() {
             if let worker::Effect::Drop(chunk) = effect {
                 worker.values.remove(&chunk);
+                worker.spilled.remove(&chunk);
             }
         }
         let joining = worker.joining.clone();
@@ -259,6 +275,7 @@ impl World {
             joining: joining.clone(),
             core: Worker::new(cores, memory_bytes),
             values: BTreeMap::new(),
+            spilled: BTreeSet::new(),
             made: None,
             slowness,
             is_silent: false,
@@ -305,6 +322,16 @@ impl World {
                     };
                     self.tell_worker(at, event)?;
                 }
+            }
+            Happening::Spilled { at, spill, is_on_disk } => {
+                let at = self.now_named(at);
+                self.tell_worker(at, worker::Event::Spilled { spill, is_on_disk })?;
+            }
+            Happening::Unreadable { at, run, chunk } => {
+                let at = self.now_named(at);
+                self.tell_worker(at, worker::Event::Unreadable(chunk))?;
+                let failure = Failure::new("an input could not be read");
+                self.tell_worker(at, worker::Event::ExecutionFailed { run, failure })?;
             }
             Happening::Collected(from, chunk, value) => {
                 // What a worker sent before it was lost has arrived or has not.
@@ -376,11 +403,18 @@ impl World {
                 }
             }
             worker::Effect::Execute { run, task, inputs } => {
+                let on_disk = inputs.iter().copied().find(|it| worker.spilled.contains(it));
                 let inputs: Option<Vec<u64>> =
                     inputs.iter().map(|input| worker.values.get(input).copied()).collect();
                 let inputs = inputs.ok_or_else(|| format!("{task} runs without its inputs"))?;
                 let slowness = worker.slowness;
                 let time = Duration::from_millis(u64::from(1 + self.random.roll(slowness)));
+                if let Some(chunk) = on_disk
+                    && self.random.once_in(20)
+                {
+                    self.schedule(time, Happening::Unreadable { at, run, chunk });
+                    return Ok(());
+                }
                 let value = make(task, &inputs);
                 let is_crash = self.lost < LOSSES_MAX && self.random.once_in(100);
                 self.lost += u32::from(is_crash);
@@ -400,8 +434,18 @@ impl World {
                 let (_, value) = made.ok_or_else(|| format!("{run:?} made nothing to keep"))?;
                 worker.values.insert(task, value);
             }
+            worker::Effect::Spill { spill, chunk } => {
+                if !worker.values.contains_key(&chunk) {
+                    return Err(format!("{chunk} goes to disk from nowhere"));
+                }
+                worker.spilled.insert(chunk);
+                let is_on_disk = !self.random.once_in(8);
+                let delay = self.delay();
+                self.schedule(delay, Happening::Spilled { at, spill, is_on_disk });
+            }
             worker::Effect::Drop(chunk) => {
                 worker.values.remove(&chunk);
+                worker.spilled.remove(&chunk);
             }
             worker::Effect::Deliver(chunk) => {
                 let value = worker.values.get(&chunk).copied();
@@ -469,6 +513,25 @@ mod tests {
                 let last: Vec<&str> = last.into_iter().rev().collect();
                 panic!("seed {seed}: {}\n{}", wrong.what, last.join("\n"));
             }
+        }
+    }
+
+    #[test]
+    fn every_fault_happens_in_some_world() {
+        let traces: String = (0..200).map(|seed| World::new(seed).run().unwrap()).collect();
+        let faults = [
+            " dies",
+            " falls silent",
+            " comes back as ",
+            "Executed { at: WorkerId(0), run: RunId(0), value: None }",
+            "is_on_disk: true",
+            "is_on_disk: false",
+            "Unreadable {",
+            "InputMissing {",
+            "NotHere(",
+        ];
+        for fault in faults {
+            assert!(traces.contains(fault), "no world has {fault:?}");
         }
     }
 

@@ -77,7 +77,7 @@ impl Lowering<'_> {
         name: &str,
     ) -> Result<(GroupId, Space), ArrayError> {
         let mut space = space.clone();
-        let arity = axis_arity(space.extents().len());
+        let arity = axis_arity(space.extents().len(), cost.output_bytes);
         while space.extents().iter().any(|extent| *extent > arity) {
             let up = space.extents().iter().map(|extent| extent.div_ceil(arity)).collect();
             let level = |axis| AxisRelation::Level { axis: to_u8(axis), arity };

@@ -56,5 +56,13 @@ fn an_empty_selection_of_axes_is_no_reduction() {
 
 #[test]
 fn the_arity_is_shared_among_the_axes() {
-    assert_eq!((axis_arity(1), axis_arity(2), axis_arity(3), axis_arity(9)), (16, 4, 2, 2));
+    let of = |axes| axis_arity(axes, 8);
+    assert_eq!((of(1), of(2), of(3), of(9)), (16, 4, 2, 2));
+}
+
+#[test]
+fn a_tree_of_large_chunks_is_narrow() {
+    let of = |megabytes: u64| axis_arity(1, megabytes << 20);
+    assert_eq!((of(8), of(9), of(64), of(1000)), (16, 14, 2, 2));
+    assert_eq!(axis_arity(2, 20 << 20), 2);
 }

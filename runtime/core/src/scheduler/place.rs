@@ -192,7 +192,8 @@ impl Worker {
     fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
         let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
         let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
-        let taken = self.held_bytes.saturating_add(self.reserved_bytes);
+        let in_memory = self.held_bytes.saturating_sub(self.disk_bytes);
+        let taken = in_memory.saturating_add(self.reserved_bytes);
         let fits = taken.saturating_add(bytes) <= self.joining.memory_bytes;
         self.is_open()
             && (self.assigned.len() as u64) < tasks_max

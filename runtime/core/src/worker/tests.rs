@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
-use super::{Effect, Event, RunId, Worker};
-use crate::message::{Assignment, Attempt, FromWorker, ToWorker};
+use super::{Effect, Event, RunId, SpillId, Worker};
+use crate::message::{Assignment, Attempt, Failure, FromWorker, ToWorker};
 use crate::{Cost, Group, GroupId, Space, TaskId, WorkerId};
 
 const THERE: WorkerId = WorkerId(2);
@@ -152,4 +152,98 @@ fn an_execution_from_before_a_new_connection_counts_for_nobody() {
     assert_eq!(executed(&mut worker, 0), []);
     assert_eq!(executed(&mut worker, 1), [keep(1, chunk(0)), finished(chunk(0), 1, 3)]);
     assert_eq!(worker.taken_bytes(), 10);
+}
+
+/// A worker with one core that holds chunks 1 to 3 of ten bytes each and may have 30 bytes.
+fn full() -> Worker {
+    let mut worker = worker(1, 1000);
+    for index in 1..=3 {
+        assign(&mut worker, chunk(index), 1, &[]);
+        executed(&mut worker, u64::from(index) - 1);
+    }
+    worker.memory_bytes = 30;
+    worker
+}
+
+fn spilled(worker: &mut Worker, spill: u64, is_on_disk: bool) -> Vec<Effect> {
+    worker.handle_event(Event::Spilled { spill: SpillId(spill), is_on_disk });
+    effects(worker)
+}
+
+fn spill(nth: u64, chunk: TaskId) -> Effect {
+    Effect::Spill { spill: SpillId(nth), chunk }
+}
+
+fn on_disk(bytes: u64) -> Effect {
+    Effect::Say(FromWorker::OnDisk { bytes })
+}
+
+#[test]
+fn chunks_go_to_disk_before_a_task_that_would_not_fit_runs() {
+    let mut worker = full();
+    // Its input stays: 15 bytes and three quarters of 30 leave room for nothing else.
+    let leaving = assign(&mut worker, chunk(4), 1, &[chunk(2)]);
+    assert_eq!(leaving, [spill(0, chunk(1)), spill(1, chunk(3))]);
+    assert_eq!(spilled(&mut worker, 0, true), [on_disk(10)]);
+    let run = execute(3, chunk(4), &[chunk(2)]);
+    assert_eq!(spilled(&mut worker, 1, true), [run, on_disk(20)]);
+    assert_eq!((worker.taken_bytes(), worker.disk_bytes()), (25, 20));
+}
+
+#[test]
+fn a_task_that_reads_its_input_from_disk_counts_it() {
+    let mut worker = full();
+    assign(&mut worker, chunk(4), 1, &[chunk(2)]);
+    spilled(&mut worker, 0, true);
+    spilled(&mut worker, 1, true);
+    executed(&mut worker, 3);
+    worker.memory_bytes = 1000;
+    let taken = worker.taken_bytes();
+    assign(&mut worker, chunk(5), 1, &[chunk(1)]);
+    assert_eq!(worker.taken_bytes(), taken + 15 + 10);
+}
+
+#[test]
+fn a_task_runs_over_the_limit_when_nothing_can_leave() {
+    let mut worker = full();
+    assign(&mut worker, chunk(4), 1, &[]);
+    for nth in 0..2 {
+        assert_eq!(spilled(&mut worker, nth, false), []);
+    }
+    assert_eq!(spilled(&mut worker, 2, false), [execute(3, chunk(4), &[])]);
+    assert_eq!(worker.taken_bytes(), 45);
+}
+
+#[test]
+fn a_chunk_that_is_let_go_on_its_way_to_disk_is_gone() {
+    let mut worker = full();
+    assign(&mut worker, chunk(4), 1, &[chunk(2)]);
+    worker.handle_event(Event::Scheduler(ToWorker::Free(vec![(chunk(1), Attempt(1))])));
+    assert_eq!(effects(&mut worker), [Effect::Drop(chunk(1))]);
+    assert_eq!(spilled(&mut worker, 0, true), []);
+    assert_eq!((worker.taken_bytes(), worker.disk_bytes()), (20, 0));
+}
+
+#[test]
+fn an_unreadable_chunk_is_made_again_and_its_users_wait_for_it() {
+    let mut worker = full();
+    assign(&mut worker, chunk(4), 1, &[chunk(2)]);
+    spilled(&mut worker, 0, true);
+    spilled(&mut worker, 1, true);
+    executed(&mut worker, 3);
+    worker.memory_bytes = 1000;
+    assign(&mut worker, chunk(5), 7, &[chunk(1)]);
+    worker.handle_event(Event::Unreadable(chunk(1)));
+    let missing = FromWorker::InputMissing {
+        task: chunk(5),
+        attempt: Attempt(7),
+        input: chunk(1),
+        holder: THERE,
+    };
+    let said = [Effect::Say(missing), Effect::Drop(chunk(1))];
+    let said = [&said[..], &[Effect::Say(FromWorker::NotHere(chunk(1))), on_disk(10)]].concat();
+    assert_eq!(effects(&mut worker), said);
+    let failure = Failure::new("it could not read");
+    worker.handle_event(Event::ExecutionFailed { run: RunId(4), failure });
+    assert_eq!(effects(&mut worker), []);
 }

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ebbtide_buffer::Pool;
+use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::{TaskId, WorkerId};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_blocking;
 
 use super::Input;
 use crate::frame::{self, FrameError};
 use crate::link::{self, Link, Payload};
-use crate::store::Store;
+use crate::store::{Held, Store};
 use crate::wire::{Hello, PeerReply, PeerRequest, Welcome};
 
 /// Peers that are served at once.
@@ -174,6 +175,7 @@ impl Peer {
 pub(super) struct Serving {
     pub(super) config: Arc<ServerConfig>,
     pub(super) store: Store,
+    pub(super) pool: Pool,
     pub(super) epoch: Arc<AtomicU64>,
 }
 
@@ -208,11 +210,25 @@ impl Serving {
         let no_payload = Pool::new(0);
         loop {
             let (request, _) = frame::read::<PeerRequest, _>(&mut reader, &no_payload, 0).await?;
-            match self.store.get(request.chunk) {
+            match self.read(request.chunk).await {
                 Some(chunk) => {
                     outbox.send_with(&PeerReply::Chunk(request.chunk), Payload::Chunk(chunk));
                 }
                 None => outbox.send(&PeerReply::NotHere(request.chunk)),
+            }
+        }
+    }
+
+    /// A chunk's bytes. None when it is not here or cannot be read: who asked says so to
+    /// the scheduler, which has it made again.
+    async fn read(&self, chunk: TaskId) -> Option<Arc<Buffer>> {
+        match self.store.get(chunk)? {
+            Held::Memory(buffer) => Some(buffer),
+            Held::Disk(extent) => {
+                let pool = self.pool.clone();
+                let read = spawn_blocking(move || extent.read(&pool)).await.ok()?;
+                let read = read.map(Arc::new);
+                read.inspect_err(|error| tracing::warn!(%error, %chunk, "a chunk is lost")).ok()
             }
         }
     }
