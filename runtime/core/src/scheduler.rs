@@ -189,6 +189,14 @@ impl Scheduler {
         })
     }
 
+    /// Bytes of a chunk that is in some worker's memory or on its disk.
+    pub fn chunk_bytes(&self, task: TaskId) -> Option<u64> {
+        match self.tasks.get(&task)?.state {
+            State::InMemory { bytes, .. } => Some(bytes),
+            State::Planned | State::Waiting { .. } | State::Ready | State::Assigned(..) => None,
+        }
+    }
+
     /// Panics if the state contradicts itself. Walks everything: for simulations.
     pub fn check(&self) {
         for (task, live) in &self.tasks {

@@ -20,7 +20,7 @@ use crate::client::connection::{Connection, Order, Shared, open};
 use crate::frame::FrameError;
 use crate::in_process::Watch;
 use crate::result::TooLarge;
-use crate::wire::WorkerInfo;
+use crate::wire::{Purpose, WorkerInfo};
 
 /// How often a waiting thread asks whether its job is still wanted.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
@@ -137,13 +137,13 @@ impl Client {
 
     /// Asks for arrays, and does not wait for them.
     pub fn submit(&self, targets: &[Array]) -> Result<Job, ClientError> {
-        self.enter(targets, false)
+        self.enter(targets, Purpose::Future)
     }
 
     /// Asks for arrays whose chunks stay with the workers as long as the returned ones live. Does
     /// not wait.
     pub fn persist(&self, targets: &[Array]) -> Result<(Arc<Job>, Vec<Array>), ClientError> {
-        let job = Arc::new(self.enter(targets, true)?);
+        let job = Arc::new(self.enter(targets, Purpose::Keep)?);
         let held = targets.iter().zip(0..).map(|(array, target)| {
             Array::held(array, (self.session, job.number, target), Arc::<Job>::clone(&job))
         });
@@ -151,8 +151,8 @@ impl Client {
         Ok((job, held))
     }
 
-    fn enter(&self, targets: &[Array], is_kept: bool) -> Result<Job, ClientError> {
-        let number = self.shared.enter(self.session, targets, is_kept)?;
+    fn enter(&self, targets: &[Array], purpose: Purpose) -> Result<Job, ClientError> {
+        let number = self.shared.enter(self.session, targets, purpose)?;
         // The connection lives as long as the runtime, and fails what it cannot carry.
         let _: Result<(), _> = self.orders.send(Order::Submit(number));
         Ok(Job { number, shared: Arc::clone(&self.shared), orders: self.orders.clone() })
@@ -183,7 +183,7 @@ impl Client {
         targets: &[Array],
         watch: &mut dyn Watch,
     ) -> Result<Vec<Vec<u8>>, ClientError> {
-        self.submit(targets)?.wait(watch)
+        self.enter(targets, Purpose::Compute)?.wait(watch)
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf, split};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -184,6 +185,8 @@ async fn write_all<S: Stream>(
 ) -> Result<(), FrameError> {
     let mut written = Vec::new();
     while let Some(first) = outgoing.recv().await {
+        // Whatever else is about to be sent goes with it.
+        yield_now().await;
         let mut next = Some(first);
         while let Some(Outgoing { frame, written: then }) = next {
             frame::write(writer, &frame).await?;

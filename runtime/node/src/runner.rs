@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use ebbtide_kernels::assemble;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd, pread};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
@@ -79,8 +80,11 @@ impl Default for Interpreter {
 /// A process that runs one function at a time.
 pub(crate) struct Runner {
     child: Child,
-    socket: UnixStream,
+    socket: Arc<UnixStream>,
+    /// Bytes that came with a header and belong to what follows it.
+    ahead: Vec<u8>,
     python: (u8, u8),
+    bound_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -148,7 +152,14 @@ impl Runner {
         }
         let child = command.spawn().map_err(told)?;
         drop(theirs);
-        let mut runner = Self { child, socket: ours, python: (0, 0) };
+        usage::watch(child.id());
+        let mut runner = Self {
+            child,
+            socket: Arc::new(ours),
+            ahead: Vec::new(),
+            python: (0, 0),
+            bound_bytes: None,
+        };
         match runner.greet() {
             Ok(python) => {
                 runner.python = python;
@@ -170,8 +181,8 @@ impl Runner {
     }
 
     /// What ends the process when it is shut down, from any thread.
-    pub(crate) fn socket(&self) -> io::Result<UnixStream> {
-        self.socket.try_clone()
+    pub(crate) fn socket(&self) -> Arc<UnixStream> {
+        Arc::clone(&self.socket)
     }
 
     /// Calls a function with arrays, each given as its chunks. After a failure that is a crash the
@@ -198,7 +209,6 @@ impl Runner {
             Failure::new(format!("{}: its arrays cannot be shared: {error}", call.name))
         })?;
         let answered = self.send(call, arrays, &shared).and_then(|()| self.receive());
-        usage::note_runner(self.child.id());
         let (header, descriptor) = answered.map_err(|error| self.broken(call, &error))?;
         let reply = serde_json::from_slice::<Reply>(&header);
         match reply.map_err(|error| self.broken(call, &io::Error::other(error)))? {
@@ -212,7 +222,7 @@ impl Runner {
                 let mut buffer = pool.take(bytes);
                 let filled = match descriptor {
                     Some(descriptor) if shared => fill(&mut buffer, &descriptor),
-                    _ if bytes as u64 <= INLINE_BYTES_MAX => self.socket.read_exact(&mut buffer),
+                    _ if bytes as u64 <= INLINE_BYTES_MAX => self.read_into(&mut buffer),
                     _ => Err(io::Error::other("a long answer without shared memory")),
                 };
                 filled.map(|()| buffer).map_err(|error| self.broken(call, &error))
@@ -221,7 +231,10 @@ impl Runner {
     }
 
     /// Bounds what the process may allocate from now on, with what it has.
-    fn bound(&self, call: &Call) -> io::Result<()> {
+    fn bound(&mut self, call: &Call) -> io::Result<()> {
+        if self.bound_bytes == Some(call.memory_bytes) {
+            return Ok(());
+        }
         let Rlimit { maximum, .. } = getrlimit(Resource::Data);
         let wanted = maximum.map_or(call.memory_bytes, |maximum| maximum.min(call.memory_bytes));
         prlimit(
@@ -229,6 +242,7 @@ impl Runner {
             Resource::Data,
             Rlimit { current: Some(wanted), maximum },
         )?;
+        self.bound_bytes = Some(call.memory_bytes);
         Ok(())
     }
 
@@ -256,23 +270,23 @@ impl Runner {
             return Err(io::Error::other(format!("at most {INPUTS_MAX} arrays are taken")));
         }
         let sent =
-            sendmsg(&self.socket, &[IoSlice::new(&prefix)], &mut ancillary, SendFlags::NOSIGNAL)?;
+            sendmsg(&*self.socket, &[IoSlice::new(&prefix)], &mut ancillary, SendFlags::NOSIGNAL)?;
         if sent != prefix.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
         message.extend_from_slice(&call.function);
         message.extend_from_slice(&call.arguments);
-        self.socket.write_all(&message)
+        (&*self.socket).write_all(&message)
     }
 
     /// A header, and the shared memory that came with it.
     fn receive(&mut self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-        let mut prefix = [0; 8];
+        let mut received = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(&mut prefix)],
+        let RecvMsg { bytes, .. } = recvmsg(
+            &*self.socket,
+            &mut [IoSliceMut::new(&mut received)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
         )?;
@@ -282,10 +296,9 @@ impl Runner {
                 descriptor = descriptors.last();
             }
         }
-        if received.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.socket.read_exact(&mut prefix[received.bytes..])?;
+        self.ahead = received[..bytes].to_vec();
+        let mut prefix = [0; 8];
+        self.read_into(&mut prefix)?;
         let length = u64::from_le_bytes(prefix);
         if length > HEADER_BYTES_MAX {
             return Err(io::Error::other(format!("a header of {length} bytes")));
@@ -294,9 +307,16 @@ impl Runner {
     }
 
     fn read(&mut self, length: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let read = (&mut self.socket).take(length).read_to_end(&mut bytes)?;
-        if (read as u64) < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(bytes) }
+        let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        self.read_into(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_into(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        let here = bytes.len().min(self.ahead.len());
+        bytes[..here].copy_from_slice(&self.ahead[..here]);
+        self.ahead.drain(..here);
+        (&*self.socket).read_exact(&mut bytes[here..])
     }
 
     /// The process is gone or cannot be understood any more: what is left of it is ended.
@@ -345,6 +365,7 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
+        usage::unwatch(self.child.id());
         self.end();
     }
 }

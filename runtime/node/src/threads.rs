@@ -71,7 +71,7 @@ struct Work {
 #[derive(Default)]
 struct Running {
     /// The way to the process that runs it for a thread, if one does.
-    process: Option<UnixStream>,
+    process: Option<Arc<UnixStream>>,
     is_interrupted: bool,
 }
 
@@ -211,8 +211,7 @@ impl Thread {
             Some(runner) => runner,
             None => Runner::start(&self.equipment.interpreter)?,
         };
-        let socket = runner.socket();
-        self.lend(run, socket.map_err(|error| Failure::new(error.to_string()))?);
+        self.lend(run, runner.socket());
         let result = runner.call(call, arrays, chunks, &self.equipment.pool);
         if let Some(running) = self.shared.lock().running.get_mut(&run) {
             running.process = None;
@@ -224,7 +223,7 @@ impl Thread {
     }
 
     /// Says which process an execution has, and ends it if that is no longer wanted.
-    fn lend(&self, run: RunId, process: UnixStream) {
+    fn lend(&self, run: RunId, process: Arc<UnixStream>) {
         let mut work = self.shared.lock();
         let running = work.running.entry(run).or_default();
         running.process = Some(process);

@@ -1,19 +1,45 @@
 //! How much memory this process and those that it started have had, as the kernel counts it.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The most that any of the processes for Python functions has had, in bytes.
-static RUNNER_PEAK: AtomicU64 = AtomicU64::new(0);
+/// Processes for Python functions, and the most that one of them has had, in bytes.
+static RUNNERS: Mutex<Runners> = Mutex::new(Runners { live: BTreeSet::new(), peak_bytes: 0 });
 
-/// Takes note of a process for Python functions.
-pub(crate) fn note_runner(pid: u32) {
-    RUNNER_PEAK.fetch_max(high_water(&pid.to_string()), Ordering::Relaxed);
+struct Runners {
+    live: BTreeSet<u32>,
+    peak_bytes: u64,
+}
+
+impl Runners {
+    fn measure(&mut self) {
+        let peaks = self.live.iter().map(|pid| high_water(&pid.to_string()));
+        self.peak_bytes = peaks.fold(self.peak_bytes, u64::max);
+    }
+}
+
+/// Counts a process for Python functions from now on.
+pub(crate) fn watch(pid: u32) {
+    runners().live.insert(pid);
+}
+
+/// A process for Python functions is about to end.
+pub(crate) fn unwatch(pid: u32) {
+    let mut runners = runners();
+    runners.measure();
+    runners.live.remove(&pid);
 }
 
 /// The most memory that this process has had, and one of its processes for Python functions.
 pub(crate) fn peak_bytes() -> u64 {
-    high_water("self") + RUNNER_PEAK.load(Ordering::Relaxed)
+    let mut runners = runners();
+    runners.measure();
+    high_water("self") + runners.peak_bytes
+}
+
+fn runners() -> MutexGuard<'static, Runners> {
+    RUNNERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `VmHWM`: the peak of the resident set.

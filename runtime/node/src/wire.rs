@@ -76,6 +76,17 @@ pub struct WorkerInfo {
 /// From the scheduler to a worker.
 pub type WorkerOrder = ToWorker;
 
+/// What a job is computed for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Purpose {
+    /// For its result, some time.
+    Future,
+    /// For its result, which somebody waits for and wants to see coming.
+    Compute,
+    /// For chunks that stay with the workers until the job is cancelled.
+    Keep,
+}
+
 /// From a client to the scheduler. Jobs are numbered by the client.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub enum ClientFrame {
@@ -83,8 +94,8 @@ pub enum ClientFrame {
     Submit {
         /// The job.
         job: u64,
-        /// Whether the chunks are to stay with the workers until the job is cancelled.
-        is_kept: bool,
+        /// What it is computed for.
+        purpose: Purpose,
     },
     /// Who are the workers?
     Workers {

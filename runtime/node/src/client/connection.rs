@@ -21,7 +21,7 @@ use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::in_process::Progress;
 use crate::link::{self, Link, Outbox, Payload, Stream};
 use crate::result::Whole;
-use crate::wire::{ClientFrame, ClientReply, Hello, Welcome, WorkerInfo};
+use crate::wire::{ClientFrame, ClientReply, Hello, Purpose, Welcome, WorkerInfo};
 
 /// How long a client tries to reach a scheduler again before it gives its jobs up.
 const RECONNECT_MAX: Duration = Duration::from_mins(1);
@@ -62,14 +62,22 @@ struct Jobs {
 
 struct Entered {
     graph: Graph,
-    /// Whether the chunks stay with the workers: asked for again when they may be lost.
-    is_kept: bool,
+    /// What is kept is asked for again when it may be lost.
+    purpose: Purpose,
     wholes: Vec<Whole>,
     /// The life of the connection in which the scheduler was asked.
     asked_in: Option<u64>,
     /// What was told of its tasks, until somebody looks.
     progress: Option<Progress>,
     ended: Option<Result<(), ClientError>>,
+}
+
+impl Jobs {
+    fn end(&mut self, number: u64, ended: Result<(), ClientError>) {
+        if let Some(job) = self.entered.get_mut(&number) {
+            job.ended.get_or_insert(ended);
+        }
+    }
 }
 
 type Reply = Result<(ClientReply, Option<Buffer>), FrameError>;
@@ -86,20 +94,20 @@ impl Shared {
         &self,
         session: u64,
         targets: &[Array],
-        is_kept: bool,
+        purpose: Purpose,
     ) -> Result<u64, ClientError> {
         let graph = Graph::of(targets);
         if !graph.is_of_session(session) {
             let error = ArrayError::HeldElsewhere.to_string();
             return Err(ClientError::Failed(Failure::new(error)));
         }
-        let wholes = if is_kept {
+        let wholes = if purpose == Purpose::Keep {
             Vec::new()
         } else {
             targets.iter().map(Whole::new).collect::<Result<_, _>>()?
         };
         let entered =
-            Entered { graph, is_kept, wholes, asked_in: None, progress: None, ended: None };
+            Entered { graph, purpose, wholes, asked_in: None, progress: None, ended: None };
         let mut jobs = self.lock();
         let number = jobs.next;
         jobs.next += 1;
@@ -111,7 +119,7 @@ impl Shared {
     pub(super) fn leave(&self, number: u64) -> bool {
         let left = self.lock().entered.remove(&number);
         self.changed.notify_all();
-        left.is_some_and(|job| job.is_kept || job.ended.is_none())
+        left.is_some_and(|job| job.purpose == Purpose::Keep || job.ended.is_none())
     }
 
     pub(super) fn is_done(&self, number: u64) -> bool {
@@ -158,9 +166,7 @@ impl Shared {
     }
 
     fn end(&self, number: u64, ended: Result<(), ClientError>) {
-        if let Some(job) = self.lock().entered.get_mut(&number) {
-            job.ended.get_or_insert(ended);
-        }
+        self.lock().end(number, ended);
         self.changed.notify_all();
     }
 
@@ -169,18 +175,18 @@ impl Shared {
         let jobs = self.lock();
         let is_open = |job: &Entered| match &job.ended {
             None => true,
-            Some(ended) => job.is_kept && ended.is_ok(),
+            Some(ended) => job.purpose == Purpose::Keep && ended.is_ok(),
         };
         let open = jobs.entered.iter().filter(|(_, job)| is_open(job));
         open.map(|(number, _)| *number).collect()
     }
 
     /// What a job asks for, once for each life of the connection.
-    fn graph(&self, number: u64, life: u64) -> Option<(Vec<u8>, bool)> {
+    fn graph(&self, number: u64, life: u64) -> Option<(Vec<u8>, Purpose)> {
         let mut jobs = self.lock();
         let job = jobs.entered.get_mut(&number).filter(|job| job.asked_in != Some(life))?;
         job.asked_in = Some(life);
-        Some((job.graph.encode(), job.is_kept))
+        Some((job.graph.encode(), job.purpose))
     }
 
     fn take(&self, reply: ClientReply, chunk: Option<&[u8]>) {
@@ -197,11 +203,10 @@ impl Shared {
             }
             ClientReply::Workers { question, workers } => {
                 self.lock().workers = Some((question, workers));
-                self.changed.notify_all();
             }
-            ClientReply::Done { job } => self.end(job, Ok(())),
+            ClientReply::Done { job } => self.lock().end(job, Ok(())),
             ClientReply::Failed { job, failure } => {
-                self.end(job, Err(ClientError::Failed(failure)));
+                self.lock().end(job, Err(ClientError::Failed(failure)));
             }
         }
     }
@@ -253,6 +258,7 @@ impl Connection {
 
     /// Ends with why the connection did, or without a reason when the client is gone.
     async fn carry(&mut self, (outbox, replies): &mut Opened) -> Option<FrameError> {
+        let mut here = Vec::with_capacity(REPLIES_MAX);
         loop {
             tokio::select! {
                 order = self.orders.recv() => match order? {
@@ -262,17 +268,25 @@ impl Connection {
                         outbox.send(&ClientFrame::Workers { question });
                     }
                 },
-                reply = replies.recv() => match reply {
-                    Some(Ok((reply, chunk))) => self.shared.take(reply, chunk.as_deref()),
-                    Some(Err(error)) => return Some(error),
-                    None => return Some(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into()),
+                count = replies.recv_many(&mut here, REPLIES_MAX) => {
+                    if count == 0 {
+                        return Some(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into());
+                    }
+                    for reply in here.drain(..) {
+                        match reply {
+                            Ok((reply, chunk)) => self.shared.take(reply, chunk.as_deref()),
+                            Err(error) => return Some(error),
+                        }
+                    }
+                    // Once for all of them: each time wakes whoever waits.
+                    self.shared.changed.notify_all();
                 },
             }
         }
     }
 
     fn submit(&self, outbox: &Outbox, job: u64) {
-        let Some((graph, is_kept)) = self.shared.graph(job, self.life) else { return };
+        let Some((graph, purpose)) = self.shared.graph(job, self.life) else { return };
         if graph.len() as u64 > GRAPH_BYTES_MAX {
             let error = format!(
                 "an expression of {} is too large to be sent, at most {} are taken; make large \
@@ -282,7 +296,7 @@ impl Connection {
             );
             self.shared.end(job, Err(ClientError::Failed(Failure::new(error))));
         } else {
-            let submit = ClientFrame::Submit { job, is_kept };
+            let submit = ClientFrame::Submit { job, purpose };
             outbox.send_with(&submit, Payload::Bytes(graph));
         }
     }

@@ -13,9 +13,11 @@ import sys
 # Nothing is imported from where this happens to be started.
 sys.path[:] = [path for path in sys.path if path]
 
+import io  # noqa: E402
 import json  # noqa: E402
 import mmap  # noqa: E402
 import os  # noqa: E402
+import pickle  # noqa: E402
 import socket  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
@@ -29,6 +31,8 @@ ERROR_CHARACTERS_MAX = 32_768
 EXCEPTION_BYTES_MAX = 65_536
 # Functions that are kept unpickled.
 FUNCTIONS_MAX = 64
+# What every pickle carries alike.
+PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 
 
 class Refused(Exception):
@@ -149,11 +153,6 @@ def run(
     functions: dict,
 ) -> memoryview:
     """Call the function that a request names and return what goes back, as bytes."""
-    import io
-    import pickle
-
-    import cloudpickle
-
     function = functions.get(function_bytes)
     if function is None:
         function = pickle.loads(function_bytes)
@@ -161,21 +160,32 @@ def run(
             del functions[next(iter(functions))]
         functions[function_bytes] = function
 
+    arguments, keywords = load(argument_bytes, header["inputs"], descriptors)
+    value = function(*arguments, **keywords)
+    promised = header["returns"]
+    if promised is not None:
+        return returned_array(value, promised["dtype"], promised["shape"], header["name"])
+    if type(value) in PLAIN:
+        return memoryview(pickle.dumps(value))
+    import cloudpickle
+
+    return memoryview(cloudpickle.dumps(value))
+
+
+def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> tuple:
+    """Unpickle arguments, with views of shared memory for arrays."""
+    if not inputs:
+        return pickle.loads(argument_bytes)
     views = [
         view(descriptor, given["dtype"], given["shape"])
-        for descriptor, given in zip(descriptors, header["inputs"], strict=True)
+        for descriptor, given in zip(descriptors, inputs, strict=True)
     ]
 
     class Arguments(pickle.Unpickler):
         def persistent_load(self, number: int) -> "numpy.ndarray":
             return views[number]
 
-    arguments, keywords = Arguments(io.BytesIO(argument_bytes)).load()
-    value = function(*arguments, **keywords)
-    promised = header["returns"]
-    if promised is None:
-        return memoryview(cloudpickle.dumps(value))
-    return returned_array(value, promised["dtype"], promised["shape"], header["name"])
+    return Arguments(io.BytesIO(argument_bytes)).load()
 
 
 def serve(connection: socket.socket) -> None:

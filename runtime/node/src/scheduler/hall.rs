@@ -13,16 +13,22 @@ use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler, WorkerView};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::http::Metrics;
 use crate::link::{Outbox, Payload};
 use crate::operator::Facts;
-use crate::wire::{ClientFrame, ClientReply, WorkerInfo};
+use crate::wire::{ClientFrame, ClientReply, Purpose, WorkerInfo};
 
-/// Chunks of one client that are on their way at once: bounds what a slow client keeps here.
-const COLLECTING_MAX: usize = 4;
+/// Bytes of one client's chunks that are on their way at once: bounds what a slow client keeps
+/// here. [`COLLECTING_MIN`] chunks are on their way however large they are.
+const COLLECTING_BYTES_MAX: u64 = 8 << 20;
+const COLLECTING_MIN: usize = 4;
+
+/// Chunks of one client that are on their way at once, however small.
+const COLLECTING_MAX: usize = 256;
 
 /// Something that one of the connections has to say.
 pub(super) enum Input {
@@ -39,16 +45,38 @@ pub(super) enum Input {
     ClientJoined(Outbox, oneshot::Sender<u64>),
     ClientSaid(u64, ClientFrame, Option<Buffer>),
     ClientGone(u64),
-    /// A chunk has left for its client.
-    Written(u64, TaskId),
+    /// A chunk of so many bytes has left for its client.
+    Written(u64, u64),
 }
 
 struct Client {
     outbox: Outbox,
-    /// Chunks that a worker was asked for and that have not left for the client.
-    collecting: BTreeMap<TaskId, WorkerId>,
+    /// Chunks that a worker was asked for, with their bytes.
+    collecting: BTreeMap<TaskId, (WorkerId, u64)>,
+    collecting_bytes: u64,
+    /// Chunks that came and have not left for the client, and their bytes.
+    leaving: (usize, u64),
     /// Chunks that are ready to be fetched from their worker.
     to_collect: VecDeque<(WorkerId, TaskId)>,
+}
+
+impl Client {
+    fn new(outbox: Outbox) -> Self {
+        Self {
+            outbox,
+            collecting: BTreeMap::new(),
+            collecting_bytes: 0,
+            leaving: (0, 0),
+            to_collect: VecDeque::new(),
+        }
+    }
+
+    /// Whether one more chunk may be on its way.
+    fn has_room(&self) -> bool {
+        let on_way = self.collecting.len() + self.leaving.0;
+        let bytes = self.collecting_bytes + self.leaving.1;
+        on_way < COLLECTING_MIN || (on_way < COLLECTING_MAX && bytes < COLLECTING_BYTES_MAX)
+    }
 }
 
 struct Job {
@@ -58,6 +86,8 @@ struct Job {
     targets: Vec<GroupId>,
     /// The arrays that it keeps, in the order of its targets.
     kept: Vec<Array>,
+    /// Whether its client wants to know how far it is.
+    is_watched: bool,
     told: (u64, u64),
 }
 
@@ -148,7 +178,7 @@ impl Hall {
                 if let FromWorker::NotHere(task) = message
                     && let Some(client) = self.client_of(task)
                 {
-                    self.stop_collecting(client, |chunk, _| chunk == task);
+                    self.stop_collecting(client, &[task]);
                 }
                 self.tell(Event::Worker(id, message));
             }
@@ -164,14 +194,12 @@ impl Hall {
             Input::ClientJoined(outbox, reply) => {
                 let id = self.next_client;
                 self.next_client += 1;
-                let client =
-                    Client { outbox, collecting: BTreeMap::new(), to_collect: VecDeque::new() };
-                self.clients.insert(id, client);
+                self.clients.insert(id, Client::new(outbox));
                 let _: Result<(), _> = reply.send(id);
                 self.tell_operator();
             }
-            Input::ClientSaid(id, ClientFrame::Submit { job, is_kept }, graph) => {
-                self.submit(id, (job, is_kept), graph.as_deref().unwrap_or_default());
+            Input::ClientSaid(id, ClientFrame::Submit { job, purpose }, graph) => {
+                self.submit(id, (job, purpose), graph.as_deref().unwrap_or_default());
                 // The first job is news; of more of the same the next regular news tell.
                 if self.jobs.len() == 1 {
                     self.tell_operator();
@@ -191,9 +219,11 @@ impl Hall {
                 self.cancel(|it| it.client == id);
                 self.tell_operator();
             }
-            Input::Written(client, task) => {
-                self.tell(Event::Collected(task));
-                self.stop_collecting(client, |chunk, _| chunk == task);
+            Input::Written(id, bytes) => {
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.leaving = (client.leaving.0 - 1, client.leaving.1 - bytes);
+                    self.collect_more(id);
+                }
             }
         }
     }
@@ -219,7 +249,7 @@ impl Hall {
 
     pub(super) fn tell_news(&mut self) {
         let workers = self.workers.len() as u64;
-        for (id, job) in &mut self.jobs {
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.is_watched) {
             let (done, tasks) = self.core.progress(*id);
             if job.told != (done, workers)
                 && let Some(client) = self.clients.get(&job.client)
@@ -265,7 +295,9 @@ impl Hall {
         }
     }
 
-    fn submit(&mut self, client: u64, (number, is_kept): (u64, bool), graph: &[u8]) {
+    fn submit(&mut self, client: u64, (number, purpose): (u64, Purpose), graph: &[u8]) {
+        let is_kept = purpose == Purpose::Keep;
+        let is_watched = purpose == Purpose::Compute;
         let lowered = Graph::decode(graph)
             .and_then(|graph| graph.arrays())
             .map_err(|error| error.to_string())
@@ -290,7 +322,8 @@ impl Hall {
         self.owners.extend(lowered.targets.iter().map(|target| (*target, job)));
         let targets = lowered.targets.clone();
         let kept = if is_kept { arrays } else { Vec::new() };
-        self.jobs.insert(job, Job { client, number, targets, kept, told: (0, u64::MAX) });
+        let told = (0, u64::MAX);
+        self.jobs.insert(job, Job { client, number, targets, kept, is_watched, told });
         let Lowered { groups, targets } = lowered;
         self.tell(Event::Submitted { job, groups, targets, is_kept });
     }
@@ -334,7 +367,14 @@ impl Hall {
         for target in &job.targets {
             self.owners.remove(target);
         }
-        self.stop_collecting(job.client, |chunk, _| job.targets.contains(&chunk.group));
+        if let Some(client) = self.clients.get_mut(&job.client) {
+            let chunks = job.targets.iter().flat_map(|target| {
+                let (first, last) = (TaskId { group: *target, index: 0 }, u32::MAX);
+                client.collecting.range(first..=TaskId { index: last, ..first })
+            });
+            let chunks: Vec<TaskId> = chunks.map(|(chunk, _)| *chunk).collect();
+            self.stop_collecting(job.client, &chunks);
+        }
         Some(job)
     }
 
@@ -353,27 +393,33 @@ impl Hall {
 
     fn collect_more(&mut self, id: u64) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        while client.collecting.len() < COLLECTING_MAX
+        while client.has_room()
             && let Some((worker, task)) = client.to_collect.pop_front()
         {
-            // A worker that is gone is lost to the core too, which has the chunk made again.
-            if let Some(outbox) = self.workers.get(&worker) {
-                client.collecting.insert(task, worker);
+            // What is gone with its worker is lost to the core too, which has it made again.
+            if let Some(outbox) = self.workers.get(&worker)
+                && let Some(bytes) = self.core.chunk_bytes(task)
+            {
+                client.collecting.insert(task, (worker, bytes));
+                client.collecting_bytes += bytes;
                 outbox.send(&ToWorker::Collect(task));
             }
         }
     }
 
-    fn stop_collecting(&mut self, id: u64, is_over: impl Fn(TaskId, WorkerId) -> bool) {
+    fn stop_collecting(&mut self, id: u64, chunks: &[TaskId]) {
         if let Some(client) = self.clients.get_mut(&id) {
-            client.collecting.retain(|chunk, worker| !is_over(*chunk, *worker));
+            for chunk in chunks {
+                let (_, bytes) = client.collecting.remove(chunk).unwrap_or((WorkerId(0), 0));
+                client.collecting_bytes -= bytes;
+            }
             self.collect_more(id);
         }
     }
 
     fn relay(&mut self, task: TaskId, chunk: Option<Buffer>) {
         let Some(id) = self.client_of(task) else { return };
-        let (Some(owner), Some(client)) = (self.owners.get(&task.group), self.clients.get(&id))
+        let (Some(owner), Some(client)) = (self.owners.get(&task.group), self.clients.get_mut(&id))
         else {
             return;
         };
@@ -382,12 +428,19 @@ impl Hall {
         let target = target.and_then(|target| u32::try_from(target).ok()).unwrap_or_default();
         let reply = ClientReply::Chunk { job: job.number, target, index: task.index };
         let inputs = self.inputs.clone();
+        let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         let payload =
             chunk.map_or(Payload::Bytes(Vec::new()), |chunk| Payload::Chunk(Arc::new(chunk)));
+        client.leaving = (client.leaving.0 + 1, client.leaving.1 + bytes);
         client.outbox.send_and(&reply, payload, move || {
-            // Off the writer's path: the hall may be busy.
-            tokio::spawn(async move { inputs.send(Input::Written(id, task)).await });
+            if let Err(TrySendError::Full(written)) = inputs.try_send(Input::Written(id, bytes)) {
+                // Off the writer's path: the hall is busy.
+                tokio::spawn(async move { inputs.send(written).await });
+            }
         });
+        // It is on its way in order: if it does not arrive, the client is gone with its jobs.
+        self.stop_collecting(id, &[task]);
+        self.tell(Event::Collected(task));
     }
 
     fn worker_infos(&self) -> Vec<WorkerInfo> {
@@ -404,9 +457,14 @@ impl Hall {
     fn part_with(&mut self, id: WorkerId) {
         self.workers.remove(&id);
         self.peaks.remove(&id);
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        for client in clients {
-            self.stop_collecting(client, |_, worker| worker == id);
+        let lost = |client: &Client| -> Vec<TaskId> {
+            let theirs = client.collecting.iter().filter(|(_, (worker, _))| *worker == id);
+            theirs.map(|(chunk, _)| *chunk).collect()
+        };
+        let clients = self.clients.iter().map(|(client, it)| (*client, lost(it)));
+        let clients: Vec<(u64, Vec<TaskId>)> = clients.collect();
+        for (client, chunks) in clients {
+            self.stop_collecting(client, &chunks);
         }
     }
 
