@@ -1,14 +1,16 @@
 # Every stage prints its seconds. `make help` lists what there is.
 SHELL := /bin/bash
 BACKEND ?= local
+CASE ?= spine
 STAGE = scripts/stage
 
-.PHONY: help mutants demo test check lint unit wheel python chart e2e crds dev-cluster dev-cluster-down setup
+.PHONY: help bench mutants demo test check lint unit wheel python chart e2e crds dev-cluster dev-cluster-down setup
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, then nothing again"
 	@echo "make test                       everything, with a real Kubernetes"
 	@echo "make check                      formatting, lints and unit tests"
+	@echo "make bench [CASE=spine]         figures beside the peers'"
 	@echo "make dev-cluster | dev-cluster-down"
 
 setup:
@@ -36,6 +38,9 @@ test: check mutants python e2e
 
 demo: wheel
 	@$(STAGE) demo examples/run $(BACKEND)
+
+bench: wheel
+	@$(STAGE) bench-$(CASE) scripts/bench $(CASE)
 
 crds: setup
 	@. scripts/environment.sh && cargo run --quiet -p ebbtide -- crd >crds/clusters.yaml
