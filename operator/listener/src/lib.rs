@@ -17,11 +17,14 @@ use tokio::io::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 /// Schedulers at once: 1,000 clusters, each with a new connection before its old one is closed.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Wait after a connection could not be accepted.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long TLS may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -107,6 +110,8 @@ pub async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection cannot be accepted");
+                // Most likely for want of descriptors, which come back with time.
+                sleep(REFUSED_PAUSE).await;
                 continue;
             }
         };

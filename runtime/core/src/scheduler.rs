@@ -27,6 +27,10 @@ use crate::{GroupId, JobId, TaskId, Time, WorkerId};
 /// How long a worker may be silent before it counts as lost: five heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a worker waits to be taken away after it was released: many times what an operator
+/// needs, which may have been restarted and want it again.
+pub const RELEASED_MAX: Duration = Duration::from_secs(30);
+
 /// How many workers a task may lose before its job fails.
 pub const LOSSES_MAX: u32 = 3;
 
@@ -82,8 +86,21 @@ struct Worker {
     defined: BTreeSet<GroupId>,
     peers: BTreeSet<WorkerId>,
     seen_at: Time,
-    retire_by: Option<Time>,
-    is_released: bool,
+    retiring: Retiring,
+}
+
+/// Whether the operator wants to do without a worker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Retiring {
+    No,
+    /// It gets no more tasks. Works on at this time, if it is not empty before.
+    Emptying {
+        by: Time,
+    },
+    /// The operator was told that it is empty. Works on at this time, if it is still there.
+    Released {
+        until: Time,
+    },
 }
 
 /// The whole scheduler.
@@ -125,8 +142,10 @@ impl Scheduler {
             Event::Cancelled(job) => self.release(job),
             Event::Retire(worker, deadline) => {
                 if let Some(known) = self.workers.get_mut(&worker) {
-                    known.retire_by.get_or_insert(deadline);
-                    known.is_released = false;
+                    // The first deadline holds, however often it is said.
+                    if !matches!(known.retiring, Retiring::Emptying { .. }) {
+                        known.retiring = Retiring::Emptying { by: deadline };
+                    }
                 }
             }
         }
@@ -142,8 +161,8 @@ impl Scheduler {
             self.effects.push_back(Effect::Disconnect(worker, "it was silent for too long"));
             self.lose_worker(worker);
         }
-        self.assign();
         self.release_retiring(now);
+        self.assign();
     }
 
     /// The next thing to do, if any.
@@ -154,8 +173,10 @@ impl Scheduler {
     /// When to call [`Self::handle_timeout`] next, and why.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let silent = self.workers.values().map(|it| (it.silent_at(), "a worker is silent"));
-        let retire = self.workers.values().filter_map(|it| {
-            (!it.is_released).then_some(it.retire_by?).map(|at| (at, "a worker is not empty yet"))
+        let retire = self.workers.values().filter_map(|it| match it.retiring {
+            Retiring::No => None,
+            Retiring::Emptying { by } => Some((by, "a worker is not empty yet")),
+            Retiring::Released { until } => Some((until, "a released worker is still there")),
         });
         silent.chain(retire).min()
     }
@@ -382,13 +403,19 @@ impl Scheduler {
 
     fn release_retiring(&mut self, now: Time) {
         for (id, worker) in &mut self.workers {
-            let Some(deadline) = worker.retire_by.filter(|_| !worker.is_released) else { continue };
-            if worker.assigned.is_empty() && worker.held.is_empty() {
-                worker.is_released = true;
-                self.effects.push_back(Effect::Released(*id));
-            } else if deadline <= now {
-                worker.retire_by = None;
-                self.effects.push_back(Effect::Kept(*id));
+            match worker.retiring {
+                Retiring::Emptying { .. }
+                    if worker.assigned.is_empty() && worker.held.is_empty() =>
+                {
+                    worker.retiring = Retiring::Released { until: now.after(RELEASED_MAX) };
+                    self.effects.push_back(Effect::Released(*id));
+                }
+                Retiring::Emptying { by } if by <= now => {
+                    worker.retiring = Retiring::No;
+                    self.effects.push_back(Effect::Kept(*id));
+                }
+                Retiring::Released { until } if until <= now => worker.retiring = Retiring::No,
+                Retiring::No | Retiring::Emptying { .. } | Retiring::Released { .. } => {}
             }
         }
     }
@@ -416,8 +443,7 @@ impl Worker {
             defined: BTreeSet::new(),
             peers: BTreeSet::new(),
             seen_at: now,
-            retire_by: None,
-            is_released: false,
+            retiring: Retiring::No,
         }
     }
 

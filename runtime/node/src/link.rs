@@ -20,6 +20,9 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::frame::{self, Frame, FrameError};
 
+/// Wait after a connection could not be accepted.
+pub(crate) const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a peer may take for TLS and the greeting.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -82,3 +83,16 @@ def data_file() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     packages = cache / "ebbtide" / "environments" / key / "lib" / "python3.11" / "site-packages"
     return packages / "skfolio" / "datasets" / "data" / "sp500_dataset.csv.gz"
+
+
+def test_the_readme_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    readme = (EXAMPLE.parents[1] / "README.md").read_text()
+    for name, language in (("cluster.yaml", "yaml"), ("risk.py", "python")):
+        (block,) = re.findall(f"```{language}\n(.*?)```", readme, re.DOTALL)
+        (tmp_path / name).write_text(block)
+    command = ["ebbtide", "up", str(tmp_path / "cluster.yaml"), "--backend", "local"]
+    printed = float(run(*command, "--run", str(tmp_path / "risk.py")))
+    # The same days with equal weights as in the example: the same figure but for the last digits.
+    expected = (EXAMPLE / "expected.txt").read_text().split("\n")[0].split()[-1]
+    assert abs(printed - float(expected)) < 1e-12

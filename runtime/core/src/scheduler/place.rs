@@ -1,7 +1,7 @@
 //! Which task comes next, and which worker gets it.
 
 use crate::message::{Assignment, Attempt, ToWorker};
-use crate::scheduler::{Scheduler, State, Task, Worker};
+use crate::scheduler::{Retiring, Scheduler, State, Task, Worker};
 use crate::{JobId, TaskId, WorkerId};
 
 /// Work that a worker has in hand beyond what runs, per core, in nanoseconds: long enough to hide
@@ -184,8 +184,7 @@ impl Scheduler {
 
 impl Worker {
     fn is_open(&self) -> bool {
-        self.retire_by.is_none()
-            && !self.is_released
+        self.retiring == Retiring::No
             && (self.assigned.len() as u64) < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
     }
 

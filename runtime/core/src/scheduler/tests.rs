@@ -163,6 +163,21 @@ fn a_worker_that_was_released_says_so_to_whoever_asks_again() {
 }
 
 #[test]
+fn a_released_worker_that_nobody_takes_away_works_on() {
+    let mut play = Play::of([join(1, 1)]);
+    play.at(0, Event::Retire(WorkerId(1), Time::default()));
+    play.at(0, tree(1));
+    // It lives meanwhile.
+    for seconds in 1..30 {
+        play.at(seconds, Event::Worker(WorkerId(1), FromWorker::Heartbeat));
+    }
+    assert_eq!(play.assigned, []);
+    play.scheduler.handle_timeout(Time(super::RELEASED_MAX));
+    play.drain();
+    assert!(!play.assigned.is_empty());
+}
+
+#[test]
 fn asking_again_does_not_put_off_the_deadline() {
     let mut play = Play::of([join(1, 1), tree(1)]);
     for seconds in 0..5 {

@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::io::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::sleep;
 use tokio_rustls::server::TlsStream;
 
 use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
@@ -44,6 +45,8 @@ impl Door {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
+                    // Most likely for want of descriptors, which come back with time.
+                    sleep(link::REFUSED_PAUSE).await;
                     continue;
                 }
             };

@@ -10,6 +10,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::Input;
 use crate::frame::{self, FrameError};
@@ -185,7 +186,14 @@ impl Serving {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let Ok((stream, from)) = listener.accept().await else { continue };
+            let (stream, from) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a peer's connection cannot be accepted");
+                    sleep(link::REFUSED_PAUSE).await;
+                    continue;
+                }
+            };
             let this = Arc::clone(&this);
             tokio::spawn(async move {
                 if let Err(error) = this.serve(stream).await {
