@@ -39,7 +39,8 @@ pub struct Buffer {
 
 #[derive(Debug)]
 struct Block {
-    start: NonNull<u8>,
+    /// What was allocated; the block itself begins at the next multiple of [`ALIGN`].
+    allocated: NonNull<u8>,
     capacity: usize,
 }
 
@@ -89,23 +90,30 @@ fn capacity(length: usize) -> usize {
 }
 
 impl Block {
+    /// Some room more instead of a larger alignment: for that, the allocator would clear memory
+    /// itself, and touch each page before anybody uses it.
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGN).expect("a capacity is a length rounded up")
+        Layout::from_size_align(capacity + ALIGN, 1).expect("a capacity is a length rounded up")
+    }
+
+    fn start(&self) -> *mut u8 {
+        let allocated = self.allocated.as_ptr();
+        allocated.wrapping_add(allocated.align_offset(ALIGN))
     }
 
     fn new(capacity: usize) -> Self {
         let layout = Self::layout(capacity);
-        // SAFETY: a capacity is never zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, capacity }
+        // SAFETY: a layout is never empty.
+        let allocated = unsafe { alloc_zeroed(layout) };
+        let Some(allocated) = NonNull::new(allocated) else { handle_alloc_error(layout) };
+        Self { allocated, capacity }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: `start` came from `alloc_zeroed` with this very layout.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        // SAFETY: `allocated` came from `alloc_zeroed` with this very layout.
+        unsafe { dealloc(self.allocated.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 
@@ -130,7 +138,7 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the block has at least `length` bytes, all of them initialised when it was made.
-        unsafe { std::slice::from_raw_parts(self.block().start.as_ptr(), self.length) }
+        unsafe { std::slice::from_raw_parts(self.block().start(), self.length) }
     }
 }
 
@@ -143,7 +151,7 @@ impl AsRef<[u8]> for Buffer {
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.block().start.as_ptr(), self.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.block().start(), self.length) }
     }
 }
 
@@ -176,6 +184,18 @@ mod tests {
         drop(first);
         assert_eq!(pool.kept_bytes(), capacity(1000));
         assert_eq!(pool.take(1000).as_ptr(), start);
+    }
+
+    #[test]
+    fn memory_that_nobody_has_touched_takes_none() {
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let before = resident();
+        let buffer = Pool::new(0).take(1 << 30);
+        assert!(resident() < before + (64 << 20));
+        assert_eq!(buffer[buffer.len() - 1], 0);
     }
 
     #[test]
