@@ -14,14 +14,17 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadHalf, WriteHalf, split};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{interval, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::frame::{self, Frame, FrameError};
 
 /// Wait after a connection could not be accepted.
 pub(crate) const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may take to open before another one is tried beside it.
+const DIAL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long a peer may take for TLS and the greeting.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -128,12 +131,30 @@ pub(crate) async fn connect<S: Stream>(
 
 /// Opens a TCP connection that sends small frames at once.
 pub(crate) async fn dial(address: &str) -> Result<TcpStream, FrameError> {
-    in_time(async {
-        let stream = TcpStream::connect(address).await?;
-        prepare(&stream)?;
-        Ok(stream)
-    })
-    .await
+    let connected = timeout(HANDSHAKE_MAX, connect_eagerly(address)).await;
+    let stream = connected.unwrap_or_else(|_| Err(late("no connection", HANDSHAKE_MAX)))?;
+    prepare(&stream)?;
+    Ok(stream)
+}
+
+/// Begins once more every [`DIAL_INTERVAL`], and takes the connection that opens first. In a
+/// network that is being set up, a connection that began too early may never open: it keeps the
+/// way that it had at its first packet, and TCP repeats that only after a second (RFC 6298, 2.1).
+async fn connect_eagerly(address: &str) -> io::Result<TcpStream> {
+    let (mut tries, mut starts) = (JoinSet::new(), interval(DIAL_INTERVAL));
+    loop {
+        tokio::select! {
+            _ = starts.tick() => {
+                let address = address.to_owned();
+                tries.spawn(async move { TcpStream::connect(address).await });
+            }
+            Some(ended) = tries.join_next() => match ended.map_err(io::Error::other)? {
+                Ok(stream) => return Ok(stream),
+                Err(error) if tries.is_empty() => return Err(error),
+                Err(_) => {}
+            },
+        }
+    }
 }
 
 /// Sends small frames at once, and notices within [`SILENCE_MAX`] that the other side is gone.
@@ -149,10 +170,12 @@ pub(crate) fn prepare(stream: &TcpStream) -> Result<(), FrameError> {
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, FrameError>>) -> Result<T, FrameError> {
-    timeout(HANDSHAKE_MAX, work).await.unwrap_or_else(|_| {
-        let late = format!("no handshake within {HANDSHAKE_MAX:?}");
-        Err(FrameError::Stream(io::Error::new(io::ErrorKind::TimedOut, late)))
-    })
+    let ended = timeout(HANDSHAKE_MAX, work).await;
+    ended.unwrap_or_else(|_| Err(late("no handshake", HANDSHAKE_MAX).into()))
+}
+
+fn late(what: &str, wait: Duration) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {wait:?}"))
 }
 
 fn identity(

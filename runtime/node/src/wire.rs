@@ -168,3 +168,101 @@ pub enum PeerReply {
     /// It is not here.
     NotHere(TaskId),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use ebbtide_array::graph::Graph;
+    use ebbtide_array::lower::lower;
+    use ebbtide_array::{Array, DType, Distribution, ReduceOp};
+    use ebbtide_core::message::{Assignment, Attempt, Failure, FromWorker, ToWorker};
+    use ebbtide_core::{GroupId, TaskId, WorkerId};
+    use serde::Serialize;
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::{ClientFrame, ClientReply, Hello, PeerReply, PeerRequest, Purpose};
+    use super::{Welcome, WorkerFrame, WorkerInfo};
+    use crate::frame::VERSION;
+
+    /// What peers of the same version must read alike: names and bytes of each message.
+    #[derive(Default)]
+    struct Protocol(Vec<u8>);
+
+    impl Protocol {
+        fn add<M: Debug + Serialize>(&mut self, messages: &[M]) {
+            for message in messages {
+                self.0.extend(format!("{message:?}").bytes());
+                self.0.extend(postcard::to_stdvec(message).unwrap());
+            }
+        }
+    }
+
+    fn graph() -> Graph {
+        let x = Array::random(Distribution::Normal, (7, 0), &[10, 4], Some(&[5, 2])).unwrap();
+        let one = Array::constant(DType::Float64, vec![1], 1_f64.to_le_bytes().to_vec()).unwrap();
+        let larger = Array::binary(ebbtide_array::BinaryOp::Add, &x, &one).unwrap();
+        Graph::of(&[larger.reduce(ReduceOp::Sum, Some(&[0])).unwrap(), x.mean(None).unwrap()])
+    }
+
+    #[test]
+    fn another_encoding_has_another_version() {
+        let task = TaskId { group: GroupId(3), index: 4 };
+        let (worker, attempt, failure) = (WorkerId(5), Attempt(6), Failure::new("why"));
+        let (name, address) = ("w".to_owned(), "a:1".to_owned());
+        let graph = graph();
+        let groups =
+            lower(&graph.arrays().unwrap(), GroupId(9), &|_, _, _, _| None).unwrap().groups;
+        let mut protocol = Protocol::default();
+        protocol.add(&[
+            Hello::Worker {
+                name: name.clone(),
+                address,
+                cores: 1,
+                memory_bytes: 2,
+                incarnation: 3,
+            },
+            Hello::Client { token: "t".to_owned() },
+            Hello::Peer { epoch: 8 },
+        ]);
+        let refused = Welcome::Refused("no".to_owned());
+        protocol.add(&[Welcome::Worker { id: worker, epoch: 8 }, Welcome::Yes, refused]);
+        let missing = FromWorker::InputMissing { task, attempt, input: task, holder: worker };
+        let said = [
+            FromWorker::Finished { task, attempt, bytes: 7, nanoseconds: 8 },
+            FromWorker::Failed { task, attempt, failure: failure.clone() },
+            missing,
+            FromWorker::NotHere(task),
+            FromWorker::OnDisk { bytes: 9 },
+            FromWorker::Heartbeat,
+        ];
+        protocol.add(&said.map(WorkerFrame::Message));
+        protocol.add(&[WorkerFrame::Chunk(task), WorkerFrame::Peak(1)]);
+        let peer = ToWorker::Peer { worker, address: "b:2".to_owned() };
+        protocol.add(&[
+            ToWorker::Define(groups),
+            ToWorker::Assign(Assignment { task, attempt, inputs: vec![(task, worker)] }),
+            ToWorker::Free(vec![(task, attempt)]),
+            ToWorker::Forget(vec![GroupId(3)]),
+            ToWorker::Collect(task),
+            peer,
+        ]);
+        let purposes = [Purpose::Future, Purpose::Compute, Purpose::Keep];
+        protocol.add(&purposes.map(|purpose| ClientFrame::Submit { job: 1, purpose }));
+        protocol.add(&[ClientFrame::Workers { question: 2 }, ClientFrame::Cancel { job: 1 }]);
+        let info = WorkerInfo { name, cores: 1, memory_bytes: 2, peak_bytes: 3 };
+        protocol.add(&[
+            ClientReply::Progress { job: 1, done: 2, tasks: 3, workers: 4 },
+            ClientReply::Chunk { job: 1, target: 2, index: 3 },
+            ClientReply::Workers { question: 2, workers: vec![info] },
+            ClientReply::Done { job: 1 },
+            ClientReply::Failed { job: 1, failure },
+        ]);
+        protocol.add(&[PeerRequest { chunk: task }]);
+        protocol.add(&[PeerReply::Chunk(task), PeerReply::NotHere(task)]);
+        protocol.0.extend(graph.encode());
+        let known = (2, 9_665_260_454_715_624_936);
+        let found = (VERSION, xxh3_64(&protocol.0));
+        assert_eq!(found, known, "messages have changed: raise VERSION, and say so here");
+    }
+}

@@ -37,7 +37,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 const MEASURE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Wait between two tries to reach the scheduler.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a worker waits for a scheduler before it ends.
 const ABANDONED_AFTER: Duration = Duration::from_mins(2);

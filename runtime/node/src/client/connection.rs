@@ -73,8 +73,13 @@ struct Entered {
 }
 
 impl Jobs {
-    fn end(&mut self, number: u64, ended: Result<(), ClientError>) {
+    fn end(&mut self, number: u64, mut ended: Result<(), ClientError>) {
         if let Some(job) = self.entered.get_mut(&number) {
+            if ended.is_ok() && !job.wholes.iter().all(Whole::is_complete) {
+                let error = "the scheduler said that the result was complete, and it is not; this \
+                             is a bug in ebbtide";
+                ended = Err(ClientError::Failed(Failure::new(error)));
+            }
             job.ended.get_or_insert(ended);
         }
     }
@@ -339,7 +344,16 @@ pub(super) async fn open(endpoint: &Endpoint) -> Result<Opened, ClientError> {
 }
 
 fn lost(endpoint: &Endpoint, error: FrameError) -> ClientError {
-    ClientError::Connection(endpoint.name.clone(), Arc::new(error))
+    match error {
+        FrameError::Refused(_) | FrameError::Version(_) => {
+            ClientError::Refused(endpoint.name.clone(), error.to_string())
+        }
+        FrameError::Stream(_)
+        | FrameError::Stranger
+        | FrameError::TooLong { .. }
+        | FrameError::Checksum(_)
+        | FrameError::Header(_) => ClientError::Connection(endpoint.name.clone(), Arc::new(error)),
+    }
 }
 
 async fn greet<S: Stream + 'static>(endpoint: &Endpoint, stream: S) -> Result<Opened, ClientError> {
