@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from ebbtide import _function, _native
 from ebbtide._function import Future
@@ -74,8 +75,11 @@ class Cluster:
         endpoint = self._way.stdout.readline().decode()
         if not endpoint:
             words = self._way.stderr.read().decode().strip().removeprefix("error: ")
+            self._way.stderr.close()
             self._close_way()
             raise _native.ConnectionLost(words or f"cluster {name} cannot be reached")
+        # Read to the end, or it could write no more and would stop carrying connections.
+        threading.Thread(target=_log, args=(self._way.stderr,), daemon=True).start()
         self.name = name
         try:
             self._client: _native.Client | None = _native.Client.connect(endpoint)
@@ -145,7 +149,7 @@ class Cluster:
         self._close_way()
 
     def _close_way(self) -> None:
-        for pipe in (self._way.stdin, self._way.stdout, self._way.stderr):
+        for pipe in (self._way.stdin, self._way.stdout):
             if pipe is not None:
                 pipe.close()
         self._way.wait(timeout=10)
@@ -202,6 +206,14 @@ def keep(expressions: Sequence[_native.Expression]) -> list[_native.Expression]:
         if clusters:
             return clusters[-1]._connected().persist(expressions)
         return _native.persist(expressions)
+
+
+def _log(lines: IO[bytes]) -> None:
+    import logging
+
+    with lines:
+        for line in lines:
+            logging.getLogger("ebbtide").info(line.decode(errors="replace").rstrip())
 
 
 def _program() -> str:
