@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import subprocess
+import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
@@ -11,6 +18,7 @@ import ebbtide.array as xp
 from conftest import kubectl, run
 from test_thread import up
 
+OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 CLUSTER = str(Path(__file__).parents[1] / "kube" / "cluster.sh")
 
 
@@ -61,3 +69,222 @@ def test_two_operators_at_once_make_no_wrong_pod(
     finally:
         kubectl("scale", *operators, "--replicas=1")
         kubectl("rollout", "status", *operators, "--timeout=60s")
+
+
+class Told:
+    """What a watch told, as it came: the objects that are there, and all that ever were."""
+
+    def __init__(self, path: str) -> None:
+        """Start at what is there now."""
+        self.made: list[dict] = []
+        self.gone: dict[str, int] = {}
+        self.live: dict[str, dict] = {}
+        self.changed = threading.Condition()
+        command = ["kubectl", "get", "--raw", f"{path}?watch=true"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            event = json.loads(line)
+            it = event["object"]
+            uid = it["metadata"]["uid"]
+            with self.changed:
+                if event["type"] == "ADDED":
+                    self.made.append(it)
+                if event["type"] == "DELETED":
+                    self.gone[uid] = int(it["metadata"]["resourceVersion"])
+                    del self.live[uid]
+                else:
+                    self.live[uid] = it
+                self.changed.notify_all()
+
+    def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> None:
+        """Wait until what is there is as wanted."""
+        with self.changed:
+            is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 90)
+            names = sorted(it["metadata"]["name"] for it in self.live.values())
+        assert is_so, f"{words}: {names}"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._process.terminate()
+        self._reader.join()
+        self._process.wait()
+
+
+@contextmanager
+def told(path: str) -> Iterator[Told]:
+    """Watch meanwhile."""
+    watch = Told(path)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+@contextmanager
+def two_operators() -> Iterator[list[str]]:
+    """Have two operators meanwhile, and name their pods."""
+    kubectl("scale", *OPERATOR, "--replicas=2")
+    try:
+        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+        found = kubectl("get", "pods", "-n", "ebbtide", "-o", "name",
+                        "-l", "app.kubernetes.io/name=ebbtide-operator")  # fmt: skip
+        yield found.split()
+    finally:
+        kubectl("scale", *OPERATOR, "--replicas=1")
+        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+
+
+def owner(pod: dict) -> str:
+    """Tell the uid of a pod's one owner."""
+    (it,) = pod["metadata"].get("ownerReferences", [{"uid": "nobody"}])
+    return it["uid"]
+
+
+def short(pod: dict) -> str:
+    """Shorten the name of a pod to its cluster and its place there."""
+    cluster, _, place = pod["metadata"]["name"].split("-", 2)
+    return f"{cluster} {place}"
+
+
+def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong_pod(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def apply(name: str, workers: int) -> None:
+        def exactly(spec: dict) -> None:
+            spec["workers"][0].update(min=workers, max=workers)
+            spec["workers"][0]["resources"] = {"cpu": "100m", "memory": "256Mi"}
+
+        kubectl("apply", "-n", namespace, "-f", str(manifest(exactly, name)))
+
+    def are(name: str, workers: int) -> Callable[[list[dict]], bool]:
+        wanted = [f"{name} general-{nth}" for nth in range(workers)] + [f"{name} scheduler"]
+
+        def look(pods: list[dict]) -> bool:
+            mine = [pod for pod in pods if short(pod).startswith(name)]
+            running = all(pod["status"]["phase"] == "Running" for pod in mine)
+            return running and sorted(map(short, mine)) == wanted
+
+        return look
+
+    def none(name: str) -> Callable[[list[dict]], bool]:
+        return lambda pods: not any(short(pod).startswith(name) for pod in pods)
+
+    kinds = (f"/api/v1/namespaces/{namespace}/pods",
+             f"/apis/ebbtide.dev/v1alpha1/namespaces/{namespace}/clusters")  # fmt: skip
+    with two_operators() as operators, told(kinds[0]) as pods, told(kinds[1]) as clusters:
+        apply("steady", 2)
+        pods.wait(are("steady", 2), "steady")
+        end, rounds = time.monotonic() + 60, 0
+        while time.monotonic() < end or rounds < 4:
+            rounds += 1
+            # Gone while it is still coming, then again under the same name.
+            apply("brief", 1)
+            pods.wait(lambda them: any(short(it) == "brief scheduler" for it in them), "brief")
+            kubectl("delete", "ebb", "brief", "-n", namespace, "--wait=false")
+            apply("brief", 2)
+            swings = 1 + rounds % 3
+            apply("swings", swings)
+            pods.wait(are("swings", swings), f"swings in round {rounds}")
+            pods.wait(are("brief", 2), f"brief in round {rounds}")
+            cascade = ["background", "foreground"][rounds % 2]
+            kubectl("delete", "ebb", "brief", "-n", namespace, f"--cascade={cascade}")
+            pods.wait(none("brief"), f"brief in round {rounds} is gone")
+        kubectl("delete", "ebb", "swings", "-n", namespace)
+        pods.wait(none("swings"), "swings is gone")
+        assert are("steady", 2)(list(pods.live.values())) and len(pods.live) == 3
+
+        # None is foreign: each belongs to one of the clusters that were applied.
+        names = {it["metadata"]["uid"]: it["metadata"]["name"] for it in clusters.made}
+        assert all(short(pod).split()[0] == names[owner(pod)] for pod in pods.made)
+        # None is an orphan: none was made after its cluster was gone.
+        for pod in pods.made:
+            gone = clusters.gone.get(owner(pod))
+            assert gone is None or int(pod["metadata"]["resourceVersion"]) < gone, short(pod)
+        # None is made twice: one for each time that the spec began to ask for it.
+        made = sorted(short(pod) for pod in pods.made if not short(pod).startswith("brief"))
+        asked = ["steady general-0", "steady general-1", "steady scheduler", "swings scheduler"]
+        before = 0
+        for swings in (1 + nth % 3 for nth in range(1, rounds + 1)):
+            asked += [f"swings general-{nth}" for nth in range(before, swings)]
+            before = swings
+        assert made == sorted(asked)
+        brief = [(owner(pod), short(pod)) for pod in pods.made if short(pod).startswith("brief")]
+        assert len(set(brief)) == len(brief)
+        # Both operators took part.
+        for operator in operators:
+            log = kubectl("logs", operator, "-n", "ebbtide", "--since=120s")
+            assert f'"namespace":"{namespace}"' in log
+        kubectl("delete", "ebb", "steady", "-n", namespace)
+        pods.wait(lambda them: not them, "everything is gone")
+
+
+def test_an_operator_that_is_killed_in_the_middle_of_a_job_finds_everything_as_it_left_it(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def uids() -> dict[str, str]:
+        found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+        return {short(pod): pod["metadata"]["uid"] for pod in found}
+
+    large = xp.random.default_rng(7).normal(size=(20_000, 4000), chunks=(500, 4000)).mean()
+    with up(manifest(), namespace):
+        before, killed = uids(), threading.Event()
+
+        def kill_once(done: int, tasks: int, workers: int) -> None:
+            if not killed.is_set() and done > 0:
+                killed.set()
+                kubectl("delete", "pod", "-n", "ebbtide", "--grace-period=0", "--force",
+                        "-l", "app.kubernetes.io/name=ebbtide-operator")  # fmt: skip
+                assert done < tasks
+
+        with eb.Cluster("mean", namespace=namespace) as cluster:
+            bits = cluster._compute([large._expression], kill_once)[0]
+        assert killed.is_set()
+        assert bits == large.compute().tobytes()
+        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+        kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=Ready", "--timeout=60s")
+        assert uids() == before
+
+        # The next one carries on: it hears of the workers, and makes and takes away pods.
+        def change(workers: int) -> None:
+            spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
+                    for end in ("min", "max")]  # fmt: skip
+            kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
+            kubectl("wait", "ebb/mean", "-n", namespace, "--timeout=60s",
+                    f"--for=jsonpath={{.status.workers.ready}}={workers}")  # fmt: skip
+
+        change(2)
+        assert uids().keys() == before.keys() | {"mean general-1"}
+        second = kubectl("get", "pods", "-n", namespace, "-l", "ebbtide.dev/index=1", "-o", "name")
+        change(1)
+        kubectl("wait", "--for=delete", second.strip(), "-n", namespace, "--timeout=60s")
+        assert uids() == before
+
+
+def test_the_way_to_a_scheduler_outlives_hundreds_of_connections_that_broke(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(), namespace), eb.Cluster("mean", namespace=namespace) as cluster:
+        path = f"{tempfile.gettempdir()}/ebbtide-{cluster._way.pid}/scheduler"
+
+        def broken(_: int) -> None:
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.settimeout(5)
+                try:
+                    stream.connect(path)
+                    stream.sendall(b"no TLS")
+                    while stream.recv(64):
+                        pass
+                except OSError:
+                    pass
+
+        with ThreadPoolExecutor(40) as threads:
+            list(threads.map(broken, range(480)))
+        try:
+            assert cluster.submit(len, "abc").result(20) == 3
+        finally:
+            cluster._way.kill()
