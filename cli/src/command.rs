@@ -1,23 +1,36 @@
 //! The commands and what each does, in terms of a backend.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
-use ebbtide_api::{Cluster, Phase};
+use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
 use kube::{CustomResourceExt as _, ResourceExt as _};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
+use tokio::time::sleep;
 
 use crate::backend::{Backend, Kind};
 use crate::output::{self, Format};
 use crate::{endpoint, manifest, node};
 
+/// How long a cluster may go without any status before a person is told what may be wrong.
+const UNSEEN_MAX: Duration = Duration::from_secs(15);
+
 /// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
 #[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0, done; 1, it did not work, and standard error says why; 2, the \
+                  command line is wrong. `up --run` ends with the script's own code, or with 128 \
+                  and the number of the signal that ended it."
+)]
 pub(crate) struct Ebbtide {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -41,6 +54,7 @@ pub(crate) enum Command {
     /// Take a cluster down and wait until it is gone.
     Down {
         /// Name of the cluster.
+        #[arg(value_parser = cluster_name)]
         name: String,
         #[command(flatten)]
         place: Place,
@@ -48,6 +62,7 @@ pub(crate) enum Command {
     /// List clusters, or show one.
     Get {
         /// Name of the cluster.
+        #[arg(value_parser = cluster_name)]
         name: Option<String>,
         /// Print for programs.
         #[arg(short, long)]
@@ -72,6 +87,7 @@ pub(crate) enum Command {
     /// standard input ends. For the Python package.
     #[command(hide = true)]
     Endpoint {
+        #[arg(value_parser = cluster_name)]
         name: String,
         #[command(flatten)]
         place: Place,
@@ -84,7 +100,13 @@ pub(crate) enum Command {
     Worker,
     /// Supervise a cluster of this machine. `ebbtide up` starts it.
     #[command(hide = true)]
-    Supervise { folder: PathBuf, namespace: String, name: String },
+    Supervise {
+        folder: PathBuf,
+        #[arg(value_parser = namespace_name)]
+        namespace: String,
+        #[arg(value_parser = cluster_name)]
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -106,12 +128,20 @@ pub(crate) enum EnvCommand {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Place {
     /// Namespace. Default: the manifest's, else that of the kubectl context, else `default`.
-    #[arg(short, long, env = "EBBTIDE_NAMESPACE")]
+    #[arg(short, long, env = "EBBTIDE_NAMESPACE", value_parser = namespace_name)]
     pub(crate) namespace: Option<String>,
     /// As pods on Kubernetes, or as processes on this machine. Default: Kubernetes where kubectl
     /// has a context, else this machine.
     #[arg(long, env = "EBBTIDE_BACKEND")]
     pub(crate) backend: Option<Kind>,
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    names::check_cluster(text).map(|()| text.to_owned())
+}
+
+fn namespace_name(text: &str) -> Result<String, String> {
+    names::check_namespace(text).map(|()| text.to_owned())
 }
 
 impl Command {
@@ -161,7 +191,10 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             endpoint::serve(&backend, &backend.namespace(), &name).await?;
         }
         Command::Supervise { namespace, name, .. } => {
-            supervisor::run(State::of(&namespace, &name), node::asked_to_end()).await?;
+            supervisor::run(State::of(&namespace, &name), async {
+                node::asked_to_end().await;
+            })
+            .await?;
         }
         Command::Scheduler | Command::Worker => bail!("a program, not a command"),
     }
@@ -189,7 +222,11 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
     cluster.metadata.namespace = Some(namespace.clone());
     let name = cluster.name_any();
     backend.apply(&cluster).await?;
-    let ready = wait_until_ready(&backend, &namespace, &name).await;
+    let ready = tokio::select! {
+        ready = wait_until_ready(&backend, &namespace, &name) => ready,
+        // What was made for a script goes; what was asked for by itself stays.
+        _ = node::asked_to_end(), if script.is_some() => Err(anyhow!("interrupted")),
+    };
     let Some(script) = script else {
         ready?;
         output::line(&format!("{name} is ready"))?;
@@ -199,6 +236,7 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
         Ok(()) => run_script(script, &name, &namespace, backend.kind()).await,
         Err(error) => Err(error),
     };
+    output::tell(&format!("{name}: taking it down"));
     let gone = backend.down(&namespace, &name).await;
     let code = ran?;
     gone?;
@@ -210,7 +248,7 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
 async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
     let mut told = None;
     loop {
-        let cluster = backend.next(namespace, name, told.as_ref()).await?;
+        let cluster = news(backend, (namespace, name), told.as_ref()).await?;
         let status = cluster.status.clone().unwrap_or_default();
         // What was found out about an earlier spec says nothing of this one.
         if status.observed_generation != cluster.metadata.generation {
@@ -229,6 +267,22 @@ async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> any
     }
 }
 
+/// The cluster as soon as its status is another one than `seen`. A person is told when nobody looks.
+async fn news(
+    backend: &Backend,
+    (namespace, name): (&str, &str),
+    seen: Option<&Cluster>,
+) -> anyhow::Result<Cluster> {
+    let news = backend.next(namespace, name, seen);
+    tokio::pin!(news);
+    tokio::select! {
+        news = &mut news => return news,
+        () = sleep(UNSEEN_MAX), if seen.is_none() => {}
+    }
+    output::tell(&format!("{name}: nobody has looked at it yet; is the operator running?"));
+    news.await
+}
+
 async fn run_script(
     script: &Script,
     name: &str,
@@ -240,13 +294,23 @@ async fn run_script(
     python.env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
     python.env("EBBTIDE_BACKEND", backend.as_str());
     let mut child = python.spawn().context("python3 cannot be started")?;
-    let status = tokio::select! {
-        status = child.wait() => status?,
-        // The script hears of Ctrl-C itself; the cluster goes whatever it does then.
-        () = node::asked_to_end() => child.wait().await?,
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status?,
+            asked = node::asked_to_end() => {
+                // The terminal tells the script of Ctrl-C itself; of other ends it hears from here.
+                if asked == Signal::TERM
+                    && let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
+                    && let Err(error) = kill_process(pid, Signal::TERM)
+                {
+                    tracing::debug!(%error, "the script has ended already");
+                }
+            }
+        }
     };
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    // As a shell tells of a signal.
+    let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 async fn get(name: Option<&str>, format: Option<Format>, place: &Place) -> anyhow::Result<()> {

@@ -4,23 +4,35 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use ebbtide_local::state::State;
 use ebbtide_node::client::Address;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use kube::ResourceExt as _;
 use tokio::io::{AsyncReadExt as _, stdin};
 use tokio::net::UnixListener;
+use tokio::time::sleep;
 
 use crate::backend::Backend;
 use crate::output;
 
-/// Prints the endpoint as one line of JSON and keeps the way open until standard input ends.
+/// How often a cluster of this machine is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Prints the endpoint as one line of JSON and keeps the way open until standard input ends or the
+/// cluster is gone.
 pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
     let mut endpoint = backend.endpoint(namespace, name).await?;
+    let uid = endpoint.cluster_uid.clone();
     let Backend::Kubernetes(kubernetes) = backend else {
         output::line(&serde_json::to_string(&endpoint)?)?;
-        return closed().await;
+        return tokio::select! {
+            closed = closed() => closed,
+            () = local_end(namespace, name, &uid) => Err(gone(name)),
+        };
     };
     let socket = Socket::bind()?;
     endpoint.address = Address::Unix(socket.path());
@@ -37,9 +49,26 @@ pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> any
             Some(ended) = relays.next() => {
                 if let Err(error) = ended {
                     output::tell(&format!("{name}: {error:#}"));
+                    if kubernetes.is_gone(namespace, name, &uid).await {
+                        return Err(gone(name));
+                    }
                 }
             }
         }
+    }
+}
+
+fn gone(name: &str) -> anyhow::Error {
+    anyhow!("cluster {name} is gone: it was deleted")
+}
+
+/// Ready when the cluster of this machine with this uid has ended.
+async fn local_end(namespace: &str, name: &str, uid: &str) {
+    let state = State::of(namespace, name);
+    while state.cluster().is_some_and(|it| it.uid().as_deref() == Some(uid))
+        && state.supervisor().is_some()
+    {
+        sleep(LOOK_INTERVAL).await;
     }
 }
 
@@ -59,6 +88,11 @@ struct Socket {
 impl Socket {
     fn bind() -> anyhow::Result<Self> {
         let folder = env::temp_dir().join(format!("ebbtide-{}", std::process::id()));
+        // What a process of this id left that was killed.
+        if folder.symlink_metadata().is_ok() {
+            fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot clear {}", folder.display()))?;
+        }
         DirBuilder::new()
             .mode(0o700)
             .create(&folder)

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use ebbtide_api::Cluster;
+use anyhow::{Context as _, anyhow, bail};
+use ebbtide_api::{Cluster, names};
 use kube::Resource as _;
 use serde::Deserialize;
 
@@ -13,6 +13,46 @@ use serde::Deserialize;
 struct TypeMeta {
     api_version: Option<String>,
     kind: Option<String>,
+}
+
+/// Every field that a manifest has beside its spec.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "read so that others are refused")]
+struct Fields {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: serde::de::IgnoredAny,
+    #[serde(default)]
+    status: serde::de::IgnoredAny,
+}
+
+/// Those of `metadata` that a person writes. What a server adds is let be.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "read so that others are refused")]
+struct Metadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    #[serde(default)]
+    labels: serde::de::IgnoredAny,
+    #[serde(default)]
+    annotations: serde::de::IgnoredAny,
+    #[serde(default)]
+    finalizers: serde::de::IgnoredAny,
+    #[serde(default)]
+    owner_references: serde::de::IgnoredAny,
+    #[serde(default)]
+    uid: serde::de::IgnoredAny,
+    #[serde(default)]
+    generation: serde::de::IgnoredAny,
+    #[serde(default)]
+    resource_version: serde::de::IgnoredAny,
+    #[serde(default)]
+    creation_timestamp: serde::de::IgnoredAny,
+    #[serde(default)]
+    managed_fields: serde::de::IgnoredAny,
 }
 
 /// The cluster that a file describes.
@@ -32,9 +72,16 @@ fn parse(text: &str) -> anyhow::Result<Cluster> {
             meta.kind.as_deref().unwrap_or("none"),
         );
     }
+    serde_saphyr::from_str::<Fields>(text)?;
     let cluster: Cluster = serde_saphyr::from_str(text)?;
-    if cluster.metadata.name.as_deref().is_none_or(str::is_empty) {
+    let Some(name) = cluster.metadata.name.as_deref() else {
         bail!("metadata.name is missing; every cluster has a name");
+    };
+    let checked = names::check_cluster(name);
+    checked.map_err(|error| anyhow!("metadata.name: {error}"))?;
+    if let Some(namespace) = &cluster.metadata.namespace {
+        let checked = names::check_namespace(namespace);
+        checked.map_err(|error| anyhow!("metadata.namespace: {error}"))?;
     }
     Ok(cluster)
 }
@@ -62,7 +109,11 @@ spec:
     fn mistakes_are_named() {
         for (from, to, words) in [
             ("v1alpha1", "v1", "expected apiVersion ebbtide.dev/v1alpha1"),
-            ("name: risk", "nome: risk", "metadata.name is missing"),
+            ("name: risk", "nome: risk", "unknown field `nome`"),
+            ("metadata: { name: risk }", "metadata: {}", "metadata.name is missing"),
+            ("name: risk", "name: ../..", "metadata.name: \"../..\" is no name of a cluster"),
+            ("name: risk", "name: a, namespace: /", "metadata.namespace: \"/\""),
+            ("spec:", "suspend: true\nspec:", "unknown field `suspend`"),
             ("workers:", "wokers:", "wokers"),
             ("1Gi", "1Zi", "\"1Zi\" is not an amount"),
             ("max: 2", "max: two", "line 7"),

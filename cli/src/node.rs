@@ -6,16 +6,17 @@ use ebbtide_contract::exit;
 use ebbtide_node::settings::{Settings, SettingsError};
 use ebbtide_node::worker::WorkerError;
 use ebbtide_node::{scheduler, worker};
+use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) fn scheduler() -> ExitCode {
-    run(async |settings| scheduler::run(settings, asked_to_end()).await.map_err(Into::into))
+    run(async |settings| scheduler::run(settings, ended()).await.map_err(Into::into))
 }
 
 pub(crate) fn worker() -> ExitCode {
     run(async |settings| {
-        worker::run(settings, asked_to_end()).await.map_err(|error| match error {
+        worker::run(settings, ended()).await.map_err(|error| match error {
             WorkerError::Abandoned { .. } => Ended { code: exit::ABANDONED, error: error.into() },
             WorkerError::Settings(_)
             | WorkerError::Processor(_)
@@ -59,15 +60,19 @@ fn run(work: impl AsyncFnOnce(&Settings) -> Result<(), Ended>) -> ExitCode {
     }
 }
 
-/// Ready when this process is asked to end.
-pub(crate) async fn asked_to_end() {
+async fn ended() {
+    asked_to_end().await;
+}
+
+/// Ready when this process is asked to end, with the signal that asks.
+pub(crate) async fn asked_to_end() -> Signal {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = terminate.recv() => Signal::TERM,
+        _ = interrupt.recv() => Signal::INT,
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use ebbtide_api::{Cluster, names};
+use ebbtide_api::{Cluster, GROUP, names};
 use ebbtide_contract::port;
 use ebbtide_contract::tls::file;
 use ebbtide_node::client::{Address, Endpoint};
@@ -49,6 +49,10 @@ async fn in_time<T>(
 ) -> anyhow::Result<T> {
     match timeout(REQUEST_MAX, request).await {
         Ok(Ok(answer)) => Ok(answer),
+        // The server's own page, not an answer about an object.
+        Ok(Err(kube::Error::Api(status))) if status.message.contains("page not found") => bail!(
+            "{what}: this Kubernetes knows no clusters of {GROUP}; install the chart ebbtide first"
+        ),
         Ok(Err(kube::Error::Api(status))) => bail!("{what}: {}", status.message),
         Ok(Err(error)) => Err(anyhow!(error).context(what.to_owned())),
         Err(_) => bail!("{what}: the API server did not answer within {REQUEST_MAX:?}"),
@@ -149,8 +153,8 @@ impl Kubernetes {
     pub(super) async fn endpoint(&self, namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
         let cluster = self.get(namespace, name).await?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let client = ebbtide_plan::client_secret(name);
-        let token = ebbtide_plan::token_secret(name);
+        let client = ebbtide_plan::client_secret(&cluster);
+        let token = ebbtide_plan::token_secret(&cluster);
         let client = in_time("read the client's certificate", secrets.get(&client)).await?;
         let token = in_time("read the token", secrets.get(&token)).await?;
         let text = |secret: &Secret, key: &str| -> anyhow::Result<String> {
@@ -186,5 +190,11 @@ impl Kubernetes {
         copy_bidirectional(&mut local, &mut remote).await?;
         drop(remote);
         Ok(forwarder.join().await?)
+    }
+
+    /// Whether the cluster with this uid is there, as far as can be told.
+    pub(crate) async fn is_gone(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
+        there.is_ok_and(|there| there.is_none_or(|it| it.uid().as_deref() != Some(uid)))
     }
 }

@@ -24,7 +24,11 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     if cluster.spec.image.is_some() {
         bail!("spec.image: processes of this machine run no images; give environment instead");
     }
+    if let Err(error) = ebbtide_plan::check(&cluster.spec) {
+        bail!("{error}");
+    }
     let state = State::of(&namespace, &name);
+    let _lock = State::lock().context("the folder of clusters cannot be locked")?;
     if state.supervisor().is_some() {
         let running = state.cluster().map(|running| running.spec);
         if running.as_ref() == Some(&cluster.spec) {
@@ -46,8 +50,8 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     let mut supervisor = Command::new(env::current_exe()?);
     supervisor.arg("supervise").arg(state.folder()).arg(namespace).arg(name);
     supervisor.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-    supervisor.spawn().context("the supervisor cannot be started")?;
-    Ok(())
+    let supervisor = supervisor.spawn().context("the supervisor cannot be started")?;
+    Ok(state.write_pid(supervisor.id())?)
 }
 
 fn fresh_uid() -> anyhow::Result<String> {
@@ -96,6 +100,10 @@ pub(super) async fn next(
 pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
     let state = State::of(namespace, name);
     let Some(pid) = state.supervisor().and_then(rustix::process::Pid::from_raw) else {
+        if state.folder().exists() {
+            // What a supervisor left that was killed; its processes ended with it.
+            return state.remove().context("what is left of the cluster cannot be removed");
+        }
         bail!("there is no cluster {name} in namespace {namespace} on this machine");
     };
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)

@@ -7,17 +7,20 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A number with an optional unit, like `2`, `500m` or `8Gi`.
+/// A number above zero with an optional unit, like `2`, `500m` or `8Gi`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Amount(String);
 
 /// An amount that is none.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0:?} is not an amount; expected a number with an optional unit, like 2, 500m or 8Gi")]
+#[error(
+    "{0:?} is not an amount; expected a number above zero with an optional unit, like 2, 500m or 8Gi"
+)]
 pub struct AmountError(String);
 
-const PATTERN: &str = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$";
+const PATTERN: &str =
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$";
 
 const UNITS: [(&str, f64); 9] = [
     ("Ki", 1024.0),
@@ -42,7 +45,7 @@ impl Amount {
             return Err(wrong());
         }
         let number: f64 = digits.parse().map_err(|_| wrong())?;
-        if number.is_finite() { Ok(number * factor) } else { Err(wrong()) }
+        if number.is_finite() && number > 0.0 { Ok(number * factor) } else { Err(wrong()) }
     }
 
     /// As it was written.
@@ -92,6 +95,11 @@ impl JsonSchema for Amount {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": PATTERN, "maxLength": 32 })
+        json_schema!({
+            "x-kubernetes-int-or-string": true,
+            "minimum": 1,
+            "pattern": PATTERN,
+            "maxLength": 32
+        })
     }
 }

@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::amount::{Amount, AmountError};
 pub use crate::duration::{DurationError, Length};
 
+/// Longest message of a status, in characters.
+pub const MESSAGE_MAX: usize = 1024;
+
 /// API group of everything here.
 pub const GROUP: &str = "ebbtide.dev";
 
@@ -69,12 +72,18 @@ pub const GROUP: &str = "ebbtide.dev";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.image) != has(self.environment)")
     .message("give either image or environment: an image is used as it is, an environment is a package list that is looked up"))]
+#[x_kube(validation = Rule::new("has(self.image) == has(oldSelf.image) && (!has(self.image) || self.image == oldSelf.image)")
+    .message("image cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
+#[x_kube(validation = Rule::new("has(self.environment) == has(oldSelf.environment) && (!has(self.environment) || self.environment == oldSelf.environment)")
+    .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
 pub struct ClusterSpec {
-    /// Packages that everything in this cluster runs with. Give this or `image`.
+    /// Packages that everything in this cluster runs with. Give this or `image`. It cannot change
+    /// while the cluster lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<EnvironmentSpec>,
     /// Image that everything in this cluster runs, with Ebbtide installed. Give this or
-    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node.
+    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node. It
+    /// cannot change while the cluster lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
@@ -110,7 +119,7 @@ pub struct EnvironmentSpec {
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SchedulerSpec {
-    /// What it may use. Default: 1 core and 1 GiB.
+    /// What it may use. Default: 1 core and 1 GiB. A change holds when the scheduler is made again.
     #[serde(default = "scheduler_resources")]
     pub resources: Resources,
 }
@@ -133,9 +142,9 @@ pub struct Resources {
     .field_path(".min"))]
 pub struct WorkerGroup {
     /// Name of the group, part of its pods' names.
-    #[schemars(length(min = 1, max = 20), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = names::GROUP_MAX), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
-    /// What each worker may use.
+    /// What each worker may use. A change holds for workers that are made from then on.
     pub resources: Resources,
     /// Workers that are there even without work. Default: 0.
     #[serde(default)]
@@ -209,9 +218,9 @@ pub struct ClusterStatus {
     /// What the cluster is doing.
     #[serde(default)]
     pub phase: Phase,
-    /// What it waits for, in words.
+    /// What it waits for, or what goes wrong beside it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MESSAGE_MAX))]
     pub message: Option<String>,
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,15 +270,19 @@ pub enum Phase {
 pub struct WorkerCounts {
     /// What the queue asks for, within `min` and `max`.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub desired: i32,
     /// Pods that are not registered yet.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub starting: i32,
     /// Registered with the scheduler.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub ready: i32,
     /// Handing over what they hold.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub retiring: i32,
 }
 

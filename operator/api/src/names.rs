@@ -17,6 +17,9 @@ pub const WORKER_GROUP: &str = "ebbtide.dev/group";
 /// Label: which of the group's workers.
 pub const INDEX: &str = "ebbtide.dev/index";
 
+/// Longest name of a worker group.
+pub(crate) const GROUP_MAX: usize = 20;
+
 /// Longest name of a pod that may also be a label and a host name.
 const LENGTH_MAX: usize = 63;
 
@@ -24,16 +27,72 @@ const LENGTH_MAX: usize = 63;
 /// namespace apart whose names begin alike, and the rest of the name tells most others.
 const HASH_DIGITS: usize = 6;
 
+/// Hexadecimal digits of its uid in what belongs to one life of a cluster: 64 bits, which nobody
+/// guesses before the cluster is there.
+const LIFE_DIGITS: usize = 16;
+
+/// Longest name of an object.
+const NAME_MAX: usize = 253;
+
+/// Whether this can be a cluster's name: a DNS subdomain, as Kubernetes has it.
+pub fn check_cluster(name: &str) -> Result<(), String> {
+    let is_right = name.len() <= NAME_MAX && name.split('.').all(is_label);
+    is_right.then_some(()).ok_or_else(|| {
+        format!(
+            "{name:?} is no name of a cluster; expected lower-case letters, digits, '-' and '.', \
+             beginning and ending with a letter or digit, {NAME_MAX} at most"
+        )
+    })
+}
+
+/// Whether this can be a namespace's name: a DNS label.
+pub fn check_namespace(name: &str) -> Result<(), String> {
+    let is_right = name.len() <= LENGTH_MAX && is_label(name);
+    is_right.then_some(()).ok_or_else(|| {
+        format!(
+            "{name:?} is no name of a namespace; expected lower-case letters, digits and '-', \
+             beginning and ending with a letter or digit, {LENGTH_MAX} at most"
+        )
+    })
+}
+
+/// Whether this can be a worker group's name.
+pub fn check_group(name: &str) -> Result<(), String> {
+    let begins = name.bytes().next().is_some_and(|it| it.is_ascii_lowercase());
+    let is_right = begins && name.len() <= GROUP_MAX && is_label(name);
+    is_right.then_some(()).ok_or_else(|| {
+        format!(
+            "{name:?} is no name of a worker group; expected lower-case letters, digits and '-', \
+             beginning with a letter, ending with a letter or digit, {GROUP_MAX} at most"
+        )
+    })
+}
+
+fn is_label(text: &str) -> bool {
+    let is_inner = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
+    let bytes = text.as_bytes();
+    let ends = [bytes.first(), bytes.last()];
+    ends.iter().all(|it| it.is_some_and(|it| *it != b'-')) && text.bytes().all(is_inner)
+}
+
 /// The name of a child of the cluster with this name. `suffix` is at most 32 letters.
 pub fn child(cluster: &str, suffix: &str) -> String {
-    let digest = Sha256::digest(cluster);
-    let hash = digest.iter().take(HASH_DIGITS / 2).fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes any write");
-        text
-    });
+    let hash = hash(cluster, HASH_DIGITS);
     let room = LENGTH_MAX - HASH_DIGITS - 2 - suffix.len();
     let readable: String = cluster.replace('.', "-").chars().take(room).collect();
     format!("{}-{hash}-{suffix}", readable.trim_end_matches('-'))
+}
+
+/// The name of a child that another cluster of the same name, earlier or later, does not have.
+pub fn of_life(cluster: &str, uid: &str, what: &str) -> String {
+    child(cluster, &format!("{what}-{}", hash(uid, LIFE_DIGITS)))
+}
+
+fn hash(text: &str, digits: usize) -> String {
+    Sha256::digest(text).iter().take(digits / 2).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes any write");
+        text
+    })
 }
 
 /// The scheduler's pod and Service.
@@ -48,7 +107,20 @@ pub fn worker(cluster: &str, group: &str, index: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{child, worker};
+    use super::{check_cluster, check_group, check_namespace, child, of_life, worker};
+
+    #[test]
+    fn names_that_kubernetes_would_refuse_are_refused() {
+        for name in ["", ".", "..", "/home", "a/b", "A", "a.", "-a", "a-", "a..b", "a b"] {
+            assert!(check_cluster(name).is_err(), "{name}");
+            assert!(check_namespace(name).is_err(), "{name}");
+            assert!(check_group(name).is_err(), "{name}");
+        }
+        assert_eq!(check_cluster("a.b-1"), Ok(()));
+        assert_eq!(check_namespace("team-1"), Ok(()));
+        assert!(check_namespace("a.b").is_err() && check_group("1a").is_err());
+        assert!(check_group(&"x".repeat(21)).is_err() && check_cluster(&"x".repeat(254)).is_err());
+    }
 
     #[test]
     fn a_name_of_any_length_gives_names_that_kubernetes_takes() {
@@ -70,5 +142,6 @@ mod tests {
         assert_ne!(child("a", "b-scheduler"), child("a-b", "scheduler"));
         assert_ne!(child(&("x".repeat(60) + "1"), "s"), child(&("x".repeat(60) + "2"), "s"));
         assert_ne!(child("a.b", "s"), child("a-b", "s"));
+        assert_ne!(of_life("a", "uid 1", "token"), of_life("a", "uid 2", "token"));
     }
 }

@@ -31,7 +31,7 @@ fn amounts_have_the_values_that_kubernetes_gives_them() {
     {
         assert_eq!(Amount::from(text).value(), Ok(value), "{text}");
     }
-    for text in ["", "m", "-1", "1e400", "1Zi", "nan", ".5"] {
+    for text in ["", "m", "-1", "0", "0.0", "0Gi", "1e400", "1Zi", "nan", ".5"] {
         assert!(Amount::from(text).value().is_err(), "{text}");
     }
 }

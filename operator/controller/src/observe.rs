@@ -80,6 +80,7 @@ pub(crate) fn observe(context: &Context, cluster: &Cluster) -> Observed {
         has_network_policy: known.contains(NETWORK_POLICY),
         pods: pods.iter().map(|pod| seen(pod)).collect(),
         demand: context.schedulers.demand(&uid),
+        busy_ago: context.schedulers.busy_ago(&uid),
     }
 }
 

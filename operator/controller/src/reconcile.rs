@@ -18,12 +18,16 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use kube::{Client, ResourceExt as _};
+use tokio::time::timeout;
 
 use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
 use crate::metrics::{Metrics, Outcome};
 use crate::observe::{Beliefs, SlimPod, observe};
 use crate::record::record;
+
+/// How long a reconcile waits for the first list of pods.
+const PODS_MAX: Duration = Duration::from_secs(30);
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -39,7 +43,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) pods: Store<SlimPod>,
     pub(crate) schedulers: Schedulers,
-    pub(crate) authority: Authority,
+    pub(crate) authority: Arc<Authority>,
     pub(crate) site: Site,
     pub(crate) beliefs: Beliefs,
     pub(crate) recorder: Recorder,
@@ -85,7 +89,8 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
             return Ok(Action::await_change());
         }
     };
-    context.pods.wait_until_ready().await.map_err(|_| ReconcileError::NotReady)?;
+    let pods = timeout(PODS_MAX, context.pods.wait_until_ready()).await;
+    pods.ok().and_then(Result::ok).ok_or(ReconcileError::NotReady)?;
     let observed = observe(context, cluster);
     let plan = plan(cluster, &observed, &context.site, Timestamp::now());
     if let Err(error) = apply(context, cluster, &plan.changes).await {

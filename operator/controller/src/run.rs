@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ebbtide_api::names;
+use ebbtide_authority::Authority;
 use ebbtide_contract::identity::Identity;
 use ebbtide_contract::tls::Credentials;
 use ebbtide_listener::Schedulers;
@@ -18,9 +19,12 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{PredicateConfig, WatchStreamExt as _, applier, predicates, watcher};
 use kube::{Api, Client, Config, ResourceExt as _};
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::authority;
 use crate::metrics::Metrics;
@@ -30,6 +34,9 @@ use crate::settings::{Settings, environments};
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 const WATCH_SECONDS: u32 = 60;
+
+/// How often the operator mints its own certificate anew: long before one of thirty days ends.
+const LEAF_INTERVAL: Duration = Duration::from_hours(24);
 
 /// Runs until asked to end.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
@@ -41,7 +48,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("no way to the API server")?;
     config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 30));
     let client = Client::try_from(config).context("cannot use the way to the API server")?;
-    let authority = authority::load(&client, &settings.namespace).await?;
+    let authority = Arc::new(authority::load(&client, &settings.namespace).await?);
     let site = Site {
         operator: settings.address.clone(),
         scheduler_address: SchedulerAddress::Service,
@@ -101,8 +108,12 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         controller::Config::default().concurrency(settings.concurrency),
     )
     .for_each(|done| async move {
-        if let Err(error) = done {
-            tracing::debug!(%error, "a reconcile did not take place");
+        match done {
+            // A reconcile that failed has told so; a cluster that is gone needs none.
+            Ok(_)
+            | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) =>
+                {}
+            Err(error) => tracing::warn!(%error, "the API server cannot be watched"),
         }
     })
     .await;
@@ -112,17 +123,12 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
 /// Accepts schedulers; what they say makes their cluster come up in the queue.
 async fn listen(
     settings: &Settings,
-    authority: &ebbtide_authority::Authority,
+    authority: &Arc<Authority>,
     schedulers: &Schedulers,
     clusters: Store<Guarded>,
     kick: mpsc::UnboundedSender<ObjectRef<Guarded>>,
 ) -> anyhow::Result<()> {
-    let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
-    let credentials = Credentials::from_pem(
-        authority.certificate().as_bytes(),
-        leaf.certificate.as_bytes(),
-        leaf.key.as_bytes(),
-    )?;
+    let (configs, config) = watch::channel(identify(authority)?);
     let listener = TcpListener::bind(&settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
@@ -133,7 +139,27 @@ async fn listen(
             let _: Result<(), _> = kick.unbounded_send(ObjectRef::from_obj(&*cluster));
         }
     };
-    let config = credentials.accept_schedulers()?;
     tokio::spawn(ebbtide_listener::serve(listener, config, schedulers.clone(), news));
+    let authority = Arc::clone(authority);
+    tokio::spawn(async move {
+        loop {
+            sleep(LEAF_INTERVAL).await;
+            match identify(&authority) {
+                Ok(config) => drop(configs.send_replace(config)),
+                Err(error) => tracing::warn!(%error, "the operator keeps its old certificate"),
+            }
+        }
+    });
     Ok(())
+}
+
+/// How the operator proves itself to schedulers, with a fresh certificate.
+fn identify(authority: &Authority) -> anyhow::Result<Arc<ServerConfig>> {
+    let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
+    let credentials = Credentials::from_pem(
+        authority.certificate().as_bytes(),
+        leaf.certificate.as_bytes(),
+        leaf.key.as_bytes(),
+    )?;
+    Ok(Arc::new(credentials.accept_schedulers()?))
 }

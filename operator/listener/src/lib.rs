@@ -13,11 +13,12 @@ use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::view::{Demand, Heard, View};
 use rustls::ServerConfig;
 use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+    BufReader,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
 /// Schedulers at once: 1,000 clusters, each with a new connection before its old one is closed.
@@ -38,28 +39,60 @@ const ORDERS_MAX: usize = 64;
 /// Workers of one order: a line of it stays far below its limit.
 const RETIRE_MAX: usize = 256;
 
+/// How long a scheduler may take to read an order.
+const SAY_MAX: Duration = Duration::from_secs(10);
+
+/// Connections of one cluster at once: a new one beside one that is not known to be broken yet, and
+/// as many again while a scheduler is made anew.
+const CLUSTER_CONNECTIONS_MAX: usize = 4;
+
+/// How often there is news of one cluster: as often as a scheduler of ours tells some.
+const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What the schedulers of all clusters say.
 #[derive(Clone, Debug, Default)]
-pub struct Schedulers(Arc<Mutex<BTreeMap<String, Connection>>>);
+pub struct Schedulers(Arc<Mutex<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The connection that counts, by the cluster's uid.
+    connections: BTreeMap<String, Connection>,
+    /// How many connections each cluster has.
+    open: BTreeMap<String, usize>,
+}
 
 #[derive(Debug)]
 struct Connection {
     number: u64,
     view: View,
     epoch: u64,
+    /// When there last was work, as far as this connection told.
+    busy_at: Option<Instant>,
     orders: mpsc::Sender<Down>,
+}
+
+/// One of the connections that a cluster may have, given back when it is dropped.
+struct Place<'a> {
+    schedulers: &'a Schedulers,
+    cluster_uid: String,
 }
 
 impl Schedulers {
     /// What the scheduler of this cluster says, while it is connected.
     pub fn demand(&self, cluster_uid: &str) -> Option<Demand> {
-        self.lock().get(cluster_uid)?.view.demand().cloned()
+        self.lock().connections.get(cluster_uid)?.view.demand().cloned()
+    }
+
+    /// How long ago a cluster had work that its scheduler told of on its present connection.
+    pub fn busy_ago(&self, cluster_uid: &str) -> Option<Duration> {
+        Some(self.lock().connections.get(cluster_uid)?.busy_at?.elapsed())
     }
 
     /// Asks a scheduler to do without workers. Asking one that is away does nothing: the plan asks
     /// again when it is back.
     pub fn retire(&self, cluster_uid: &str, workers: &[String], deadline_seconds: u64) {
-        if let Some(connection) = self.lock().get(cluster_uid) {
+        if let Some(connection) = self.lock().connections.get_mut(cluster_uid) {
+            connection.view.ask(workers);
             // A line has a bounded length, whatever the number of workers.
             for workers in workers.chunks(RETIRE_MAX).map(<[_]>::to_vec) {
                 let order = Down::Retire { workers, deadline_seconds };
@@ -71,38 +104,78 @@ impl Schedulers {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Connection>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a line. False when the connection must be closed.
     fn hear(&self, uid: &str, number: u64, line: Up) -> Result<Heard, String> {
-        let mut all = self.lock();
-        let connection = all.get_mut(uid).filter(|it| it.number == number);
+        let mut known = self.lock();
+        let connection = known.connections.get_mut(uid).filter(|it| it.number == number);
         let Some(connection) = connection else { return Err("a later one took over".to_owned()) };
         if let Up::Hello { epoch, .. } = line {
             connection.epoch = epoch;
         }
-        connection.view.hear(line).map_err(|violation| violation.to_string())
+        let jobs = connection.view.demand().map(|demand| demand.jobs);
+        let heard = connection.view.hear(line).map_err(|violation| violation.to_string())?;
+        if let Some(demand) = connection.view.demand()
+            && (demand.tasks > 0 || demand.running > 0 || jobs.is_some_and(|it| it != demand.jobs))
+        {
+            connection.busy_at = Some(Instant::now());
+        }
+        Ok(heard)
+    }
+
+    /// Makes a connection the one that counts, unless a later life of the scheduler has one.
+    fn enter(&self, uid: &str, connection: Connection) -> Result<(), String> {
+        let mut known = self.lock();
+        let (epoch, there) = (connection.epoch, known.connections.get(uid));
+        if there.is_some_and(|it| it.epoch > epoch) {
+            return Err(format!("epoch {epoch} is over"));
+        }
+        known.connections.insert(uid.to_owned(), connection);
+        Ok(())
     }
 
     fn leave(&self, uid: &str, number: u64) {
-        let mut all = self.lock();
-        if all.get(uid).is_some_and(|it| it.number == number) {
-            all.remove(uid);
+        let mut known = self.lock();
+        if known.connections.get(uid).is_some_and(|it| it.number == number) {
+            known.connections.remove(uid);
+        }
+    }
+
+    /// A place for one more connection of a cluster.
+    fn place(&self, cluster_uid: &str) -> Option<Place<'_>> {
+        let mut known = self.lock();
+        let open = known.open.entry(cluster_uid.to_owned()).or_default();
+        (*open < CLUSTER_CONNECTIONS_MAX).then(|| {
+            *open += 1;
+            Place { schedulers: self, cluster_uid: cluster_uid.to_owned() }
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut known = self.schedulers.lock();
+        if let Some(open) = known.open.get_mut(&self.cluster_uid) {
+            *open -= 1;
+            if *open == 0 {
+                known.open.remove(&self.cluster_uid);
+            }
         }
     }
 }
 
-/// Accepts schedulers until the process ends. `news` is called with the uid of every cluster about
-/// which something new is known.
+/// Accepts schedulers until the process ends, each with the configuration of that moment. `news` is
+/// called with the uid of every cluster about which something new is known, ten times a second at
+/// most for each of its connections.
 pub async fn serve(
     listener: TcpListener,
-    config: ServerConfig,
+    config: watch::Receiver<Arc<ServerConfig>>,
     schedulers: Schedulers,
     news: impl Fn(&str) + Clone + Send + Sync + 'static,
 ) {
-    let acceptor = TlsAcceptor::from(Arc::new(config));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for number in 0.. {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -115,7 +188,8 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, schedulers, news) = (acceptor.clone(), schedulers.clone(), news.clone());
+        let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
+        let (schedulers, news) = (schedulers.clone(), news.clone());
         tokio::spawn(async move {
             if let Err(error) = session(stream, &acceptor, &schedulers, number, &news).await {
                 tracing::info!(%error, %from, "a scheduler's connection ended");
@@ -139,80 +213,102 @@ async fn session(
     let Some(Identity::Member { cluster_uid, role: Role::Scheduler }) = identity else {
         return Err(io::Error::other("not a scheduler"));
     };
+    let Some(_place) = schedulers.place(&cluster_uid) else {
+        return Err(io::Error::other(format!(
+            "{cluster_uid} has {CLUSTER_CONNECTIONS_MAX} connections already"
+        )));
+    };
     let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = BufReader::new(reader);
-    let mut line = Vec::new();
-    let Some(Up::Hello { protocol, epoch }) = next_line(&mut reader, &mut line).await? else {
+    let mut lines = Lines { reader: BufReader::new(reader), line: Vec::new() };
+    let hello = timeout(HANDSHAKE_MAX, lines.next()).await??;
+    let Some(Up::Hello { protocol, epoch }) = hello else {
         return Err(io::Error::other("the first line is not hello"));
     };
-    let (orders, mut ordered) = mpsc::channel(ORDERS_MAX);
-    {
-        let mut all = schedulers.lock();
-        if all.get(&cluster_uid).is_some_and(|it| it.epoch > epoch) {
-            return Err(io::Error::other(format!("epoch {epoch} is over")));
-        }
-        let connection = Connection { number, view: View::default(), epoch, orders };
-        all.insert(cluster_uid.clone(), connection);
-    }
+    let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+    let connection = Connection { number, view: View::default(), epoch, busy_at: None, orders };
     let uid = cluster_uid.as_str();
-    let greeted = schedulers.hear(uid, number, Up::Hello { protocol, epoch });
-    let ended = match greeted {
-        Err(violation) => Err(io::Error::other(violation)),
-        Ok(_) => loop {
-            tokio::select! {
-                read = timeout(SILENCE_MAX, next_line(&mut reader, &mut line)) => {
-                    let heard = match read {
-                        Err(_) => break Err(io::Error::other(format!("silent for {SILENCE_MAX:?}"))),
-                        Ok(Err(error)) => break Err(error),
-                        Ok(Ok(None)) => break Ok(()),
-                        Ok(Ok(Some(up))) => schedulers.hear(uid, number, up),
-                    };
-                    match heard {
-                        Err(violation) => break Err(io::Error::other(violation)),
-                        Ok(Heard::News) => news(uid),
-                        Ok(Heard::Partial) => {}
-                        Ok(Heard::Gap) => {
-                            if let Err(error) = say(&mut writer, &Down::Resend).await {
-                                break Err(error);
-                            }
-                        }
-                    }
-                }
-                Some(order) = ordered.recv() => {
-                    if let Err(error) = say(&mut writer, &order).await {
-                        break Err(error);
-                    }
-                }
-            }
-        },
+    schedulers.enter(uid, connection).map_err(io::Error::other)?;
+    let hear = |up| schedulers.hear(uid, number, up).map_err(io::Error::other);
+    let ended = match hear(Up::Hello { protocol, epoch }) {
+        Ok(_) => converse(&mut lines, &mut writer, ordered, &hear, &|| news(uid)).await,
+        Err(violation) => Err(violation),
     };
     schedulers.leave(uid, number);
     news(uid);
     ended
 }
 
-async fn say<W: tokio::io::AsyncWrite + Unpin>(writer: &mut W, order: &Down) -> io::Result<()> {
-    let mut line = serde_json::to_vec(order)?;
-    line.push(b'\n');
-    writer.write_all(&line).await?;
-    writer.flush().await
+/// Hears and orders until the connection ends.
+async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
+    lines: &mut Lines<R>,
+    writer: &mut W,
+    mut ordered: mpsc::Receiver<Down>,
+    hear: &impl Fn(Up) -> io::Result<Heard>,
+    news: &impl Fn(),
+) -> io::Result<()> {
+    let mut silent_at = Instant::now() + SILENCE_MAX;
+    let (mut is_new, mut told_at) = (false, None::<Instant>);
+    loop {
+        let tell_at = told_at.map_or_else(Instant::now, |at| at + NEWS_INTERVAL);
+        tokio::select! {
+            read = lines.next() => {
+                let Some(up) = read? else { return Ok(()) };
+                silent_at = Instant::now() + SILENCE_MAX;
+                match hear(up)? {
+                    Heard::News => is_new = true,
+                    Heard::Partial => {}
+                    Heard::Gap => say(writer, &Down::Resend).await?,
+                }
+            }
+            Some(order) = ordered.recv() => say(writer, &order).await?,
+            () = sleep_until(tell_at), if is_new => {
+                (is_new, told_at) = (false, Some(Instant::now()));
+                news();
+            }
+            () = sleep_until(silent_at) => {
+                return Err(io::Error::other(format!("silent for {SILENCE_MAX:?}")));
+            }
+        }
+    }
 }
 
-/// The next line, or none at the end. `line` keeps what was read when the caller stops waiting.
-async fn next_line<R: AsyncBufRead + Unpin>(
-    reader: &mut R,
-    line: &mut Vec<u8>,
-) -> io::Result<Option<Up>> {
-    let room = (LINE_BYTES_MAX + 1).saturating_sub(line.len());
-    reader.take(room as u64).read_until(b'\n', line).await?;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    if line.last() != Some(&b'\n') {
-        let bytes = line.len();
-        return Err(io::Error::other(format!("a line of {bytes} bytes is cut off or too long")));
-    }
-    let up = serde_json::from_slice(line)?;
-    line.clear();
-    Ok(Some(up))
+async fn say<W: AsyncWrite + Unpin>(writer: &mut W, order: &Down) -> io::Result<()> {
+    let mut line = serde_json::to_vec(order)?;
+    line.push(b'\n');
+    timeout(SAY_MAX, async {
+        writer.write_all(&line).await?;
+        writer.flush().await
+    })
+    .await?
 }
+
+/// What a scheduler says, line by line.
+struct Lines<R> {
+    reader: R,
+    /// What was read of a line when the caller stopped waiting.
+    line: Vec<u8>,
+}
+
+impl<R: AsyncBufRead + Unpin> Lines<R> {
+    /// The next line, or none at the end.
+    async fn next(&mut self) -> io::Result<Option<Up>> {
+        let line = &mut self.line;
+        let room = (LINE_BYTES_MAX + 1).saturating_sub(line.len());
+        (&mut self.reader).take(room as u64).read_until(b'\n', line).await?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        if line.last() != Some(&b'\n') {
+            let bytes = line.len();
+            return Err(io::Error::other(format!(
+                "a line of {bytes} bytes is cut off or too long"
+            )));
+        }
+        let up = serde_json::from_slice(line)?;
+        line.clear();
+        Ok(Some(up))
+    }
+}
+
+#[cfg(test)]
+mod tests;

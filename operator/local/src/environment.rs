@@ -4,11 +4,16 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ebbtide_environment::Request;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::state;
+
+/// How long one step of an environment may take.
+const UV_MAX: Duration = Duration::from_mins(30);
 
 /// Why there is no environment.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,8 @@ pub(crate) enum EnvironmentError {
     Folder { path: PathBuf, source: std::io::Error },
     #[error("uv cannot be started; install it (pip install uv) or put it on the PATH")]
     NoUv(#[source] std::io::Error),
+    #[error("uv made no environment within {UV_MAX:?}")]
+    Late,
     #[error("python {python} with {packages}: {words}")]
     Refused { python: String, packages: String, words: String },
 }
@@ -29,19 +36,27 @@ pub(crate) async fn make(request: &Request) -> Result<PathBuf, EnvironmentError>
         return Ok(path);
     }
     let draft = root.join(format!("{}.{}", request.key().short(), std::process::id()));
-    let made = build(request, &draft).await;
-    let moved = made.and_then(|()| match fs::rename(&draft, &path) {
+    let draft = Draft(draft);
+    build(request, &draft.0).await?;
+    match fs::rename(&draft.0, &path) {
         // Another one was faster.
-        Err(_) if path.is_dir() => Ok(()),
-        renamed => {
-            renamed.map_err(|source| EnvironmentError::Folder { path: path.clone(), source })
-        }
-    });
-    if draft.exists() {
-        fs::remove_dir_all(&draft)
-            .map_err(|source| EnvironmentError::Folder { path: draft, source })?;
+        Err(_) if path.is_dir() => Ok(path),
+        Err(source) => Err(EnvironmentError::Folder { path, source }),
+        Ok(()) => Ok(path),
     }
-    moved.map(|()| path)
+}
+
+/// A folder that goes when it is let go, unless it was moved.
+struct Draft(PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.0.exists()
+            && let Err(error) = fs::remove_dir_all(&self.0)
+        {
+            tracing::warn!(path = %self.0.display(), %error, "a folder is left");
+        }
+    }
 }
 
 async fn build(request: &Request, draft: &Path) -> Result<(), EnvironmentError> {
@@ -71,12 +86,10 @@ async fn uv<'a>(
     arguments: impl IntoIterator<Item = &'a OsStr>,
 ) -> Result<(), EnvironmentError> {
     let program = env::var_os("EBBTIDE_UV").unwrap_or_else(|| "uv".into());
-    let output = Command::new(program)
-        .arg("--quiet")
-        .args(arguments)
-        .output()
-        .await
-        .map_err(EnvironmentError::NoUv)?;
+    // It ends when nobody waits for it any more.
+    let output = Command::new(program).arg("--quiet").args(arguments).kill_on_drop(true).output();
+    let output = timeout(UV_MAX, output).await.map_err(|_| EnvironmentError::Late)?;
+    let output = output.map_err(EnvironmentError::NoUv)?;
     if output.status.success() {
         return Ok(());
     }

@@ -1,13 +1,14 @@
 //! What a cluster of this machine leaves on disk while it lives, for whoever asks about it.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::env;
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::{env, process};
 
 use ebbtide_api::Cluster;
 use kube::ResourceExt as _;
+use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,6 +16,8 @@ use serde::de::DeserializeOwned;
 const CLUSTER: &str = "cluster.json";
 /// How a client reaches it. Holds secrets.
 const ENDPOINT: &str = "endpoint.json";
+/// Held while a cluster is started.
+const LOCK: &str = "lock";
 /// The supervisor's process id.
 const PID: &str = "pid";
 
@@ -75,9 +78,20 @@ impl State {
         self.write(ENDPOINT, &serde_json::to_vec(endpoint)?)
     }
 
-    /// Says that this process is the supervisor.
-    pub fn write_pid(&self) -> io::Result<()> {
-        self.write(PID, process::id().to_string().as_bytes())
+    /// Says which process is the supervisor.
+    pub fn write_pid(&self, pid: u32) -> io::Result<()> {
+        self.write(PID, pid.to_string().as_bytes())
+    }
+
+    /// Keeps others from starting clusters until it is dropped.
+    pub fn lock() -> io::Result<File> {
+        let root = root();
+        DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(root.join(LOCK))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
     }
 
     /// The supervisor's process id, if it lives. An id that by now is another program's is not it.

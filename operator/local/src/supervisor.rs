@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{env, fs, io};
 
-use ebbtide_api::{Cluster, Phase};
+use ebbtide_api::{Cluster, ClusterStatus, Phase};
 use ebbtide_authority::{Authority, AuthorityError};
 use ebbtide_contract::identity::Identity;
 use ebbtide_contract::tls::{Credentials, CredentialsError, file};
@@ -19,10 +20,11 @@ use ebbtide_plan::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use serde::de::IgnoredAny;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::environment;
@@ -79,6 +81,8 @@ struct Supervisor {
 /// A pod that is a process.
 struct Process {
     seen: PodSeen,
+    /// The last part of its address.
+    host: Option<u8>,
     child: Option<Child>,
 }
 
@@ -86,13 +90,19 @@ struct Process {
 pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), SupervisorError> {
     let cluster = state.cluster();
     let cluster = cluster.ok_or_else(|| SupervisorError::NoCluster(state.folder().to_owned()))?;
-    state.write_pid().map_err(system("write the process id"))?;
-    let mut supervisor = Supervisor::start(cluster, state.clone()).await?;
-    let ended = tokio::select! {
-        ended = supervisor.reconcile() => ended,
-        () = stop => Ok(()),
+    tokio::pin!(stop);
+    let started = tokio::select! {
+        started = Supervisor::start(cluster, state.clone()) => Some(started?),
+        () = &mut stop => None,
     };
-    supervisor.end_all().await;
+    let mut ended = Ok(());
+    if let Some(mut supervisor) = started {
+        ended = tokio::select! {
+            ended = supervisor.reconcile() => ended,
+            () = stop => Ok(()),
+        };
+        supervisor.end_all().await;
+    }
     state.remove().map_err(system("remove the cluster's folder"))?;
     ended
 }
@@ -102,7 +112,13 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> SupervisorError {
 }
 
 impl Supervisor {
-    async fn start(cluster: Cluster, state: State) -> Result<Self, SupervisorError> {
+    async fn start(mut cluster: Cluster, state: State) -> Result<Self, SupervisorError> {
+        cluster.status = Some(ClusterStatus {
+            message: Some("making the environment; the first time takes a while".to_owned()),
+            observed_generation: cluster.metadata.generation,
+            ..ClusterStatus::default()
+        });
+        state.write_cluster(&cluster).map_err(system("write the status"))?;
         let uid = cluster.uid().unwrap_or_default();
         let (authority, _key) = Authority::create(Timestamp::now())?;
         let network = network(&uid);
@@ -149,7 +165,7 @@ impl Supervisor {
             // One waiting piece of news is enough: everything is read again.
             let _: Result<(), _> = sender.try_send(());
         };
-        let config = credentials.accept_schedulers()?;
+        let (_, config) = watch::channel(Arc::new(credentials.accept_schedulers()?));
         tokio::spawn(ebbtide_listener::serve(listener, config, self.schedulers.clone(), tell));
         Ok(news)
     }
@@ -184,6 +200,7 @@ impl Supervisor {
             has_network_policy: self.has_network_policy,
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
             demand: self.schedulers.demand(&uid),
+            busy_ago: self.schedulers.busy_ago(&uid),
         }
     }
 
@@ -209,7 +226,7 @@ impl Supervisor {
     }
 
     fn record(&mut self, plan: &Plan) -> Result<(), SupervisorError> {
-        if plan.status.phase == Phase::Ready {
+        if plan.status.phase == Phase::Ready && self.state.endpoint::<IgnoredAny>().is_none() {
             self.write_endpoint()?;
         }
         if self.cluster.status.as_ref() != Some(&plan.status) {
@@ -247,7 +264,7 @@ impl Supervisor {
     fn write_endpoint(&self) -> Result<(), SupervisorError> {
         let SchedulerAddress::Fixed(address) = &self.site.scheduler_address else { return Ok(()) };
         let name = self.cluster.name_any();
-        let (client, token) = (client_secret(&name), token_secret(&name));
+        let (client, token) = (client_secret(&self.cluster), token_secret(&self.cluster));
         let read = |secret: &str, file: &str| {
             fs::read_to_string(self.secrets().join(secret).join(file))
                 .map_err(system("read credentials"))
@@ -267,7 +284,7 @@ impl Supervisor {
     fn create_pod(&mut self, pod: &Pod) {
         let is_scheduler =
             pod.name_any() == ebbtide_api::names::scheduler(&self.cluster.name_any());
-        let host = if is_scheduler { 1 } else { self.free_host() };
+        let host = if is_scheduler { Some(1) } else { self.free_host() };
         self.next_uid += 1;
         let mut seen = PodSeen {
             name: pod.name_any(),
@@ -280,22 +297,29 @@ impl Supervisor {
         let sandbox = Sandbox {
             secrets: &self.secrets(),
             pods: &self.state.folder().join("pods"),
-            ip: Ipv4Addr::new(a, b, c, host),
+            ip: Ipv4Addr::new(a, b, c, host.unwrap_or_default()),
             program: &self.program,
             environment: self.environment.as_deref(),
         };
-        let child = process::start(pod, &sandbox).map_err(|error| {
+        let started = match host {
+            Some(_) => process::start(pod, &sandbox),
+            None => Err(io::Error::other("253 workers are as many as this machine can have")),
+        };
+        let child = started.map_err(|error| {
             (seen.phase, seen.ended_at) = (PodPhase::Ended, Some(Timestamp::now()));
             seen.trouble = Some(format!("cannot be started: {error}"));
         });
-        self.processes.insert(pod.name_any(), Process { seen, child: child.ok() });
+        self.processes.insert(pod.name_any(), Process { seen, host, child: child.ok() });
     }
 
-    /// Addresses of pods: .1 is the scheduler's, workers take turns at the others.
-    fn free_host(&mut self) -> u8 {
-        let host = self.next_host;
+    /// Addresses of pods: .1 is the scheduler's, workers take turns at those of the others that are
+    /// free.
+    fn free_host(&mut self) -> Option<u8> {
+        let taken: BTreeSet<u8> = self.processes.values().filter_map(|it| it.host).collect();
+        let host =
+            (self.next_host..=254).chain(2..self.next_host).find(|it| !taken.contains(it))?;
         self.next_host = if host == 254 { 2 } else { host + 1 };
-        host
+        Some(host)
     }
 
     async fn delete_pod(&mut self, name: &str, uid: &str) {

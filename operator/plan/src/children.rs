@@ -16,6 +16,8 @@ const PAUSE_AFTER_END: Duration = Duration::from_secs(10);
 pub(crate) struct Children {
     /// The scheduler's pod, unless it has ended.
     pub(crate) scheduler: Option<PodSeen>,
+    /// Whether the scheduler cannot start or ended.
+    pub(crate) is_scheduler_in_trouble: bool,
     /// Whether the scheduler's name is taken, by a pod in whatever state.
     pub(crate) is_scheduler_held: bool,
     /// Workers that live, by index.
@@ -47,6 +49,7 @@ impl Children {
         for pod in &observed.pods {
             if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
                 children.troubles.push(format!("{}: {trouble}", pod.name));
+                children.is_scheduler_in_trouble |= pod.name == scheduler;
             }
             if let Some(waits) = pod.waits.as_ref().filter(|_| !pod.is_deleting) {
                 children.waits.push(format!("{}: {waits}", pod.name));

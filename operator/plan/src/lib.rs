@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, ClusterStatus, EnvironmentSpec, WorkerGroup, names};
+use ebbtide_api::{Cluster, ClusterSpec, ClusterStatus, EnvironmentSpec, WorkerGroup, names};
 use ebbtide_contract::view::Demand;
 use ebbtide_environment::{Key, Request, RequestError};
 use jiff::Timestamp;
@@ -63,6 +63,8 @@ pub struct Observed {
     pub pods: Vec<PodSeen>,
     /// What the scheduler says, while it is connected.
     pub demand: Option<Demand>,
+    /// How long ago there was work, as far as the scheduler told on its present connection.
+    pub busy_ago: Option<Duration>,
 }
 
 /// What is seen of a pod.
@@ -179,11 +181,12 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
     let (image, key) = match image(cluster, site) {
         Image::Known { image, key } => (image, key),
         Image::NotPacked { key, message } => {
-            let status = status::degraded(cluster, "EnvironmentNotPacked", message, Some(key), now);
+            let status =
+                status::degraded(cluster, "EnvironmentNotPacked", &message, Some(key), now);
             return Plan { changes: Vec::new(), status, next_look: None };
         }
         Image::Refused { message } => {
-            let status = status::degraded(cluster, "InvalidSpec", message, None, now);
+            let status = status::degraded(cluster, "InvalidSpec", &message, None, now);
             return Plan { changes: Vec::new(), status, next_look: None };
         }
     };
@@ -226,28 +229,38 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
     Request::new(&environment.python, environment.packages.iter().map(String::as_str))
 }
 
-fn image(cluster: &Cluster, site: &Site) -> Image {
-    if let Err(message) = check(&cluster.spec.workers) {
-        return Image::Refused { message };
-    }
-    match (&cluster.spec.image, &cluster.spec.environment) {
-        (Some(image), None) => Image::Known { image: image.clone(), key: None },
+/// Whether anything can be made of a spec, wherever: if not, why.
+pub fn check(spec: &ClusterSpec) -> Result<(), String> {
+    check_workers(&spec.workers)?;
+    match (&spec.image, &spec.environment) {
+        (Some(_), None) => Ok(()),
         (None, Some(environment)) => match request(environment) {
-            Ok(request) => packed(&request, site),
-            Err(error) => Image::Refused { message: format!("spec.environment: {error}") },
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("spec.environment: {error}")),
         },
         (Some(_), Some(_)) | (None, None) => {
-            Image::Refused { message: "spec: give either image or environment".to_owned() }
+            Err("spec: give either image or environment".to_owned())
         }
     }
 }
 
+fn image(cluster: &Cluster, site: &Site) -> Image {
+    if let Err(message) = check(&cluster.spec) {
+        return Image::Refused { message };
+    }
+    match (&cluster.spec.image, cluster.spec.environment.as_ref().map(request)) {
+        (_, Some(Ok(request))) => packed(&request, site),
+        (image, _) => Image::Known { image: image.clone().unwrap_or_default(), key: None },
+    }
+}
+
 /// What the API server checks too; manifests for this machine have only this.
-fn check(workers: &[WorkerGroup]) -> Result<(), String> {
+fn check_workers(workers: &[WorkerGroup]) -> Result<(), String> {
     let [group] = workers else {
         return Err(format!("spec.workers: expected exactly one group, not {}", workers.len()));
     };
-    let WorkerGroup { min, max, .. } = group;
+    let WorkerGroup { name, min, max, .. } = group;
+    names::check_group(name).map_err(|error| format!("spec.workers: name: {error}"))?;
     if *min < 0 || *max < 1 {
         return Err(format!("spec.workers: min {min} must be at least 0 and max {max} at least 1"));
     }
@@ -269,8 +282,9 @@ fn packed(request: &Request, site: &Site) -> Image {
     }
     let packages: Vec<&str> = request.packages().collect();
     let message = format!(
-        "spec.environment: no image is packed for python {} with {}; an administrator adds one to \
-         the chart's values under environments, with the key {key}",
+        "spec.environment: no image is packed with the key {key}; an administrator packs what \
+         `ebbtide env packages` lists and adds the image under that key to environments in the \
+         chart's values. It is for python {} with {}",
         request.python(),
         if packages.is_empty() { "no packages".to_owned() } else { packages.join(", ") },
     );

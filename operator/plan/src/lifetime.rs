@@ -25,10 +25,14 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     }
     let known = cluster.status.as_ref().and_then(|status| status.idle_since.as_ref());
     let since = known.map_or(now, |time| time.0);
+    // Work that came and went since then, and that nobody looked at.
+    let busy_at = observed.busy_ago.and_then(|ago| now.checked_sub(ago).ok());
+    let since = busy_at.map_or(since, |busy_at| busy_at.max(since));
     let length = self::since(since, now);
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
-    Idle { since: Some(since), length, is_over: rest.is_zero(), next_look: Some(rest) }
+    let is_over = rest.is_zero();
+    Idle { since: Some(since), length, is_over, next_look: (!is_over).then_some(rest) }
 }
 
 pub(crate) fn since(at: Timestamp, now: Timestamp) -> Duration {

@@ -63,7 +63,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
         resources: &cluster.spec.scheduler.resources,
         restart_policy: "Always",
         env: vec![plain(variable::OPERATOR, context.site.operator.clone())],
-        credentials: vec![leaf_secret(&name, Role::Scheduler), token_secret(&name)],
+        credentials: vec![leaf_secret(cluster, Role::Scheduler), token_secret(cluster)],
         ports: &[port::SCHEDULER, port::HTTP],
     };
     let op = Op::CreatePod(Box::new(pod(context, &wanted)));
@@ -107,7 +107,7 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
         resources: &group.resources,
         restart_policy: "Never",
         env,
-        credentials: vec![leaf_secret(&name, Role::Worker)],
+        credentials: vec![leaf_secret(cluster, Role::Worker)],
         ports: &[port::WORKER, port::HTTP],
     };
     pod(context, &wanted)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ebbtide_api::{Cluster, WorkerGroup};
 use ebbtide_contract::demand::Outcome;
+use ebbtide_contract::view::Demand;
 
 use crate::children::Children;
 use crate::lifetime::Idle;
@@ -13,8 +14,11 @@ use crate::{Change, Observed, Op};
 pub(crate) struct Target {
     /// What the queue asks for, within `min` and `max`.
     pub(crate) desired: u32,
-    /// Registered workers that are to be asked to go.
+    /// Registered workers that are to be asked to go, and why.
     pub(crate) to_retire: Vec<String>,
+    pub(crate) why_retire: &'static str,
+    /// How many were asked and have not answered.
+    pub(crate) retiring: u32,
     /// Indices of workers that may be deleted.
     pub(crate) to_delete: Vec<(u32, &'static str)>,
     pub(crate) next_look: Option<Duration>,
@@ -44,6 +48,7 @@ pub(crate) fn target(
         target.next_look = Some(window.saturating_sub(idle.length));
     }
     let mut surplus = present.saturating_sub(target.desired);
+    let excess = present.saturating_sub(max);
     // Those that hold nothing yet go first, then the ones that came last.
     for (index, _) in children.workers.iter().rev().filter(|(_, it)| !it.is_registered) {
         if surplus > 0 {
@@ -52,19 +57,37 @@ pub(crate) fn target(
         }
     }
     for (index, worker) in children.workers.iter().rev().filter(|(_, it)| it.is_registered) {
-        match demand.retired.get(&worker.pod.name) {
-            Some(Outcome::Released) => {
-                target.to_delete.push((*index, "its scheduler does without it"));
-                surplus = surplus.saturating_sub(1);
-            }
-            None | Some(Outcome::Kept | Outcome::Unknown) if surplus > 0 => {
-                target.to_retire.push(worker.pod.name.clone());
-                surplus -= 1;
-            }
-            None | Some(Outcome::Kept | Outcome::Unknown) => {}
+        let name = &worker.pod.name;
+        if demand.retired.get(name) == Some(&Outcome::Released) {
+            target.to_delete.push((*index, "its scheduler does without it"));
+            surplus = surplus.saturating_sub(1);
+        } else if demand.asked.contains(name) {
+            target.retiring += 1;
+            surplus = surplus.saturating_sub(1);
         }
     }
+    let over = excess.saturating_sub(count_of(&target.to_delete)).saturating_sub(target.retiring);
+    target.to_retire = to_retire(children, demand, surplus, over);
+    target.why_retire = if over > 0 { "there are more than max" } else { "there was no work" };
     target
+}
+
+/// Registered workers to ask next. What holds chunks stays, but where there are more than `max`:
+/// its scheduler would have to make them again.
+fn to_retire(children: &Children, demand: &Demand, surplus: u32, over: u32) -> Vec<String> {
+    let may_be_asked = |name: &&String| {
+        let is_released = demand.retired.get(*name) == Some(&Outcome::Released);
+        !is_released && !demand.asked.contains(*name)
+    };
+    let registered = children.workers.values().rev().filter(|it| it.is_registered);
+    let names: Vec<&String> = registered.map(|it| &it.pod.name).filter(may_be_asked).collect();
+    let held = |name: &String| demand.workers.get(name).map_or(0, |it| it.held_bytes);
+    let (empty, holders): (Vec<&String>, Vec<&String>) =
+        names.into_iter().partition(|name| held(name) == 0);
+    let most = surplus as usize;
+    let holders_most = (over as usize).saturating_sub(empty.len());
+    let chosen = empty.into_iter().take(most).chain(holders.into_iter().take(holders_most));
+    chosen.cloned().collect()
 }
 
 /// Changes that make the cluster smaller.
@@ -75,7 +98,7 @@ pub(crate) fn fewer(cluster: &Cluster, children: &Children, target: &Target) -> 
             u64::try_from(cluster.spec.scaling.down.retire_seconds).unwrap_or_default();
         let workers = target.to_retire.clone();
         let op = Op::Retire { workers, deadline_seconds };
-        changes.push(Change { op, why: "there was no work for a while" });
+        changes.push(Change { op, why: target.why_retire });
     }
     changes.extend(target.to_delete.iter().map(|(index, why)| {
         let pod = children.workers[index].pod.clone();
@@ -99,4 +122,8 @@ fn workers_for(cluster: &Cluster, group: &WorkerGroup, core_seconds: f64) -> u32
 
 fn count(number: i32) -> u32 {
     u32::try_from(number).unwrap_or_default()
+}
+
+fn count_of<T>(items: &[T]) -> u32 {
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
 }

@@ -29,28 +29,34 @@ pub enum Content {
 }
 
 /// The Secret with what proves that a pod has this role.
-pub(crate) fn leaf_secret(cluster: &str, role: Role) -> String {
-    names::child(cluster, role.as_str())
+pub(crate) fn leaf_secret(cluster: &Cluster, role: Role) -> String {
+    named(cluster, role.as_str())
 }
 
 /// The Secret with a client's certificate.
-pub fn client_secret(cluster: &str) -> String {
+pub fn client_secret(cluster: &Cluster) -> String {
     leaf_secret(cluster, Role::Client)
 }
 
 /// The Secret with the token.
-pub fn token_secret(cluster: &str) -> String {
-    names::child(cluster, "token")
+pub fn token_secret(cluster: &Cluster) -> String {
+    named(cluster, "token")
+}
+
+/// A Secret's name has the cluster's uid in it: one that exists is this very cluster's, and nobody
+/// has to be allowed to read it to find that out.
+fn named(cluster: &Cluster, what: &str) -> String {
+    names::of_life(&cluster.name_any(), &cluster.uid().unwrap_or_default(), what)
 }
 
 pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
-    let (name, uid) = (cluster.name_any(), cluster.uid().unwrap_or_default());
-    let leaf = |role| (leaf_secret(&name, role), Content::Leaf(Identity::member(&uid, role)));
+    let uid = cluster.uid().unwrap_or_default();
+    let leaf = |role| (leaf_secret(cluster, role), Content::Leaf(Identity::member(&uid, role)));
     [
         leaf(Role::Scheduler),
         leaf(Role::Worker),
         leaf(Role::Client),
-        (token_secret(&name), Content::Token),
+        (token_secret(cluster), Content::Token),
     ]
     .into_iter()
     .filter(|(name, _)| !observed.secrets.contains(name))

@@ -1,6 +1,6 @@
 //! What the user sees: computed from what was observed, never from what is hoped.
 
-use ebbtide_api::{Cluster, ClusterStatus, Phase, WorkerCounts};
+use ebbtide_api::{Cluster, ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
 use ebbtide_environment::Key;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -31,15 +31,21 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         desired: i32::try_from(target.desired).unwrap_or(i32::MAX),
         starting: count(children.workers.len() - ready),
         ready: count(ready),
-        retiring: count(target.to_retire.len()),
+        retiring: count(target.to_retire.len() + target.retiring as usize),
     };
     let min = cluster.spec.workers[0].min;
+    // Without work a cluster needs `min` workers, with work at least one.
+    let is_busy = observed.demand.as_ref().is_some_and(|it| it.tasks > 0 || it.running > 0);
+    let needed = min.max(i32::from(is_busy));
+    let trouble = children.troubles.first();
+    let is_hurt =
+        children.is_scheduler_in_trouble || observed.demand.is_none() || counts.ready < needed;
     let (phase, reason, message) = if facts.idle.is_over {
         (Phase::Deleting, "Idle", "there was no work for spec.lifetime.idle.after".to_owned())
-    } else if let Some(trouble) = children.troubles.first() {
+    } else if let Some(trouble) = trouble.filter(|_| is_hurt) {
         (Phase::Degraded, "PodTrouble", trouble.clone())
     } else if let Some(waits) =
-        children.waits.first().filter(|_| observed.demand.is_none() || counts.ready < min)
+        children.waits.first().filter(|_| observed.demand.is_none() || counts.ready < needed)
     {
         (Phase::Starting, "PodWaiting", waits.clone())
     } else if observed.demand.is_none() {
@@ -52,9 +58,13 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     };
     ClusterStatus {
         phase,
-        message: (phase != Phase::Ready).then(|| message.clone()),
+        message: if phase == Phase::Ready {
+            trouble.map(|it| bounded(it))
+        } else {
+            Some(bounded(&message))
+        },
         observed_generation: cluster.metadata.generation,
-        conditions: vec![ready_condition(cluster, phase, (reason, message), facts.now)],
+        conditions: vec![ready_condition(cluster, phase, (reason, &message), facts.now)],
         workers: counts,
         scheduler_address: Some(scheduler_address(cluster, facts.site)),
         environment_key: facts.key.as_ref().map(ToString::to_string),
@@ -67,13 +77,13 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
 pub(crate) fn degraded(
     cluster: &Cluster,
     reason: &str,
-    message: String,
+    message: &str,
     key: Option<Key>,
     now: Timestamp,
 ) -> ClusterStatus {
     ClusterStatus {
         phase: Phase::Degraded,
-        message: Some(message.clone()),
+        message: Some(bounded(message)),
         observed_generation: cluster.metadata.generation,
         conditions: vec![ready_condition(cluster, Phase::Degraded, (reason, message), now)],
         environment_key: key.map(|key| key.to_string()),
@@ -90,9 +100,18 @@ pub(crate) fn stuck(
 ) -> ClusterStatus {
     let is_ready = planned.phase == Phase::Ready;
     let phase = if is_ready { Phase::Starting } else { planned.phase };
-    let message = error.to_owned();
-    let condition = ready_condition(cluster, phase, ("ApplyFailed", message.clone()), now);
-    ClusterStatus { phase, message: Some(message), conditions: vec![condition], ..planned.clone() }
+    let condition = ready_condition(cluster, phase, ("ApplyFailed", error), now);
+    let message = Some(bounded(error));
+    ClusterStatus { phase, message, conditions: vec![condition], ..planned.clone() }
+}
+
+/// As much of a message as a status takes.
+fn bounded(message: &str) -> String {
+    if message.chars().count() <= MESSAGE_MAX {
+        return message.to_owned();
+    }
+    let begin = message.chars().take(MESSAGE_MAX - 1);
+    begin.chain(['…']).collect()
 }
 
 pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
@@ -107,7 +126,7 @@ pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
 fn ready_condition(
     cluster: &Cluster,
     phase: Phase,
-    (reason, message): (&str, String),
+    (reason, message): (&str, &str),
     now: Timestamp,
 ) -> Condition {
     let status = if phase == Phase::Ready { "True" } else { "False" };
@@ -121,7 +140,7 @@ fn ready_condition(
         type_: READY.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
-        message,
+        message: bounded(message),
         observed_generation: cluster.metadata.generation,
         last_transition_time,
     }

@@ -321,3 +321,96 @@ fn a_clock_that_goes_back_ends_nothing() {
     let plan = plan(&world.cluster, &world.observed, &site(), before);
     assert!(plan.changes.is_empty(), "{:?}", plan.changes);
 }
+
+/// A world without work for long, with four workers of which the first holds a chunk.
+fn idle_with_a_holder() -> World {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.queue(1000, 79.0);
+    world.after(1);
+    world.run();
+    world.queue(0, 0.0);
+    let demand = world.observed.demand.as_mut().unwrap();
+    for (name, worker) in &mut demand.workers {
+        worker.held_bytes = u64::from(name.ends_with("-w-0"));
+    }
+    world.after(1);
+    world.seconds += 40;
+    world
+}
+
+fn retired(plan: &Plan) -> Vec<&str> {
+    let asked = plan.changes.iter().filter_map(|it| {
+        if let Op::Retire { workers, .. } = &it.op { Some(workers) } else { None }
+    });
+    asked.flatten().map(|name| name.rsplit_once('-').unwrap().1).collect()
+}
+
+#[test]
+fn idle_workers_that_hold_chunks_stay_and_the_others_are_asked_once() {
+    let mut world = idle_with_a_holder();
+    let first = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert_eq!(retired(&first), ["3", "2", "1"]);
+    let demand = world.observed.demand.as_mut().unwrap();
+    demand.asked = demand.workers.keys().filter(|it| !it.ends_with("-w-0")).cloned().collect();
+    let again = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert!(again.changes.is_empty(), "{:?}", again.changes);
+    assert_eq!(again.status.workers.retiring, 3);
+}
+
+#[test]
+fn more_workers_than_max_are_asked_whatever_they_hold() {
+    let mut world = idle_with_a_holder();
+    for worker in world.observed.demand.as_mut().unwrap().workers.values_mut() {
+        worker.held_bytes = 1;
+    }
+    let spec = &mut world.cluster.spec.workers[0];
+    (spec.min, spec.max) = (1, 3);
+    let plan = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert_eq!(retired(&plan), ["3"]);
+    assert_eq!(plan.changes[0].why, "there are more than max");
+}
+
+#[test]
+fn work_that_nobody_looked_at_puts_the_end_off() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    world.seconds += 20 * 60;
+    world.observed.busy_ago = Some(std::time::Duration::from_secs(3));
+    let kept = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert!(kept.changes.is_empty(), "{:?}", kept.changes);
+    world.observed.busy_ago = None;
+    let over = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert!(matches!(over.changes[..], [crate::Change { op: Op::DeleteCluster { .. }, .. }]));
+    assert_eq!(over.next_look, None, "its deletion is news");
+}
+
+#[test]
+fn trouble_of_one_worker_is_told_and_degrades_only_a_cluster_that_lacks_workers() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    world.queue(1000, 39.0);
+    world.after(1);
+    let last = world.observed.pods.last_mut().unwrap();
+    last.trouble = Some("OOMKilled: exit code 137".to_owned());
+    let status = world.after(1).status;
+    assert_eq!(status.phase, Phase::Ready);
+    assert!(status.message.is_some_and(|it| it.ends_with("OOMKilled: exit code 137")));
+    world.observed.demand.as_mut().unwrap().workers.clear();
+    let status = world.after(1).status;
+    assert_eq!(status.phase, Phase::Degraded);
+}
+
+#[test]
+fn a_message_of_any_length_fits_a_status() {
+    let packages: Vec<String> = (0..500).map(|nth| format!("package-{nth}")).collect();
+    let unknown = cluster(|spec| spec["environment"]["packages"] = json!(packages));
+    let status = plan(&unknown, &Observed::default(), &site(), at(0)).status;
+    let (message, key) = (status.message.unwrap(), status.environment_key.unwrap());
+    assert!(message.chars().count() == ebbtide_api::MESSAGE_MAX && message.contains(&key));
+    assert_eq!(status.conditions[0].message, message);
+}

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest line, in bytes, that either side accepts.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -65,6 +65,8 @@ pub enum Fact {
         core_seconds: f64,
         /// Tasks that run.
         running: u64,
+        /// Jobs that ever came: tells of work that came and went between two lines.
+        jobs: u64,
     },
     /// A worker is registered.
     #[serde(rename_all = "camelCase")]

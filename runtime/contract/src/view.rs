@@ -1,11 +1,15 @@
 //! What the operator knows of one cluster from the lines of its scheduler. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::demand::{Fact, Outcome, PROTOCOL, Up};
 
-/// Most workers that one scheduler may tell of: 64 times what a large cluster has.
-pub const WORKERS_MAX: usize = 65_536;
+/// Most workers that one scheduler may tell of: what a cluster may ask for, twice, as some go while
+/// others come.
+pub const WORKERS_MAX: usize = 20_000;
+
+/// Longest name of a worker: a pod's host name.
+pub const NAME_BYTES_MAX: usize = 63;
 
 /// A worker as its scheduler describes it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -27,10 +31,14 @@ pub struct Demand {
     pub core_seconds: f64,
     /// Tasks that run.
     pub running: u64,
+    /// Jobs that ever came.
+    pub jobs: u64,
     /// Connected clients.
     pub clients: u64,
     /// Registered workers by name.
     pub workers: BTreeMap<String, WorkerView>,
+    /// Registered workers that were asked to retire and have not answered.
+    pub asked: BTreeSet<String>,
     /// Answers to retire requests, by worker, until the worker is gone.
     pub retired: BTreeMap<String, Outcome>,
 }
@@ -61,6 +69,9 @@ pub enum Violation {
     /// More workers than are kept track of.
     #[error("more than {WORKERS_MAX} workers")]
     Workers,
+    /// A name that no pod has.
+    #[error("a worker's name of {0} bytes; expected at most {NAME_BYTES_MAX}")]
+    Name(usize),
 }
 
 /// Collects the lines of one connection.
@@ -79,6 +90,15 @@ impl View {
         self.demand.as_ref()
     }
 
+    /// Notes that workers are being asked to retire.
+    pub fn ask(&mut self, workers: &[String]) {
+        let Some(demand) = &mut self.demand else { return };
+        for worker in workers.iter().filter(|name| demand.workers.contains_key(*name)) {
+            demand.retired.remove(worker);
+            demand.asked.insert(worker.clone());
+        }
+    }
+
     /// Takes one line.
     pub fn hear(&mut self, line: Up) -> Result<Heard, Violation> {
         if let Up::Hello { protocol, epoch } = line {
@@ -94,7 +114,7 @@ impl View {
         match line {
             Up::Hello { .. } => Ok(Heard::Partial),
             Up::Begin { sequence } => {
-                self.next = Some(sequence + 1);
+                self.next = sequence.checked_add(1);
                 self.draft = Some(Demand { epoch: self.epoch, ..Demand::default() });
                 Ok(Heard::Partial)
             }
@@ -117,10 +137,11 @@ impl View {
                 _ => Ok(Heard::Gap),
             },
             Up::Retired { worker, outcome } => {
-                if let Some(demand) = &mut self.demand
-                    && demand.retired.len() < WORKERS_MAX
-                {
-                    demand.retired.insert(worker, outcome);
+                if let Some(demand) = &mut self.demand {
+                    demand.asked.remove(&worker);
+                    if demand.workers.contains_key(&worker) {
+                        demand.retired.insert(worker, outcome);
+                    }
                 }
                 Ok(Heard::News)
             }
@@ -129,22 +150,26 @@ impl View {
 
     fn is_next(&mut self, sequence: u64) -> bool {
         let expected = self.next == Some(sequence);
-        self.next = expected.then(|| sequence + 1);
+        self.next = if expected { sequence.checked_add(1) } else { None };
         expected
     }
 }
 
 fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
     match fact {
-        Fact::Queue { tasks, core_seconds, running } => {
+        Fact::Queue { tasks, core_seconds, running, jobs } => {
             if !core_seconds.is_finite() || core_seconds < 0.0 {
                 return Err(Violation::Amount(core_seconds));
             }
             demand.tasks = tasks;
             demand.core_seconds = core_seconds;
             demand.running = running;
+            demand.jobs = jobs;
         }
         Fact::Worker { name, held_bytes, assigned } => {
+            if name.len() > NAME_BYTES_MAX {
+                return Err(Violation::Name(name.len()));
+            }
             if demand.workers.len() >= WORKERS_MAX && !demand.workers.contains_key(&name) {
                 return Err(Violation::Workers);
             }
@@ -152,6 +177,7 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
         }
         Fact::WorkerGone { name } => {
             demand.workers.remove(&name);
+            demand.asked.remove(&name);
             demand.retired.remove(&name);
         }
         Fact::Clients { connected } => demand.clients = connected,
@@ -161,8 +187,8 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Heard, View, Violation};
-    use crate::demand::{Fact, PROTOCOL, Up};
+    use super::{Heard, View, Violation, WORKERS_MAX};
+    use crate::demand::{Fact, Outcome, PROTOCOL, Up};
 
     fn clients(sequence: u64, connected: u64) -> Up {
         Up::Fact { sequence, fact: Fact::Clients { connected } }
@@ -207,10 +233,55 @@ mod tests {
     #[test]
     fn amounts_that_no_cluster_can_mean_close_the_connection() {
         for core_seconds in [f64::NAN, f64::INFINITY, -1.0] {
-            let fact = Fact::Queue { tasks: 1, core_seconds, running: 0 };
+            let fact = Fact::Queue { tasks: 1, core_seconds, running: 0, jobs: 1 };
             let heard = greeted().hear(Up::Fact { sequence: 13, fact });
             assert!(matches!(heard, Err(Violation::Amount(_))), "{core_seconds}");
         }
+    }
+
+    fn worker(name: &str) -> Fact {
+        Fact::Worker { name: name.to_owned(), held_bytes: 0, assigned: 0 }
+    }
+
+    #[test]
+    fn what_one_scheduler_may_tell_is_bounded() {
+        let mut view = greeted();
+        let long = Up::Fact { sequence: 13, fact: worker(&"x".repeat(64)) };
+        assert_eq!(view.hear(long), Err(Violation::Name(64)));
+        let mut view = greeted();
+        for sequence in 13..13 + WORKERS_MAX as u64 {
+            view.hear(Up::Fact { sequence, fact: worker(&sequence.to_string()) }).unwrap();
+        }
+        let sequence = 13 + WORKERS_MAX as u64;
+        let one_more = Up::Fact { sequence, fact: worker("one more") };
+        assert_eq!(view.hear(one_more), Err(Violation::Workers));
+        for nth in 0..WORKERS_MAX {
+            let worker = format!("unknown {nth}");
+            view.hear(Up::Retired { worker, outcome: Outcome::Released }).unwrap();
+        }
+        assert_eq!(view.demand().map(|it| it.retired.len()), Some(0));
+    }
+
+    #[test]
+    fn a_worker_that_is_asked_to_retire_is_asked_until_it_answers_or_is_gone() {
+        let mut view = greeted();
+        view.hear(Up::Fact { sequence: 13, fact: worker("a") }).unwrap();
+        view.hear(Up::Fact { sequence: 14, fact: worker("b") }).unwrap();
+        view.ask(&["a", "b", "unknown"].map(str::to_owned));
+        assert_eq!(view.demand().map(|it| it.asked.len()), Some(2));
+        view.hear(Up::Retired { worker: "a".to_owned(), outcome: Outcome::Kept }).unwrap();
+        view.hear(Up::Fact { sequence: 15, fact: Fact::WorkerGone { name: "b".to_owned() } })
+            .unwrap();
+        let demand = view.demand().unwrap();
+        assert!(demand.asked.is_empty());
+        assert_eq!(demand.retired.get("a"), Some(&Outcome::Kept));
+    }
+
+    #[test]
+    fn the_last_number_of_all_has_none_after_it() {
+        let mut view = greeted();
+        assert_eq!(view.hear(Up::Begin { sequence: u64::MAX }), Ok(Heard::Partial));
+        assert_eq!(view.hear(clients(0, 1)), Ok(Heard::Gap));
     }
 
     #[test]

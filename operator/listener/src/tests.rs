@@ -1,0 +1,183 @@
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ebbtide_authority::Authority;
+use ebbtide_contract::demand::{Down, Fact, Outcome, PROTOCOL, Up};
+use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_contract::tls::{Credentials, any_name};
+use jiff::Timestamp;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{CLUSTER_CONNECTIONS_MAX, Schedulers, serve};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An operator's port, and what it tells.
+struct Operator {
+    authority: Authority,
+    schedulers: Schedulers,
+    address: String,
+    news: mpsc::UnboundedReceiver<String>,
+}
+
+type Connection = BufReader<TlsStream<TcpStream>>;
+
+impl Operator {
+    async fn start() -> Self {
+        let (authority, _) = Authority::create(Timestamp::now()).unwrap();
+        let schedulers = Schedulers::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let own = credentials(&authority, &Identity::Operator);
+        let (sender, config) = watch::channel(Arc::new(own.accept_schedulers().unwrap()));
+        let (tell, news) = mpsc::unbounded_channel();
+        let news_of = move |uid: &str| drop(tell.send(uid.to_owned()));
+        tokio::spawn(serve(listener, config, schedulers.clone(), news_of));
+        tokio::spawn(async move {
+            pending::<()>().await;
+            drop(sender);
+        });
+        Self { authority, schedulers, address, news }
+    }
+
+    async fn connect(&self, uid: &str, role: Role) -> Connection {
+        let own = credentials(&self.authority, &Identity::member(uid, role));
+        let config = own.dial(Identity::Operator).unwrap();
+        let stream = TcpStream::connect(&self.address).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        BufReader::new(connector.connect(any_name(), stream).await.unwrap())
+    }
+
+    /// A scheduler with a worker, after its first snapshot was heard.
+    async fn scheduler(&mut self, uid: &str, epoch: u64) -> Connection {
+        let mut connection = self.connect(uid, Role::Scheduler).await;
+        let worker = Fact::Worker { name: "w".to_owned(), held_bytes: 0, assigned: 0 };
+        for up in [
+            Up::Hello { protocol: PROTOCOL, epoch },
+            Up::Begin { sequence: 1 },
+            Up::Fact { sequence: 2, fact: queue(0, 0) },
+            Up::Fact { sequence: 3, fact: worker },
+            Up::End { sequence: 4 },
+        ] {
+            say(&mut connection, &up).await;
+        }
+        self.hear(uid).await;
+        connection
+    }
+
+    async fn hear(&mut self, uid: &str) {
+        let heard = timeout(PATIENCE, self.news.recv()).await.unwrap();
+        assert_eq!(heard.as_deref(), Some(uid));
+    }
+}
+
+fn credentials(authority: &Authority, identity: &Identity) -> Credentials {
+    let leaf = authority.leaf(identity, Timestamp::now()).unwrap();
+    let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
+    Credentials::from_pem(authority.certificate().as_bytes(), certificate, key).unwrap()
+}
+
+fn queue(tasks: u64, jobs: u64) -> Fact {
+    Fact::Queue { tasks, core_seconds: 0.0, running: 0, jobs }
+}
+
+async fn say(connection: &mut Connection, up: &Up) {
+    let mut line = serde_json::to_vec(up).unwrap();
+    line.push(b'\n');
+    connection.write_all(&line).await.unwrap();
+}
+
+/// Whether the other side closes, with or without a word.
+async fn is_closed(connection: &mut Connection) -> bool {
+    let mut rest = Vec::new();
+    let read = timeout(PATIENCE, connection.read_to_end(&mut rest)).await.unwrap();
+    read.is_err() || rest.is_empty()
+}
+
+#[tokio::test]
+async fn only_schedulers_are_heard() {
+    let operator = Operator::start().await;
+    for role in [Role::Worker, Role::Client] {
+        let mut connection = operator.connect("a", role).await;
+        assert!(is_closed(&mut connection).await, "{role:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_has_a_few_connections_and_others_have_theirs() {
+    let mut operator = Operator::start().await;
+    let mut mute = Vec::new();
+    for _ in 0..CLUSTER_CONNECTIONS_MAX {
+        let mut connection = operator.connect("a", Role::Scheduler).await;
+        say(&mut connection, &Up::Hello { protocol: PROTOCOL, epoch: 1 }).await;
+        mute.push(connection);
+    }
+    while operator.schedulers.lock().open.get("a") != Some(&CLUSTER_CONNECTIONS_MAX) {
+        tokio::task::yield_now().await;
+    }
+    let mut one_more = operator.connect("a", Role::Scheduler).await;
+    assert!(is_closed(&mut one_more).await);
+    operator.scheduler("b", 1).await;
+    assert!(operator.schedulers.demand("b").is_some());
+}
+
+#[tokio::test]
+async fn a_later_life_of_a_scheduler_takes_over_and_an_earlier_one_does_not() {
+    let mut operator = Operator::start().await;
+    let _present = operator.scheduler("a", 5).await;
+    let mut earlier = operator.connect("a", Role::Scheduler).await;
+    say(&mut earlier, &Up::Hello { protocol: PROTOCOL, epoch: 4 }).await;
+    assert!(is_closed(&mut earlier).await);
+    assert_eq!(operator.schedulers.demand("a").map(|it| it.epoch), Some(5));
+    let _later = operator.scheduler("a", 6).await;
+    assert_eq!(operator.schedulers.demand("a").map(|it| it.epoch), Some(6));
+}
+
+#[tokio::test]
+async fn what_no_scheduler_says_ends_its_connection_and_its_demand() {
+    let mut operator = Operator::start().await;
+    let long = format!("{{\"type\":\"begin\",\"sequence\":{}1}}\n", " ".repeat(70_000));
+    let infinite = "{\"type\":\"fact\",\"sequence\":5,\"fact\":{\"fact\":\"queue\",\"tasks\":1,\
+                    \"coreSeconds\":1e999,\"running\":0,\"jobs\":0}}\n";
+    for line in ["garbage\n", &long, infinite, "{\"type\":\"fact\"}\n"] {
+        let mut connection = operator.scheduler("a", 1).await;
+        connection.write_all(line.as_bytes()).await.unwrap();
+        assert!(is_closed(&mut connection).await, "{line:.40}");
+        operator.hear("a").await;
+        assert_eq!(operator.schedulers.demand("a"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_is_asked_to_retire_once_and_its_answer_is_kept() {
+    let mut operator = Operator::start().await;
+    let mut connection = operator.scheduler("a", 1).await;
+    operator.schedulers.retire("a", &["w".to_owned()], 7);
+    let mut line = String::new();
+    timeout(PATIENCE, connection.read_line(&mut line)).await.unwrap().unwrap();
+    let order = Down::Retire { workers: vec!["w".to_owned()], deadline_seconds: 7 };
+    assert_eq!(serde_json::from_str::<Down>(&line).unwrap(), order);
+    assert!(operator.schedulers.demand("a").unwrap().asked.contains("w"));
+    let outcome = Outcome::Released;
+    say(&mut connection, &Up::Retired { worker: "w".to_owned(), outcome }).await;
+    operator.hear("a").await;
+    let demand = operator.schedulers.demand("a").unwrap();
+    assert!(demand.asked.is_empty());
+    assert_eq!(demand.retired.get("w"), Some(&outcome));
+}
+
+#[tokio::test]
+async fn work_that_came_and_went_between_two_lines_is_known() {
+    let mut operator = Operator::start().await;
+    let mut connection = operator.scheduler("a", 1).await;
+    assert_eq!(operator.schedulers.busy_ago("a"), None);
+    say(&mut connection, &Up::Fact { sequence: 5, fact: queue(0, 1) }).await;
+    operator.hear("a").await;
+    assert!(operator.schedulers.busy_ago("a").is_some());
+}
