@@ -319,10 +319,20 @@ impl Overlap {
 
     /// The consumers that need this producer: spans only move forward, so they lie side by side.
     fn consumers(&self, producer: u32) -> Range<u32> {
-        let spans: Vec<Option<(u32, u32)>> =
-            (0..self.consumer_ends.len()).map(|consumer| self.span(consumer)).collect();
-        let start = spans.partition_point(|it| it.is_none_or(|(_, last)| last < producer));
-        let end = spans.partition_point(|it| it.is_none_or(|(first, _)| first <= producer));
+        let first = |is_before: &dyn Fn((u32, u32)) -> bool| {
+            let (mut from, mut to) = (0, self.consumer_ends.len());
+            while from < to {
+                let middle = usize::midpoint(from, to);
+                if self.span(middle).is_none_or(is_before) {
+                    from = middle + 1;
+                } else {
+                    to = middle;
+                }
+            }
+            from
+        };
+        let start = first(&|(_, last)| last < producer);
+        let end = first(&|(first, _)| first <= producer);
         to_u32(start)..to_u32(end.max(start))
     }
 }

@@ -12,6 +12,7 @@
 mod event;
 mod jobs;
 mod keep;
+mod load;
 mod place;
 mod recovery;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 use crate::frontier::Frontier;
 use crate::message::{Attempt, Failure, FromWorker, ToWorker};
 pub use crate::scheduler::event::{Demand, Effect, Event, Joining, WorkerView};
+use crate::scheduler::load::Load;
 use crate::table::Table;
 use crate::{GroupId, JobId, TaskId, Time, WorkerId};
 
@@ -31,8 +33,16 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// needs, which may have been restarted and want it again.
 pub const RELEASED_MAX: Duration = Duration::from_secs(30);
 
+/// How much later than it was due a timeout may come before it counts as this process that stood
+/// still, and not as everybody else who was silent.
+const LATE_MAX: Duration = Duration::from_secs(1);
+
 /// How many workers a task may lose before its job fails.
 pub const LOSSES_MAX: u32 = 3;
+
+/// How many workers may be lost that a task waited on before its job fails: it may have run after
+/// all, and so often that is no coincidence.
+pub const WAITS_MAX: u32 = 20;
 
 /// How many times a task's inputs may be out of reach before its job fails: more often than workers
 /// that hold them are lost one after the other.
@@ -54,8 +64,10 @@ struct Task {
     order: u64,
     /// Uses of its chunk that are still to come.
     uses: u32,
-    /// Times that it was lost with its worker or its process.
+    /// Times that it was lost with its worker or its process while it ran.
     losses: u32,
+    /// Times that it was lost with a worker where others ran before it.
+    waits: u32,
     /// Times that its program failed.
     failures: u32,
     /// Times that an input could not be fetched.
@@ -77,15 +89,15 @@ struct Job {
 #[derive(Debug)]
 struct Worker {
     joining: Joining,
-    assigned: BTreeSet<TaskId>,
+    load: Load,
     held: BTreeSet<TaskId>,
     held_bytes: u64,
     /// How much of that takes no memory.
     disk_bytes: u64,
-    reserved_bytes: u64,
     defined: BTreeSet<GroupId>,
     peers: BTreeSet<WorkerId>,
-    seen_at: Time,
+    /// When it counts as lost, unless it says something before.
+    silent_from: Time,
     retiring: Retiring,
 }
 
@@ -122,6 +134,9 @@ impl Scheduler {
     pub fn handle_event(&mut self, event: Event, now: Time) {
         match event {
             Event::WorkerJoined(worker, joining) => {
+                if !self.replace(worker, &joining) {
+                    return;
+                }
                 self.workers.insert(worker, Worker::new(joining, now));
                 let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
                 for job in jobs {
@@ -131,7 +146,7 @@ impl Scheduler {
             Event::WorkerLost(worker) => self.lose_worker(worker),
             Event::Worker(worker, message) => {
                 if let Some(known) = self.workers.get_mut(&worker) {
-                    known.seen_at = now;
+                    known.silent_from = now.after(SILENCE_MAX);
                     self.hear(worker, message);
                 }
             }
@@ -155,6 +170,7 @@ impl Scheduler {
 
     /// Does what has fallen due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.forgive_if_late(now);
         let silent = self.workers.iter().filter(|(_, worker)| worker.silent_at() <= now);
         let silent: Vec<WorkerId> = silent.map(|(id, _)| *id).collect();
         for worker in silent {
@@ -183,7 +199,7 @@ impl Scheduler {
 
     /// What waits and runs, as far as it is known.
     pub fn demand(&self) -> Demand {
-        let assigned = self.workers.values().map(|worker| worker.assigned.len() as u64).sum();
+        let assigned = self.workers.values().map(|worker| worker.load.len()).sum();
         let mut demand = Demand { assigned, ..Demand::default() };
         for entry in self.table.iter() {
             let tasks = u64::from(entry.group.space.tasks() - entry.done.ones());
@@ -204,7 +220,7 @@ impl Scheduler {
                 cores: worker.joining.cores,
                 memory_bytes: worker.joining.memory_bytes,
                 held_bytes: worker.held_bytes,
-                assigned: worker.assigned.len() as u64,
+                assigned: worker.load.len(),
             };
             (*id, view)
         })
@@ -220,6 +236,12 @@ impl Scheduler {
 
     /// Panics if the state contradicts itself. Walks everything: for simulations.
     pub fn check(&self) {
+        for (id, worker) in &self.workers {
+            for task in worker.load.tasks() {
+                let state = &self.tasks[&task].state;
+                assert!(matches!(state, State::Assigned(to, _) if to == id), "{task} of {id:?}");
+            }
+        }
         for (task, live) in &self.tasks {
             assert_eq!(live.uses, self.table.uses_to_come(*task), "uses of {task}");
             let is_here = |it: &TaskId| matches!(self.tasks[it].state, State::InMemory { .. });
@@ -238,9 +260,36 @@ impl Scheduler {
                 State::Ready => assert!(self.ready.contains(&(live.order, *task)), "{task}"),
                 State::Assigned(worker, _) => {
                     let known = self.workers.get(&worker);
-                    assert!(known.is_some_and(|it| it.assigned.contains(task)), "{task}");
+                    assert!(known.is_some_and(|it| it.load.contains(*task)), "{task}");
                 }
                 State::Planned => {}
+            }
+        }
+    }
+
+    /// Of two workers of one name the one with the later life counts; of two connections of one
+    /// life, the later one. False when the one that comes does not.
+    fn replace(&mut self, comes: WorkerId, joining: &Joining) -> bool {
+        let there = self.workers.iter().find(|(_, it)| it.joining.name == joining.name);
+        let Some((id, there)) = there.map(|(id, it)| (*id, it.joining.incarnation)) else {
+            return true;
+        };
+        if there > joining.incarnation {
+            self.effects.push_back(Effect::Disconnect(comes, "a later one has its name"));
+            return false;
+        }
+        self.effects.push_back(Effect::Disconnect(id, "it has come back"));
+        self.lose_worker(id);
+        true
+    }
+
+    /// When this process stood still, nobody could be heard: everybody gets half of their time
+    /// again.
+    fn forgive_if_late(&mut self, now: Time) {
+        let Some((due, _)) = self.poll_timeout() else { return };
+        if now > due.after(LATE_MAX) {
+            for worker in self.workers.values_mut() {
+                worker.silent_from = worker.silent_from.max(now.after(SILENCE_MAX / 2));
             }
         }
     }
@@ -294,7 +343,7 @@ impl Scheduler {
         entry.measured.add(nanoseconds);
         if let Some(worker) = self.workers.get_mut(&from) {
             worker.held.insert(task);
-            worker.held_bytes += bytes;
+            worker.held_bytes = worker.held_bytes.saturating_add(bytes);
         }
         self.live(task).state = State::InMemory { holder: from, bytes, attempt };
         for input in self.table.dependencies(task) {
@@ -378,13 +427,13 @@ impl Scheduler {
             return;
         }
         worker.defined.retain(|group| !groups.contains(group));
-        worker.assigned.retain(|task| !groups.contains(&task.group));
+        worker.load.take_groups(groups);
         worker.held.retain(|task| !groups.contains(&task.group));
         self.send(id, ToWorker::Forget(known));
         self.recount(id);
     }
 
-    /// Counts a worker's bytes again from its tasks.
+    /// Counts again the bytes that a worker holds.
     fn recount(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get(&id) else { return };
         let held_bytes = worker
@@ -395,18 +444,14 @@ impl Scheduler {
                 State::Planned | State::Waiting { .. } | State::Ready | State::Assigned(..) => None,
             })
             .sum();
-        let reserved_bytes = worker.assigned.iter().map(|task| self.reservation(*task)).sum();
         let worker = self.workers.get_mut(&id).expect("it was there a line ago");
         worker.held_bytes = held_bytes;
-        worker.reserved_bytes = reserved_bytes;
     }
 
     fn release_retiring(&mut self, now: Time) {
         for (id, worker) in &mut self.workers {
             match worker.retiring {
-                Retiring::Emptying { .. }
-                    if worker.assigned.is_empty() && worker.held.is_empty() =>
-                {
+                Retiring::Emptying { .. } if worker.load.is_empty() && worker.held.is_empty() => {
                     worker.retiring = Retiring::Released { until: now.after(RELEASED_MAX) };
                     self.effects.push_back(Effect::Released(*id));
                 }
@@ -414,7 +459,10 @@ impl Scheduler {
                     worker.retiring = Retiring::No;
                     self.effects.push_back(Effect::Kept(*id));
                 }
-                Retiring::Released { until } if until <= now => worker.retiring = Retiring::No,
+                Retiring::Released { until } if until <= now => {
+                    worker.retiring = Retiring::No;
+                    self.effects.push_back(Effect::Kept(*id));
+                }
                 Retiring::No | Retiring::Emptying { .. } | Retiring::Released { .. } => {}
             }
         }
@@ -435,20 +483,19 @@ impl Worker {
     fn new(joining: Joining, now: Time) -> Self {
         Self {
             joining,
-            assigned: BTreeSet::new(),
+            load: Load::default(),
             held: BTreeSet::new(),
             held_bytes: 0,
             disk_bytes: 0,
-            reserved_bytes: 0,
             defined: BTreeSet::new(),
             peers: BTreeSet::new(),
-            seen_at: now,
+            silent_from: now.after(SILENCE_MAX),
             retiring: Retiring::No,
         }
     }
 
     fn silent_at(&self) -> Time {
-        self.seen_at.after(SILENCE_MAX)
+        self.silent_from
     }
 }
 

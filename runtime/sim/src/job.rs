@@ -71,7 +71,7 @@ impl SimJob {
         });
         let cost = Cost { output_bytes: 10, scratch_bytes: 5, nanoseconds: 1_000_000 };
         let (name, program) = (format!("group {}", id.0), Arc::from([]));
-        Group { id, name, space, inputs, cost, retries: 0, program }
+        Group { id, name, space, inputs, cost, retries: random.roll(3), program }
     }
 
     fn relation(random: &mut Random, producer: &Space, extents: &mut Vec<u32>) -> Relation {
@@ -119,6 +119,11 @@ impl SimJob {
             }
         }
         answers
+    }
+
+    /// How often tasks of each group are tried again.
+    pub(crate) fn retries(&self) -> BTreeMap<GroupId, u32> {
+        self.all().iter().map(|group| (group.id, group.retries)).collect()
     }
 
     /// Bytes that its largest task needs at once.

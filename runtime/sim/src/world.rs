@@ -1,5 +1,7 @@
 //! The world itself: a clock, a network, workers that fail, and one client.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
@@ -8,7 +10,7 @@ use std::time::Duration;
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
 use ebbtide_core::scheduler::{self, Demand, Joining, Scheduler};
 use ebbtide_core::worker::{self, RunId, SpillId, Worker};
-use ebbtide_core::{JobId, TaskId, Time, WorkerId};
+use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 
 use crate::job::{SimJob, make};
 use crate::random::Random;
@@ -18,6 +20,9 @@ const STEPS_MAX: u32 = 50_000;
 
 /// Workers that may be lost: one task may not lose more than the scheduler bears.
 const LOSSES_MAX: u32 = scheduler::LOSSES_MAX;
+
+/// How long a worker waits for one that sends nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 const CHUNK_BYTES: u64 = 10;
 
@@ -29,11 +34,11 @@ const JOB: JobId = JobId(2);
 enum Happening {
     ToScheduler(WorkerId, FromWorker),
     ToWorker(WorkerId, ToWorker),
-    /// A task's chunk, or that its process ended with it.
+    /// A task's chunk, or why there is none.
     Executed {
         at: WorkerId,
         run: RunId,
-        value: Option<u64>,
+        made: Result<u64, Failure>,
     },
     /// A chunk, or that it is not where it should be.
     Arrived {
@@ -55,6 +60,8 @@ enum Happening {
         chunk: TaskId,
     },
     Collected(WorkerId, TaskId, u64),
+    /// The operator takes a worker away.
+    Taken(WorkerId),
     Heartbeat(WorkerId),
 }
 
@@ -89,6 +96,9 @@ pub struct World {
     /// Memory without which a worker could not run every task of the job.
     needed_bytes: u64,
     lost: u32,
+    /// How often tasks of each group are tried again, and how often each failed.
+    retries: BTreeMap<GroupId, u32>,
+    failed: BTreeMap<TaskId, u32>,
     answers: BTreeMap<TaskId, u64>,
     wanted: BTreeSet<TaskId>,
     collected: BTreeSet<TaskId>,
@@ -126,6 +136,8 @@ impl World {
             renamed: BTreeMap::new(),
             needed_bytes: job.needed_bytes(),
             lost: 0,
+            retries: job.retries(),
+            failed: BTreeMap::new(),
             collected: BTreeSet::new(),
             is_done: false,
             trace: String::new(),
@@ -208,53 +220,6 @@ impl World {
         Ok(())
     }
 
-    /// Now and then a worker dies, joins, or falls silent.
-    fn disturb(&mut self) {
-        if self.lost < LOSSES_MAX && self.random.once_in(40) {
-            let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
-            let Some(count) = u32::try_from(ids.len()).ok().filter(|count| *count > 0) else {
-                return;
-            };
-            let victim = ids[self.random.roll(count) as usize];
-            self.lost += 1;
-            if self.random.once_in(3) {
-                self.reconnect(victim);
-                return;
-            }
-            if self.random.once_in(2) {
-                self.log(&format!("{victim:?} dies"));
-                self.workers.remove(&victim);
-                self.tell_scheduler(scheduler::Event::WorkerLost(victim));
-            } else if let Some(worker) = self.workers.get_mut(&victim) {
-                // It works on, but nobody hears of it until the scheduler gives it up.
-                worker.is_silent = true;
-                self.log(&format!("{victim:?} falls silent"));
-            }
-            self.join();
-        }
-    }
-
-    /// A worker loses its connection and comes back: the same process, under a new name.
-    fn reconnect(&mut self, old: WorkerId) {
-        let Some(mut worker) = self.workers.remove(&old) else { return };
-        let new = WorkerId(self.next_worker);
-        self.next_worker += 1;
-        self.log(&format!("{old:?} comes back as {new:?}"));
-        self.tell_scheduler(scheduler::Event::WorkerLost(old));
-        worker.core.handle_event(worker::Event::Reconnected);
-        while let Some(effect) = worker.core.poll_effect() {
-            if let worker::Effect::Drop(chunk) = effect {
-                worker.values.remove(&chunk);
-                worker.spilled.remove(&chunk);
-            }
-        }
-        let joining = worker.joining.clone();
-        self.workers.insert(new, worker);
-        self.renamed.insert(old, new);
-        self.schedule(Duration::from_secs(2), Happening::Heartbeat(new));
-        self.tell_scheduler(scheduler::Event::WorkerJoined(new, joining));
-    }
-
     /// What a worker is called now.
     fn now_named(&self, mut worker: WorkerId) -> WorkerId {
         while let Some(next) = self.renamed.get(&worker) {
@@ -270,7 +235,7 @@ impl World {
         let memory_bytes = self.needed_bytes + u64::from(self.random.roll(100));
         let slowness = if self.random.once_in(4) { 30_000 } else { 100 };
         let (name, address) = (format!("w{}", id.0), String::new());
-        let joining = Joining { name, address, cores, memory_bytes };
+        let joining = Joining { name, address, cores, memory_bytes, incarnation: 1 };
         let worker = SimWorker {
             joining: joining.clone(),
             core: Worker::new(cores, memory_bytes),
@@ -296,16 +261,16 @@ impl World {
             Happening::ToWorker(to, message) => {
                 self.tell_worker(to, worker::Event::Scheduler(message))?;
             }
-            Happening::Executed { at, run, value } => {
+            Happening::Executed { at, run, made } => {
                 let at = self.now_named(at);
                 if let Some(worker) = self.workers.get_mut(&at) {
-                    let event = if let Some(value) = value {
-                        worker.made = Some((run, value));
-                        let (bytes, nanoseconds) = (CHUNK_BYTES, 1_000_000);
-                        worker::Event::Executed { run, bytes, nanoseconds }
-                    } else {
-                        let failure = Failure { is_crash: true, ..Failure::new("it crashed") };
-                        worker::Event::ExecutionFailed { run, failure }
+                    let event = match made {
+                        Ok(value) => {
+                            worker.made = Some((run, value));
+                            let (bytes, nanoseconds) = (CHUNK_BYTES, 1_000_000);
+                            worker::Event::Executed { run, bytes, nanoseconds }
+                        }
+                        Err(failure) => worker::Event::ExecutionFailed { run, failure },
                     };
                     self.tell_worker(at, event)?;
                 }
@@ -343,6 +308,7 @@ impl World {
                     self.tell_scheduler(scheduler::Event::Collected(chunk));
                 }
             }
+            Happening::Taken(worker) => self.take(worker)?,
             Happening::Heartbeat(from) => {
                 if self.workers.get(&from).is_some_and(|worker| !worker.is_silent) {
                     self.tell_scheduler(scheduler::Event::Worker(from, FromWorker::Heartbeat));
@@ -351,6 +317,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whether a task's program may fail once more: as often as it is tried again.
+    fn may_fail(&self, task: TaskId) -> bool {
+        let failed = self.failed.get(&task).copied().unwrap_or_default();
+        self.retries.get(&task.group).is_some_and(|retries| failed < *retries)
+    }
+
+    /// Whether the scheduler counts on a chunk.
+    fn is_needed(&self, chunk: TaskId) -> bool {
+        self.scheduler.chunk_bytes(chunk).is_some()
+            && !self.workers.values().any(|it| it.values.contains_key(&chunk))
     }
 
     fn tell_scheduler(&mut self, event: scheduler::Event) {
@@ -376,7 +354,14 @@ impl World {
                 scheduler::Effect::JobFailed(_, error) => {
                     self.log(&error.error);
                 }
-                scheduler::Effect::Released(_) | scheduler::Effect::Kept(_) => {}
+                scheduler::Effect::Released(worker) => {
+                    // The operator may be away and never take it.
+                    if !self.random.once_in(3) {
+                        let delay = self.delay();
+                        self.schedule(delay, Happening::Taken(worker));
+                    }
+                }
+                scheduler::Effect::Kept(_) => {}
             }
         }
     }
@@ -403,30 +388,15 @@ impl World {
                 }
             }
             worker::Effect::Execute { run, task, inputs } => {
-                let on_disk = inputs.iter().copied().find(|it| worker.spilled.contains(it));
-                let inputs: Option<Vec<u64>> =
-                    inputs.iter().map(|input| worker.values.get(input).copied()).collect();
-                let inputs = inputs.ok_or_else(|| format!("{task} runs without its inputs"))?;
-                let slowness = worker.slowness;
-                let time = Duration::from_millis(u64::from(1 + self.random.roll(slowness)));
-                if let Some(chunk) = on_disk
-                    && self.random.once_in(20)
-                {
-                    self.schedule(time, Happening::Unreadable { at, run, chunk });
-                    return Ok(());
-                }
-                let value = make(task, &inputs);
-                let is_crash = self.lost < LOSSES_MAX && self.random.once_in(100);
-                self.lost += u32::from(is_crash);
-                self.schedule(
-                    time,
-                    Happening::Executed { at, run, value: (!is_crash).then_some(value) },
-                );
+                self.execute(at, (run, task), &inputs)?;
             }
             worker::Effect::Fetch { chunk, holder } => {
-                let held = self.workers.get(&holder).filter(|it| !it.is_silent);
+                let held = self.workers.get(&holder);
+                // Who is silent is waited for.
+                let is_silent = held.is_some_and(|it| it.is_silent);
                 let value = held.and_then(|it| it.values.get(&chunk).copied());
-                let delay = self.delay();
+                let value = value.filter(|_| !is_silent);
+                let delay = if is_silent { SILENCE_MAX } else { self.delay() };
                 self.schedule(delay, Happening::Arrived { at, chunk, holder, value });
             }
             worker::Effect::Keep { run, task } => {
@@ -460,6 +430,40 @@ impl World {
             | worker::Effect::Undefine(_)
             | worker::Effect::Introduce(..) => {}
         }
+        Ok(())
+    }
+
+    /// How an execution ends, and when.
+    fn execute(
+        &mut self,
+        at: WorkerId,
+        (run, task): (RunId, TaskId),
+        inputs: &[TaskId],
+    ) -> Result<(), String> {
+        let worker = &self.workers[&at];
+        let on_disk = inputs.iter().copied().find(|it| worker.spilled.contains(it));
+        let inputs: Option<Vec<u64>> =
+            inputs.iter().map(|input| worker.values.get(input).copied()).collect();
+        let inputs = inputs.ok_or_else(|| format!("{task} runs without its inputs"))?;
+        let slowness = worker.slowness;
+        let time = Duration::from_millis(u64::from(1 + self.random.roll(slowness)));
+        if let Some(chunk) = on_disk
+            && self.random.once_in(20)
+        {
+            self.schedule(time, Happening::Unreadable { at, run, chunk });
+            return Ok(());
+        }
+        let value = make(task, &inputs);
+        let made = if self.lost < LOSSES_MAX && self.random.once_in(100) {
+            self.lost += 1;
+            Err(Failure { is_crash: true, ..Failure::new("it crashed") })
+        } else if self.may_fail(task) && self.random.once_in(20) {
+            *self.failed.entry(task).or_default() += 1;
+            Err(Failure::new("it failed"))
+        } else {
+            Ok(value)
+        };
+        self.schedule(time, Happening::Executed { at, run, made });
         Ok(())
     }
 
@@ -523,7 +527,13 @@ mod tests {
             " dies",
             " falls silent",
             " comes back as ",
-            "Executed { at: WorkerId(0), run: RunId(0), value: None }",
+            "it crashed",
+            "it failed",
+            " is to retire",
+            "scheduler: Released(",
+            "scheduler: Kept(",
+            "Taken(",
+            "it has come back",
             "is_on_disk: true",
             "is_on_disk: false",
             "Unreadable {",

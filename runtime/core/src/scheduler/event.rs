@@ -43,6 +43,8 @@ pub struct Joining {
     pub cores: u32,
     /// Bytes that its chunks and running tasks may take.
     pub memory_bytes: u64,
+    /// Which life of the worker this is: larger after every restart.
+    pub incarnation: u64,
 }
 
 /// Something that the shell must now do.

@@ -1,7 +1,9 @@
 //! Which task comes next, and which worker gets it.
 
+use std::collections::BTreeMap;
+
 use crate::message::{Assignment, Attempt, ToWorker};
-use crate::scheduler::{Retiring, Scheduler, State, Task, Worker};
+use crate::scheduler::{Effect, Retiring, Scheduler, State, Task, Worker};
 use crate::{JobId, TaskId, WorkerId};
 
 /// Work that a worker has in hand beyond what runs, per core, in nanoseconds: long enough to hide
@@ -14,11 +16,27 @@ const AHEAD_MAX: u64 = 64;
 impl Scheduler {
     /// Gives out tasks while a worker has room for the next one.
     pub(super) fn assign(&mut self) {
+        self.take_back_if_needed();
         while self.workers.values().any(Worker::is_open) {
             let Some((order, task)) = self.next_ready() else { return };
             let Some(worker) = self.place(task) else { return };
             self.ready.remove(&(order, task));
             self.give(task, worker);
+        }
+    }
+
+    /// When there is work and every worker is to go, those that are not empty work on: what they
+    /// hold may be what the work needs.
+    fn take_back_if_needed(&mut self) {
+        let has_work = !self.ready.is_empty() || !self.walking.is_empty();
+        if !has_work || self.workers.values().any(|it| it.retiring == Retiring::No) {
+            return;
+        }
+        for (id, worker) in &mut self.workers {
+            if matches!(worker.retiring, Retiring::Emptying { .. }) {
+                worker.retiring = Retiring::No;
+                self.effects.push_back(Effect::Kept(*id));
+            }
         }
     }
 
@@ -70,7 +88,15 @@ impl Scheduler {
         let uses = self.table.uses_to_come(task);
         self.tasks.insert(
             task,
-            Task { state: State::Planned, order, uses, losses: 0, failures: 0, misses: 0 },
+            Task {
+                state: State::Planned,
+                order,
+                uses,
+                losses: 0,
+                waits: 0,
+                failures: 0,
+                misses: 0,
+            },
         );
         let needs = self.table.dependencies(task);
         let job = self.table.entry(task.group).job;
@@ -105,7 +131,6 @@ impl Scheduler {
     fn place(&self, task: TaskId) -> Option<WorkerId> {
         let inputs = self.table.dependencies(task);
         let entry = self.table.entry(task.group);
-        let cost = self.reservation(task);
         let local_bytes = |id: WorkerId| -> u64 {
             let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
                 Some(State::InMemory { holder, bytes, .. }) if *holder == id => *bytes,
@@ -115,9 +140,11 @@ impl Scheduler {
         };
         self.workers
             .iter()
-            .filter(|(_, it)| it.has_room(cost, entry.expected_nanoseconds()))
+            .filter(|(id, it)| {
+                it.has_room(self.cost_at(task, **id, &inputs), entry.expected_nanoseconds())
+            })
             .max_by_key(|(id, it)| {
-                let in_hand = it.assigned.len() * 1024 / it.joining.cores.max(1) as usize;
+                let in_hand = it.load.len() * 1024 / u64::from(it.joining.cores.max(1));
                 (local_bytes(**id), std::cmp::Reverse((in_hand, **id)))
             })
             .map(|(id, _)| *id)
@@ -132,10 +159,12 @@ impl Scheduler {
         entry.attempt = Attempt(entry.attempt.0 + 1);
         let attempt = entry.attempt;
         self.live(task).state = State::Assigned(to, attempt);
-        let reservation = self.reservation(task);
+        let bytes = self.reservation(task);
+        let away = inputs.iter().filter(|(_, holder)| *holder != to);
+        let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
+        let away: BTreeMap<TaskId, u64> = away.collect();
         let worker = self.workers.get_mut(&to).expect("place chose one of ours");
-        worker.assigned.insert(task);
-        worker.reserved_bytes += reservation;
+        worker.load.give(task, bytes, &away);
         self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
     }
 
@@ -164,7 +193,21 @@ impl Scheduler {
         }
     }
 
-    /// Bytes that a task may take beyond what its worker already holds.
+    /// Bytes that a task takes on this worker beyond what is there and on its way there.
+    fn cost_at(&self, task: TaskId, at: WorkerId, inputs: &[TaskId]) -> u64 {
+        let load = &self.workers[&at].load;
+        let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
+            Some(State::InMemory { holder, bytes, .. })
+                if *holder != at && !load.has_input(*input) =>
+            {
+                *bytes
+            }
+            _ => 0,
+        };
+        inputs.iter().map(bytes).fold(self.reservation(task), u64::saturating_add)
+    }
+
+    /// Bytes that a task may take beside its inputs.
     pub(super) fn reservation(&self, task: TaskId) -> u64 {
         let cost = self.table.entry(task.group).group.cost;
         cost.output_bytes.saturating_add(cost.scratch_bytes)
@@ -173,11 +216,8 @@ impl Scheduler {
     /// Takes a task off its worker. The caller gives it a new state.
     pub(super) fn unassign(&mut self, task: TaskId) {
         let State::Assigned(from, _) = self.live(task).state else { return };
-        let reservation = self.reservation(task);
-        if let Some(worker) = self.workers.get_mut(&from)
-            && worker.assigned.remove(&task)
-        {
-            worker.reserved_bytes -= reservation;
+        if let Some(worker) = self.workers.get_mut(&from) {
+            worker.load.take(task);
         }
     }
 }
@@ -185,17 +225,15 @@ impl Scheduler {
 impl Worker {
     fn is_open(&self) -> bool {
         self.retiring == Retiring::No
-            && (self.assigned.len() as u64) < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
+            && self.load.len() < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
     }
 
     fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
         let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
         let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
         let in_memory = self.held_bytes.saturating_sub(self.disk_bytes);
-        let taken = in_memory.saturating_add(self.reserved_bytes);
+        let taken = in_memory.saturating_add(self.load.bytes());
         let fits = taken.saturating_add(bytes) <= self.joining.memory_bytes;
-        self.is_open()
-            && (self.assigned.len() as u64) < tasks_max
-            && (fits || self.assigned.is_empty())
+        self.is_open() && self.load.len() < tasks_max && (fits || self.load.is_empty())
     }
 }

@@ -1,7 +1,7 @@
 //! What is done when workers and chunks are lost: what is still needed comes up again.
 
 use crate::message::Failure;
-use crate::scheduler::{LOSSES_MAX, MISSES_MAX, Scheduler, State};
+use crate::scheduler::{LOSSES_MAX, MISSES_MAX, Scheduler, State, WAITS_MAX};
 use crate::{TaskId, WorkerId};
 
 impl Scheduler {
@@ -10,16 +10,24 @@ impl Scheduler {
         let chunks: Vec<(TaskId, WorkerId)> =
             worker.held.iter().map(|task| (*task, lost)).collect();
         self.lose_chunks(&chunks);
-        for task in worker.assigned {
+        // Those that came up first ran.
+        let order = |task: &TaskId| self.tasks.get(task).map(|live| live.order);
+        let mut assigned: Vec<TaskId> = worker.load.tasks().collect();
+        assigned.sort_by_key(order);
+        for (nth, task) in assigned.into_iter().enumerate() {
             // An earlier one may have failed the job that this one belonged to.
             let Some(live) = self.tasks.get_mut(&task) else { continue };
-            live.losses += 1;
-            if live.losses > LOSSES_MAX {
+            if nth < worker.joining.cores as usize {
+                live.losses += 1;
+            } else {
+                live.waits += 1;
+            }
+            if live.losses > LOSSES_MAX || live.waits > WAITS_MAX {
                 let name = &worker.joining.name;
                 let error = format!(
                     "task {task} was lost with its worker {} times, last with {name}; \
                      it may need more memory than a worker has",
-                    live.losses
+                    live.losses + live.waits
                 );
                 self.fail_job(task, &Failure::new(error));
             } else {

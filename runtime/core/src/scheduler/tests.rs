@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Demand, Effect, Event, Joining, LOSSES_MAX, Scheduler};
+use super::{Demand, Effect, Event, Joining, LOSSES_MAX, SILENCE_MAX, Scheduler};
 use crate::message::{Attempt, Failure, FromWorker, ToWorker};
 use crate::{
     AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Space, TaskId, Time, WorkerId,
@@ -23,11 +23,17 @@ fn tree(leaves: u32) -> Event {
 }
 
 fn joining(cores: u32) -> Joining {
-    Joining { name: "w".to_owned(), address: "127.0.0.1:1".to_owned(), cores, memory_bytes: 10_000 }
+    Joining {
+        name: "w".to_owned(),
+        address: "127.0.0.1:1".to_owned(),
+        cores,
+        memory_bytes: 10_000,
+        incarnation: 1,
+    }
 }
 
 fn join(id: u64, cores: u32) -> Event {
-    Event::WorkerJoined(WorkerId(id), joining(cores))
+    Event::WorkerJoined(WorkerId(id), Joining { name: format!("w{id}"), ..joining(cores) })
 }
 
 fn task(group: u64, index: u32) -> TaskId {
@@ -331,4 +337,82 @@ fn chunks_of_another_job_that_are_not_kept_are_no_input() {
     let [_, user] = kept_and_used();
     let play = Play::of([tree(3), user]);
     assert!(matches!(play.others[..], [Effect::JobFailed(JobId(2), _)]));
+}
+
+fn named(id: u64, name: &str, incarnation: u64) -> Event {
+    let joining = Joining { name: name.to_owned(), incarnation, ..joining(1) };
+    Event::WorkerJoined(WorkerId(id), joining)
+}
+
+#[test]
+fn of_two_connections_of_one_worker_the_later_one_counts() {
+    let mut play = Play::of([named(1, "w", 5), tree(1)]);
+    assert_eq!(play.assigned[0].0, WorkerId(1));
+    play.at(0, named(2, "w", 5));
+    assert!(play.others.contains(&Effect::Disconnect(WorkerId(1), "it has come back")));
+    let (worker, again, _) = play.assigned[1];
+    assert_eq!((worker, again), (WorkerId(2), task(1, 0)));
+    play.at(0, named(3, "w", 4));
+    assert!(play.others.contains(&Effect::Disconnect(WorkerId(3), "a later one has its name")));
+    assert_eq!(play.scheduler.workers().map(|(id, _)| id).collect::<Vec<_>>(), [WorkerId(2)]);
+}
+
+#[test]
+fn a_scheduler_that_stood_still_gives_everybody_time_to_be_heard() {
+    let mut play = Play::of([join(1, 1), join(2, 1)]);
+    let late = SILENCE_MAX + Duration::from_secs(30);
+    play.scheduler.handle_timeout(Time(late));
+    play.at(32 + SILENCE_MAX.as_secs(), Event::Worker(WorkerId(1), FromWorker::Heartbeat));
+    assert_eq!(play.others, []);
+    play.scheduler.handle_timeout(Time(late + SILENCE_MAX / 2));
+    play.drain();
+    assert_eq!(play.others, [Effect::Disconnect(WorkerId(2), "it was silent for too long")]);
+}
+
+#[test]
+fn work_that_comes_while_every_worker_is_to_go_keeps_those_that_hold_something() {
+    let [kept, user] = kept_and_used();
+    let mut play = Play::of([join(1, 3), kept]);
+    (0..3).for_each(|nth| play.finish(nth));
+    play.at(0, Event::Retire(WorkerId(1), Time(Duration::from_secs(100))));
+    assert!(!play.others.contains(&Effect::Kept(WorkerId(1))));
+    play.at(1, user);
+    assert!(play.others.contains(&Effect::Kept(WorkerId(1))));
+    assert_eq!(play.tasks().last(), Some(&task(2, 0)));
+}
+
+#[test]
+fn a_task_that_only_waited_on_a_lost_worker_is_not_blamed() {
+    let groups = vec![group(1, &[2], vec![])];
+    let two = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(1)], is_kept: false };
+    let mut play = Play::of([two]);
+    for id in 1..=u64::from(LOSSES_MAX) {
+        play.at(0, join(id, 1));
+        // Both were given to it, and it has one core.
+        assert_eq!(play.scheduler.demand().assigned, 2);
+        play.at(0, Event::WorkerLost(WorkerId(id)));
+    }
+    play.at(0, join(9, 1));
+    let first = play.assigned.len() - 2;
+    assert_eq!(play.tasks()[first..], [task(1, 0), task(1, 1)]);
+    play.finish(first);
+    // The second one has never run: it may lose as many workers again.
+    play.at(0, Event::WorkerLost(WorkerId(9)));
+    assert!(!play.others.iter().any(|it| matches!(it, Effect::JobFailed(..))), "{:?}", play.others);
+}
+
+#[test]
+fn inputs_that_others_hold_count_where_a_task_goes() {
+    let same =
+        Input { group: GroupId(1), relation: Relation(vec![AxisRelation::Same { axis: 0 }]) };
+    let groups = vec![group(1, &[4], vec![]), group(2, &[4], vec![same])];
+    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false };
+    let mut play = Play::of([join(1, 4), job]);
+    // A second worker that takes two such tasks, and only one with an input from elsewhere.
+    let small = Joining { name: "small".to_owned(), memory_bytes: 250, ..joining(4) };
+    play.at(0, Event::Retire(WorkerId(1), Time(Duration::from_secs(100))));
+    play.at(0, Event::WorkerJoined(WorkerId(2), small));
+    (0..4).for_each(|nth| play.finish(nth));
+    let at_small = play.assigned.iter().filter(|(at, ..)| *at == WorkerId(2)).count();
+    assert_eq!(at_small, 1, "{:?}", play.assigned);
 }
