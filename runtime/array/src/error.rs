@@ -50,6 +50,9 @@ pub enum ArrayError {
         /// How many there are.
         axes: usize,
     },
+    /// More axes than an array may have.
+    #[error("an array of {0} axes; at most {max} are possible", max = crate::AXES_MAX)]
+    TooManyAxes(usize),
     /// An axis that is named twice.
     #[error("{op}: axis {axis} is named twice")]
     AxisTwice {

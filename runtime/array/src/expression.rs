@@ -66,6 +66,9 @@ pub enum Distribution {
     },
 }
 
+/// Axes that an array may have: NumPy's own limit.
+pub const AXES_MAX: usize = 64;
+
 /// What a node does with its inputs.
 #[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Op {
@@ -193,6 +196,9 @@ impl Array {
     /// The array that `op` makes of `inputs`, or why there is none.
     pub fn new(op: Op, inputs: Vec<Self>) -> Result<Self, ArrayError> {
         let (dtype, grid) = infer(&op, &inputs)?;
+        if grid.axes() > AXES_MAX {
+            return Err(ArrayError::TooManyAxes(grid.axes()));
+        }
         let elements = grid.shape().iter().try_fold(1_u64, |all, extent| all.checked_mul(*extent));
         if elements.and_then(|elements| elements.checked_mul(dtype.item_bytes())).is_none() {
             return Err(ArrayError::TooLarge(grid.shape()));
@@ -300,6 +306,14 @@ impl Array {
                      or (k, m)"
                 ),
             });
+        }
+        let (left, right_dtype) = (self.dtype(), right.dtype());
+        if left != right_dtype {
+            return Err(ArrayError::Promote { op: "matmul", left, right: right_dtype });
+        }
+        if left == DType::Bool {
+            let (dtype, expected) = (left, "int64 or float64");
+            return Err(ArrayError::DType { op: "matmul", dtype, expected });
         }
         if axes == 1 {
             return Self::binary(BinaryOp::Multiply, self, right)?

@@ -14,5 +14,7 @@ pub mod program;
 
 pub use crate::dtype::{DType, Kind};
 pub use crate::error::ArrayError;
-pub use crate::expression::{Array, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp};
+pub use crate::expression::{
+    AXES_MAX, Array, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp,
+};
 pub use crate::grid::{Grid, auto_chunks, broadcast};

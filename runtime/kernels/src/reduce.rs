@@ -132,26 +132,52 @@ fn along<T: Pod, F: Fold<T>>(from: &[u64], [outer, extent, inner]: [usize; 3], t
         return;
     }
     if inner == 1 {
+        let (folds, mut open) = (folds(extent.div_ceil(BLOCK)), Vec::new());
         for (nth, result) in to.iter_mut().enumerate().take(outer) {
-            *result = contiguous::<T, F>(&from[nth * extent..(nth + 1) * extent]);
+            let elements = &from[nth * extent..(nth + 1) * extent];
+            *result = contiguous::<T, F>(elements, &folds, &mut open);
         }
         return;
     }
-    let mut spare = Vec::new();
+    if inner == 0 {
+        return;
+    }
+    let (folds, mut open) = (folds(extent.div_ceil(ROWS)), Vec::new());
     for nth in 0..outer {
         let rows = &from[nth * extent * inner..(nth + 1) * extent * inner];
         let result = &mut to[nth * inner..(nth + 1) * inner];
-        strided::<T, F>(rows, inner, result, &mut spare);
+        strided::<T, F>(rows, result, &folds, &mut open);
     }
 }
 
-fn contiguous<T: Pod, F: Fold<T>>(elements: &[T]) -> T {
-    if elements.len() <= BLOCK {
-        return block::<T, F>(elements);
+/// For each leaf of a balanced tree, how many subtrees end with it: so often the last two of what is
+/// open are folded. A tree of `n` leaves has `n / 2`, rounded up, on its left. Written as a list, so
+/// that nothing that runs over elements is a recursion, which is compiled for no level.
+fn folds(leaves: usize) -> Vec<u8> {
+    fn mark(leaves: &mut [u8]) {
+        if leaves.len() > 1 {
+            let (left, right) = leaves.split_at_mut(leaves.len().div_ceil(2));
+            mark(left);
+            mark(right);
+            right[right.len() - 1] += 1;
+        }
     }
-    let blocks = elements.len().div_ceil(BLOCK);
-    let (left, right) = elements.split_at(blocks.div_ceil(2) * BLOCK);
-    F::fold(contiguous::<T, F>(left), contiguous::<T, F>(right))
+    let mut folds = vec![0; leaves];
+    mark(&mut folds);
+    folds
+}
+
+#[inline(always)]
+fn contiguous<T: Pod, F: Fold<T>>(elements: &[T], folds: &[u8], open: &mut Vec<T>) -> T {
+    open.clear();
+    for (elements, count) in elements.chunks(BLOCK).zip(folds) {
+        let mut top = block::<T, F>(elements);
+        for _ in 0..*count {
+            top = F::fold(open.pop().expect("a right subtree has a left one"), top);
+        }
+        open.push(top);
+    }
+    open[0]
 }
 
 #[inline(always)]
@@ -177,27 +203,72 @@ fn block<T: Pod, F: Fold<T>>(elements: &[T]) -> T {
     lanes[0]
 }
 
-fn strided<T: Pod, F: Fold<T>>(rows: &[T], inner: usize, result: &mut [T], spare: &mut Vec<T>) {
-    if inner == 0 {
-        return;
-    }
-    let count = rows.len() / inner;
-    if count <= ROWS {
-        result.fill(F::NEUTRAL);
+/// Folds rows as long as `result`. `open` has room for subtrees that are not folded yet.
+#[inline(always)]
+fn strided<T: Pod, F: Fold<T>>(rows: &[T], result: &mut [T], folds: &[u8], open: &mut Vec<Vec<T>>) {
+    let inner = result.len();
+    let mut depth = 0;
+    for (rows, count) in rows.chunks(ROWS * inner).zip(folds) {
+        if open.len() == depth {
+            open.push(vec![F::NEUTRAL; inner]);
+        }
+        open[depth].fill(F::NEUTRAL);
         for row in rows.chunks_exact(inner) {
-            for (result, element) in result.iter_mut().zip(row) {
-                *result = F::fold(*result, *element);
+            for (top, element) in open[depth].iter_mut().zip(row) {
+                *top = F::fold(*top, *element);
             }
         }
-        return;
+        for _ in 0..*count {
+            let (left, right) = open.split_at_mut(depth);
+            for (left, right) in left[depth - 1].iter_mut().zip(&right[0]) {
+                *left = F::fold(*left, *right);
+            }
+            depth -= 1;
+        }
+        depth += 1;
     }
-    let left = count.div_ceil(ROWS).div_ceil(2) * ROWS * inner;
-    strided::<T, F>(&rows[..left], inner, result, spare);
-    let start = spare.len();
-    spare.resize(start + inner, F::NEUTRAL);
-    let mut right = spare.split_off(start);
-    strided::<T, F>(&rows[left..], inner, &mut right, spare);
-    for (result, right) in result.iter_mut().zip(&right) {
-        *result = F::fold(*result, *right);
+    result.copy_from_slice(&open[0]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCK, ROWS, Sum, block, contiguous, folds, strided};
+
+    /// The tree as its definition has it.
+    fn tree(leaves: &[f64]) -> f64 {
+        if let [leaf] = leaves {
+            return *leaf;
+        }
+        let (left, right) = leaves.split_at(leaves.len().div_ceil(2));
+        tree(left) + tree(right)
+    }
+
+    fn elements(count: usize) -> Vec<f64> {
+        (0..count).map(|nth| 1.0 / (nth as f64 + 1.0)).collect()
+    }
+
+    #[test]
+    fn elements_side_by_side_are_folded_as_a_balanced_tree_of_blocks() {
+        for count in [1, 511, 512, 513, 1500, 3 * BLOCK, 11 * BLOCK + 7] {
+            let elements = elements(count);
+            let blocks: Vec<f64> = elements.chunks(BLOCK).map(block::<f64, Sum>).collect();
+            let folds = folds(count.div_ceil(BLOCK));
+            let sum = contiguous::<f64, Sum>(&elements, &folds, &mut Vec::new());
+            assert_eq!(sum.to_bits(), tree(&blocks).to_bits(), "{count}");
+        }
+    }
+
+    #[test]
+    fn rows_are_folded_as_a_balanced_tree_of_a_few() {
+        for count in [1, 7, 8, 9, 24, 100, 1000] {
+            let rows = elements(count * 3);
+            let mut sums = [0.0; 3];
+            strided::<f64, Sum>(&rows, &mut sums, &folds(count.div_ceil(ROWS)), &mut Vec::new());
+            for (at, sum) in sums.iter().enumerate() {
+                let column: Vec<f64> = rows.chunks(3).map(|row| row[at]).collect();
+                let leaves = column.chunks(ROWS).map(|it| it.iter().fold(-0.0, |all, it| all + it));
+                assert_eq!(sum.to_bits(), tree(&leaves.collect::<Vec<f64>>()).to_bits(), "{count}");
+            }
+        }
     }
 }

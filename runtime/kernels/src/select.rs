@@ -182,7 +182,8 @@ pub(crate) fn interpolate(inputs: &[&Buffer], q: f64, pool: &Pool) -> Result<Buf
     let between = high - low;
     let value = match (state.nans, part) {
         (1.., _) => f64::NAN,
-        _ if low.to_bits() == high.to_bits() => low,
+        // Not by arithmetic: nothing times infinity is no number.
+        _ if part == 0.0 || low.to_bits() == high.to_bits() => low,
         (0, 0.5..) => high - between * (1.0 - part),
         (0, _) => low + between * part,
     };

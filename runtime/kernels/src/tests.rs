@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use ebbtide_array::lower::lower;
 use ebbtide_array::program::Program;
-use ebbtide_array::{Array, BinaryOp, DType, Distribution, ReduceOp};
+use ebbtide_array::{Array, BinaryOp, CompareOp, DType, Distribution, ReduceOp};
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::{GroupId, TaskId};
 use proptest::prelude::*;
@@ -190,6 +190,40 @@ fn expressions() -> impl Strategy<Value = Array> {
         let op = if is_product { ReduceOp::Prod } else { ReduceOp::Sum };
         sum.reduce(op, Some(&axes)).unwrap()
     })
+}
+
+/// One of every other operation, and sums of more than one block.
+fn operations() -> Vec<Array> {
+    let normal = random(Distribution::Normal, &[3000], &[1700]);
+    let places = random(Distribution::Integers { low: -100, high: 100 }, &[40, 30], &[20, 30]);
+    let source = random(Distribution::Uniform, &[100, 7], &[100, 7]);
+    let matrix = random(Distribution::Normal, &[70, 300], &[30, 300]);
+    let small = random(Distribution::Uniform, &[300, 5], &[300, 5]);
+    let half = Array::constant(DType::Float64, vec![], 0.5_f64.to_le_bytes().to_vec()).unwrap();
+    let large = Array::compare(CompareOp::Less, &half, &normal).unwrap();
+    let part = normal.slice(&[(3, 900, 3)]).unwrap();
+    vec![
+        normal.reduce(ReduceOp::Sum, None).unwrap(),
+        normal.mean(None).unwrap(),
+        matrix.reduce(ReduceOp::Sum, Some(&[0])).unwrap(),
+        matrix.matmul(&small).unwrap(),
+        source.take(&places, 0).unwrap(),
+        large.cast(DType::Float64).unwrap(),
+        large.cast(DType::Int64).unwrap().reduce(ReduceOp::Sum, None).unwrap(),
+        part.rechunk(&[77]).unwrap(),
+        normal.quantile(0.99).unwrap(),
+        normal.topk(10).unwrap(),
+        random(Distribution::Integers { low: 3, high: 77 }, &[1000], &[300]),
+    ]
+}
+
+#[test]
+fn every_operation_gives_the_same_bits_at_every_level() {
+    let levels = Level::all().unwrap();
+    for array in operations() {
+        let bits: Vec<Vec<u8>> = levels.iter().map(|level| compute(*level, &array)).collect();
+        assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "{:?}", array.node().op);
+    }
 }
 
 proptest! {

@@ -66,9 +66,12 @@ pub(super) fn infer(op: &Op, inputs: &[Array]) -> Result<(DType, Grid), ArrayErr
 fn binary(op: BinaryOp, left: &Array, right: &Array) -> Result<(DType, Grid), ArrayError> {
     let (name, dtype) = (op.name(), left.dtype());
     supported(name, dtype)?;
-    if dtype != right.dtype() || dtype == DType::Bool {
+    if dtype != right.dtype() {
         let (left, right) = (dtype, right.dtype());
         return Err(ArrayError::Promote { op: name, left, right });
+    }
+    if dtype == DType::Bool {
+        return Err(ArrayError::DType { op: name, dtype, expected: "int64 or float64" });
     }
     if op == BinaryOp::Divide && dtype.kind() != Kind::Float {
         return Err(ArrayError::DType { op: name, dtype, expected: "float64" });
