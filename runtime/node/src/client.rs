@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ebbtide_array::Array;
+use ebbtide_array::{Array, ArrayError};
 use ebbtide_contract::tls::CredentialsError;
 use ebbtide_core::message::Failure;
 use serde::{Deserialize, Serialize};
@@ -70,9 +70,15 @@ pub enum ClientError {
     /// The scheduler refuses this client.
     #[error("cluster {0} refuses this client: {1}")]
     Refused(String, String),
+    /// The client was closed, for this reason.
+    #[error("{0}")]
+    Closed(String),
     /// The result is too large for this machine.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// An expression that cannot be computed here.
+    #[error(transparent)]
+    Array(#[from] ArrayError),
     /// A task failed, or the expression means nothing.
     #[error("{}", .0.error)]
     Failed(Failure),
@@ -107,6 +113,13 @@ pub(crate) fn session() -> u64 {
     ];
     let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_le_bytes()).collect();
     xxh3_64(&bytes)
+}
+
+impl Drop for Client {
+    /// Its jobs may outlive it, and nobody carries them any more.
+    fn drop(&mut self) {
+        self.close(&format!("the connection to cluster {} was closed by this program", self.name));
+    }
 }
 
 /// A job on its way. Dropping it cancels the job.
@@ -158,6 +171,11 @@ impl Client {
         Ok(Job { number, shared: Arc::clone(&self.shared), orders: self.orders.clone() })
     }
 
+    /// Ends everything that is on its way, and whatever is asked for from now on, for this reason.
+    pub fn close(&self, reason: &str) {
+        self.shared.close(reason);
+    }
+
     /// The registered workers.
     pub fn workers(&self, watch: &mut dyn Watch) -> Result<Vec<WorkerInfo>, ClientError> {
         let question = self.shared.ask();
@@ -169,6 +187,9 @@ impl Client {
             }
             if watch.is_interrupted() {
                 return Err(ClientError::Interrupted);
+            }
+            if let Some(reason) = self.shared.closed() {
+                return Err(ClientError::Closed(reason));
             }
             if start.elapsed() > ANSWER_MAX {
                 let late = std::io::Error::from(std::io::ErrorKind::TimedOut);

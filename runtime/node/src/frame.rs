@@ -22,6 +22,9 @@ pub(crate) const GRAPH_BYTES_MAX: u64 = 256 << 20;
 /// Longest header: a program with everything that a graph may give to it.
 const HEADER_BYTES_MAX: u64 = GRAPH_BYTES_MAX + (64 << 20);
 
+/// Longest header of a handshake: names, an address and a token.
+const SHORT_BYTES_MAX: u64 = 64 << 10;
+
 const MAGIC: [u8; 4] = *b"EBBT";
 const PREFIX_BYTES: usize = 4 + 8 + 8;
 
@@ -132,11 +135,33 @@ where
     }
 }
 
+/// Reads a frame without a payload whose header is short, from a peer that may be anybody.
+pub(crate) async fn read_short<M, R>(stream: &mut R) -> Result<M, FrameError>
+where
+    M: DeserializeOwned,
+    R: AsyncRead + Unpin,
+{
+    let (message, _) = read_up_to(stream, &Pool::new(0), (SHORT_BYTES_MAX, 0)).await?;
+    Ok(message)
+}
+
 /// Reads a frame. An empty payload is no payload.
 pub(crate) async fn read<M, R>(
     stream: &mut R,
     pool: &Pool,
     payload_bytes_max: u64,
+) -> Result<(M, Option<Buffer>), FrameError>
+where
+    M: DeserializeOwned,
+    R: AsyncRead + Unpin,
+{
+    read_up_to(stream, pool, (HEADER_BYTES_MAX, payload_bytes_max)).await
+}
+
+async fn read_up_to<M, R>(
+    stream: &mut R,
+    pool: &Pool,
+    (header_bytes_max, payload_bytes_max): (u64, u64),
 ) -> Result<(M, Option<Buffer>), FrameError>
 where
     M: DeserializeOwned,
@@ -148,7 +173,7 @@ where
         u64::from_le_bytes(prefix[from..from + 8].try_into().expect("eight bytes"))
     };
     let header = u32::from_le_bytes(prefix[..4].try_into().expect("four bytes"));
-    let header = checked("header", u64::from(header), HEADER_BYTES_MAX)?;
+    let header = checked("header", u64::from(header), header_bytes_max)?;
     let (payload, checksum) = (checked("payload", number(4), payload_bytes_max)?, number(12));
     let header = read_header(stream, header).await?;
     let message = postcard::from_bytes(&header)?;

@@ -127,6 +127,7 @@ impl InProcess {
             address: String::new(),
             cores,
             memory_bytes,
+            incarnation: 0,
         };
         scheduler.handle_event(scheduler::Event::WorkerJoined(SELF, joining), Time::default());
         let started_at = Instant::now();
@@ -186,13 +187,18 @@ impl InProcess {
             self.kept.remove(&dropped);
             self.tell(scheduler::Event::Cancelled(dropped));
         }
-        if !Graph::of(targets).is_of_session(self.session) {
+        let graph = Graph::of(targets);
+        if !graph.is_of_session(self.session) {
             return Err(ArrayError::HeldElsewhere.into());
         }
+        // Equal parts are one from here on, as on a cluster.
+        let targets = graph.arrays();
+        let targets = targets.map_err(|error| Failure::new(error.to_string()));
+        let targets = targets.map_err(ComputeError::Failed)?;
         let held = |_, job, target: u32, _: &Array| {
             self.kept.get(&JobId(job))?.get(target as usize).copied()
         };
-        let lowered = lower(targets, self.next_group, &held)?;
+        let lowered = lower(&targets, self.next_group, &held)?;
         self.next_group = GroupId(self.next_group.0 + lowered.groups.len() as u64);
         let job = JobId(self.next_job);
         self.next_job += 1;
@@ -246,7 +252,7 @@ impl InProcess {
         job: JobId,
         put: &mut dyn FnMut(TaskId, &[u8]),
     ) -> Result<bool, ComputeError> {
-        let mut is_done = false;
+        let (mut is_done, mut failure) = (false, None);
         while let Some(effect) = self.scheduler.poll_effect() {
             match effect {
                 Effect::Send(_, message) => {
@@ -254,16 +260,15 @@ impl InProcess {
                     self.carry_out(outcomes, put);
                 }
                 Effect::JobDone(done) => is_done |= done == job,
-                Effect::JobFailed(failed, error) if failed == job => {
-                    return Err(ComputeError::Failed(error));
-                }
+                // What is to be told to the worker after it is told all the same.
+                Effect::JobFailed(failed, error) if failed == job => failure = Some(error),
                 Effect::JobFailed(..)
                 | Effect::Disconnect(..)
                 | Effect::Released(_)
                 | Effect::Kept(_) => {}
             }
         }
-        Ok(is_done)
+        failure.map_or(Ok(is_done), |error| Err(ComputeError::Failed(error)))
     }
 
     fn carry_out(&mut self, outcomes: Vec<Outcome>, put: &mut dyn FnMut(TaskId, &[u8])) {

@@ -7,6 +7,7 @@ mod frame;
 mod http;
 pub mod in_process;
 mod link;
+mod metered;
 mod operator;
 pub mod result;
 pub mod runner;

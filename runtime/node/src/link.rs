@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_buffer::Buffer;
 use ebbtide_contract::identity::Identity;
 use ebbtide_contract::tls;
 use rustix::net::sockopt;
@@ -233,8 +233,7 @@ where
     M: serde::de::DeserializeOwned,
     S: AsyncRead + Unpin,
 {
-    let pool = Pool::new(0);
-    in_time(async { frame::read::<M, _>(stream, &pool, 0).await.map(|(message, _)| message) }).await
+    in_time(frame::read_short(stream)).await
 }
 
 /// Writes one frame of a handshake.

@@ -24,7 +24,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, prlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::usage;
@@ -40,6 +40,9 @@ const EXCEPTION_BYTES_MAX: u64 = 1 << 16;
 
 /// Longest answer beside shared memory.
 const INLINE_BYTES_MAX: u64 = 1 << 16;
+
+/// Longest answer of any kind: as long as a chunk may be that goes to a client.
+const ANSWER_BYTES_MAX: u64 = 4 << 30;
 
 /// How long an interpreter may take to start.
 const START_MAX: Duration = Duration::from_mins(1);
@@ -150,7 +153,8 @@ impl Runner {
                 Ok(())
             });
         }
-        let child = command.spawn().map_err(told)?;
+        // A group of its own: what the function starts goes with it.
+        let child = command.process_group(0).spawn().map_err(told)?;
         drop(theirs);
         usage::watch(child.id());
         let mut runner = Self {
@@ -357,8 +361,9 @@ impl Runner {
     }
 
     fn end(&mut self) {
-        // Both fail only when it has ended and was waited for.
-        let _: io::Result<()> = self.child.kill();
+        // Fails only when nobody of the group is left.
+        let _: Result<(), _> = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        // Fails only when it was waited for.
         let _: io::Result<_> = self.child.wait();
     }
 }
@@ -377,7 +382,7 @@ fn accepted(call: &Call, bytes: u64) -> Result<usize, Failure> {
         .iter()
         .try_fold(call.dtype.item_bytes(), |bytes, extent| bytes.checked_mul(*extent));
     let fits = if call.dtype == DType::Object {
-        bytes <= call.memory_bytes
+        bytes <= call.memory_bytes.min(ANSWER_BYTES_MAX)
     } else {
         promised == Some(bytes)
     };

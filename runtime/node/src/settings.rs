@@ -12,8 +12,9 @@ use ebbtide_contract::variable;
 /// frames on their way, and what the allocator loses.
 const CHUNKS_PART: f64 = 0.75;
 
-/// Part of the chunks' memory that may lie idle for the next ones.
-const POOL_PART: f64 = 0.25;
+/// Part of the chunks' memory that may lie idle for the next ones, beside it: less than a quarter of
+/// what is left for everything but chunks and tasks.
+const POOL_PART: f64 = 0.0625;
 
 /// A setting that is missing or cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -167,6 +167,11 @@ impl Client {
         Ok(to_python(py, results))
     }
 
+    /// Ends what is on its way, and whatever is asked for from now on, for this reason.
+    fn close(&self, reason: &str) {
+        self.0.close(reason);
+    }
+
     /// Name, cores, memory for tasks and chunks, and peak memory of each worker, in bytes.
     fn workers(&self, py: Python<'_>) -> PyResult<Vec<(String, u32, u64, u64)>> {
         let mut watch = PythonWatch::new(None);
@@ -223,6 +228,7 @@ impl Job {
 fn raise(error: ClientError, watch: Option<&mut PythonWatch>) -> PyErr {
     match (error, watch) {
         (ClientError::Interrupted, Some(watch)) => interrupted(watch),
+        (ClientError::Array(error), _) => PyValueError::new_err(error.to_string()),
         (ClientError::TooLarge(error), _) => PyMemoryError::new_err(error.to_string()),
         (ClientError::Failed(failure), _) => task_failed(failure),
         (error, _) => ConnectionLost::new_err(error.to_string()),

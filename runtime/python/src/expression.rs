@@ -19,6 +19,7 @@ fn raise(error: ArrayError) -> PyErr {
         ArrayError::Promote { .. } | ArrayError::DType { .. } => PyTypeError::new_err(message),
         ArrayError::Axis { .. } | ArrayError::Range { .. } => PyIndexError::new_err(message),
         ArrayError::Broadcast { .. }
+        | ArrayError::TooManyAxes(_)
         | ArrayError::AxisTwice { .. }
         | ArrayError::Chunks { .. }
         | ArrayError::TooManyChunks { .. }

@@ -58,6 +58,8 @@ struct Jobs {
     /// The last answer to who the workers are.
     workers: Option<(u64, Vec<WorkerInfo>)>,
     entered: BTreeMap<u64, Entered>,
+    /// Why nothing is carried any more.
+    closed: Option<String>,
 }
 
 struct Entered {
@@ -103,8 +105,7 @@ impl Shared {
     ) -> Result<u64, ClientError> {
         let graph = Graph::of(targets);
         if !graph.is_of_session(session) {
-            let error = ArrayError::HeldElsewhere.to_string();
-            return Err(ClientError::Failed(Failure::new(error)));
+            return Err(ArrayError::HeldElsewhere.into());
         }
         let wholes = if purpose == Purpose::Keep {
             Vec::new()
@@ -114,10 +115,29 @@ impl Shared {
         let entered =
             Entered { graph, purpose, wholes, asked_in: None, progress: None, ended: None };
         let mut jobs = self.lock();
+        if let Some(reason) = &jobs.closed {
+            return Err(ClientError::Closed(reason.clone()));
+        }
         let number = jobs.next;
         jobs.next += 1;
         jobs.entered.insert(number, entered);
         Ok(number)
+    }
+
+    /// Ends every job that has not ended, and takes no more. The first reason holds.
+    pub(super) fn close(&self, reason: &str) {
+        let mut jobs = self.lock();
+        let reason = jobs.closed.get_or_insert_with(|| reason.to_owned()).clone();
+        for job in jobs.entered.values_mut() {
+            job.ended.get_or_insert_with(|| Err(ClientError::Closed(reason.clone())));
+        }
+        drop(jobs);
+        self.changed.notify_all();
+    }
+
+    /// Why nothing is carried any more, if so.
+    pub(super) fn closed(&self) -> Option<String> {
+        self.lock().closed.clone()
     }
 
     /// Removes a job. True if the scheduler still has it.

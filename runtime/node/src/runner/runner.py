@@ -191,6 +191,8 @@ def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> t
 def serve(connection: socket.socket) -> None:
     """Answer requests until the worker closes the connection."""
     functions = {}
+    # What a function forks must not keep the worker waiting after this process ended.
+    os.register_at_fork(after_in_child=connection.close)
     send(connection, {"python": list(sys.version_info[:2])})
     while True:
         prefix, descriptors, _, _ = socket.recv_fds(connection, 8, 64)

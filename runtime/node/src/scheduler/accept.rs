@@ -1,26 +1,32 @@
 //! Who may come in: TLS, version, identity and token are checked before the core hears of anybody.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ebbtide_buffer::Pool;
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_core::WorkerId;
+use ebbtide_core::message::FromWorker;
 use ebbtide_core::scheduler::Joining;
 use rustls::ServerConfig;
 use subtle::ConstantTimeEq as _;
 use tokio::io::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_rustls::server::TlsStream;
 
 use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::link::{self, Link};
+use crate::metered::Metered;
 use crate::scheduler::hall::Input;
 use crate::wire::{ClientFrame, Hello, Welcome, WorkerFrame};
 
 /// Connections at once: 1,000 workers and clients with room to spare.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// How often bytes of a worker that came count as a sign of life: a fifth of what it may be silent.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Largest chunk that is relayed.
 const CHUNK_BYTES_MAX: u64 = 4 << 30;
@@ -66,8 +72,8 @@ impl Door {
         let hello: Hello = link::read_first(&mut stream).await?;
         let Identity::Member { role, .. } = peer else { return Err(FrameError::Stranger) };
         match (hello, role) {
-            (Hello::Worker { name, address, cores, memory_bytes, .. }, Role::Worker) => {
-                let joining = Joining { name, address, cores, memory_bytes };
+            (Hello::Worker { name, address, cores, memory_bytes, incarnation }, Role::Worker) => {
+                let joining = Joining { name, address, cores, memory_bytes, incarnation };
                 self.worker(stream, joining).await
             }
             (Hello::Client { token }, Role::Client) if self.is_token(&token) => {
@@ -102,10 +108,22 @@ impl Door {
         ended
     }
 
-    async fn hear_worker(&self, id: WorkerId, mut reader: Reader) -> Result<(), FrameError> {
+    async fn hear_worker(&self, id: WorkerId, reader: Reader) -> Result<(), FrameError> {
+        let (mut reader, meter) = Metered::new(reader);
+        let mut look = interval(ALIVE_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let (message, payload) =
-                frame::read::<WorkerFrame, _>(&mut reader, &self.pool, CHUNK_BYTES_MAX).await?;
+            let reading = frame::read::<WorkerFrame, _>(&mut reader, &self.pool, CHUNK_BYTES_MAX);
+            tokio::pin!(reading);
+            let (message, payload) = loop {
+                tokio::select! {
+                    read = &mut reading => break read?,
+                    _ = look.tick() => if meter.moved() {
+                        // A heartbeat waits behind a chunk that takes long.
+                        self.input(Input::WorkerSaid(id, FromWorker::Heartbeat)).await;
+                    },
+                }
+            };
             self.input(match message {
                 WorkerFrame::Message(message) => Input::WorkerSaid(id, message),
                 WorkerFrame::Chunk(task) => Input::WorkerSent(task, payload),

@@ -1,6 +1,7 @@
 //! Where everybody's messages meet the core. Owns it, and never waits.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -298,14 +299,11 @@ impl Hall {
     fn submit(&mut self, client: u64, (number, purpose): (u64, Purpose), graph: &[u8]) {
         let is_kept = purpose == Purpose::Keep;
         let is_watched = purpose == Purpose::Compute;
-        let lowered = Graph::decode(graph)
-            .and_then(|graph| graph.arrays())
-            .map_err(|error| error.to_string())
-            .and_then(|arrays| {
-                let held = |_, job, target, array: &Array| self.kept(client, (job, target), array);
-                let lowered = lower(&arrays, self.next_group, &held);
-                lowered.map(|lowered| (lowered, arrays)).map_err(|error| error.to_string())
-            });
+        // What one client sends must not end what others do.
+        let lowered = catch_unwind(AssertUnwindSafe(|| self.lower(client, graph)));
+        let lowered = lowered.unwrap_or_else(|_| {
+            Err("the expression cannot be planned; this is a bug in ebbtide".to_owned())
+        });
         let (lowered, arrays) = match lowered {
             Ok(lowered) => lowered,
             Err(error) => {
@@ -326,6 +324,14 @@ impl Hall {
         self.jobs.insert(job, Job { client, number, targets, kept, is_watched, told });
         let Lowered { groups, targets } = lowered;
         self.tell(Event::Submitted { job, groups, targets, is_kept });
+    }
+
+    fn lower(&self, client: u64, graph: &[u8]) -> Result<(Lowered, Vec<Array>), String> {
+        let arrays = Graph::decode(graph).and_then(|graph| graph.arrays());
+        let arrays = arrays.map_err(|error| error.to_string())?;
+        let held = |_, job, target, array: &Array| self.kept(client, (job, target), array);
+        let lowered = lower(&arrays, self.next_group, &held).map_err(|error| error.to_string())?;
+        Ok((lowered, arrays))
     }
 
     /// The group of what a client's job keeps, if it keeps such an array.
@@ -400,8 +406,9 @@ impl Hall {
             if let Some(outbox) = self.workers.get(&worker)
                 && let Some(bytes) = self.core.chunk_bytes(task)
             {
-                client.collecting.insert(task, (worker, bytes));
+                let before = client.collecting.insert(task, (worker, bytes));
                 client.collecting_bytes += bytes;
+                client.collecting_bytes -= before.map_or(0, |(_, bytes)| bytes);
                 outbox.send(&ToWorker::Collect(task));
             }
         }
@@ -489,6 +496,7 @@ impl Hall {
             tasks: demand.tasks,
             core_seconds: demand.nanoseconds as f64 / 1e9,
             running: demand.assigned,
+            jobs: self.next_job,
         };
         let mut facts = Facts::new();
         facts.insert("queue".to_owned(), queue);

@@ -1,8 +1,10 @@
 //! Chunks from worker to worker: one connection to each peer, opened when it is first needed.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::{TaskId, WorkerId};
@@ -15,6 +17,7 @@ use tokio::time::sleep;
 use super::Input;
 use crate::frame::{self, FrameError};
 use crate::link::{self, Link, Payload};
+use crate::metered::{Metered, unless_silent};
 use crate::store::{Held, Store};
 use crate::wire::{Hello, PeerReply, PeerRequest, Welcome};
 
@@ -23,6 +26,10 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// Largest chunk that is taken.
 const CHUNK_BYTES_MAX: u64 = 4 << 30;
+
+/// How long a peer that was asked may send nothing: twice what a worker may be silent before its
+/// scheduler gives it up.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// Requests that one peer was sent and has not answered.
 const ASKED_MAX: usize = 16;
@@ -99,6 +106,10 @@ impl Peers {
     }
 }
 
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("a peer sent nothing for {SILENCE_MAX:?}"))
+}
+
 struct Peer {
     id: WorkerId,
     address: String,
@@ -129,9 +140,11 @@ impl Peer {
         wanted: &mut mpsc::UnboundedReceiver<TaskId>,
     ) -> Result<(), FrameError> {
         let stream = link::dial(&self.address).await?;
-        let Link { mut stream, .. } = link::connect(stream, Arc::clone(&self.config)).await?;
+        let Link { stream, .. } = link::connect(stream, Arc::clone(&self.config)).await?;
+        let (reader, mut stream) = tokio::io::split(stream);
+        let (mut reader, meter) = Metered::new(reader);
         link::write_first(&mut stream, &Hello::Peer { epoch: self.epoch }).await?;
-        match link::read_first(&mut stream).await? {
+        match link::read_first(&mut reader).await? {
             Welcome::Yes => {}
             Welcome::Refused(why) => return Err(FrameError::Stream(std::io::Error::other(why))),
             Welcome::Worker { .. } => return Err(FrameError::Stranger),
@@ -152,7 +165,9 @@ impl Peer {
                 link::write_first(&mut stream, &PeerRequest { chunk }).await?;
                 continue;
             };
-            let (reply, payload) = frame::read(&mut stream, &self.pool, CHUNK_BYTES_MAX).await?;
+            let reading = frame::read(&mut reader, &self.pool, CHUNK_BYTES_MAX);
+            let read = unless_silent(reading, &meter, SILENCE_MAX).await;
+            let (reply, payload) = read.ok_or_else(|| FrameError::Stream(silent()))??;
             asked.pop_front();
             self.tell(match reply {
                 PeerReply::Chunk(it) if it == chunk => {
