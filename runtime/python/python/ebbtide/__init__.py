@@ -5,7 +5,7 @@
 6.0
 """
 
-from ebbtide._cluster import Cluster
+from ebbtide._cluster import Cluster, Worker
 from ebbtide._function import Delayed, Future, delayed
 from ebbtide._native import ConnectionLost, EbbtideError, TaskFailed, __version__
 
@@ -16,6 +16,7 @@ __all__ = [
     "EbbtideError",
     "Future",
     "TaskFailed",
+    "Worker",
     "__version__",
     "delayed",
 ]

@@ -23,14 +23,25 @@ _open: ContextVar[tuple[Cluster, ...]] = ContextVar("ebbtide_open_clusters", def
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker of a cluster."""
+    """A worker of a cluster, as it was when `Cluster.workers` listed it.
+
+    >>> import ebbtide as eb
+    >>> with eb.Cluster("examples") as cluster:
+    ...     [worker] = cluster.workers()
+    >>> worker.cores, worker.memory_bytes // 2**20
+    (1, 768)
+
+    Attributes:
+        name: its pod's name.
+        cores: tasks that it runs at once.
+        memory_bytes: bytes that its chunks and running tasks may take.
+        peak_bytes: the most memory that it and one of its Python processes have had, in bytes.
+
+    """
 
     name: str
-    #: Tasks that it runs at once.
     cores: int
-    #: Bytes that its chunks and running tasks may take.
     memory_bytes: int
-    #: The most memory that it and one of its Python processes have had, in bytes.
     peak_bytes: int
 
 
@@ -39,10 +50,20 @@ class Cluster:
 
     Without a name it is the cluster that `ebbtide up --run` started this program for. Attaching
     never deletes the cluster. The way to its scheduler leads through the API server's
-    port-forward, or straight there on this machine.
+    port-forward, or straight there on this machine. What is computed has the same bits as in this
+    process.
+
+    `namespace` is the one of the kubeconfig by default; `backend` is `"kubernetes"`, or `"local"`
+    for processes of this machine.
+
+    >>> import ebbtide as eb, ebbtide.array as xp
+    >>> with eb.Cluster("examples"):
+    ...     xp.asarray([1, 2, 3]).mean().compute()
+    np.float64(2.0)
 
     Raises:
         ConnectionLost: there is no such cluster, or it refuses this client.
+        ValueError: no name is given and none is known, or there is no such backend.
 
     """
 
@@ -53,10 +74,12 @@ class Cluster:
         namespace: str | None = None,
         backend: str | None = None,
     ) -> None:
-        """Attach to a cluster. `backend` is `"kubernetes"` or `"local"`."""
+        """Attach to a cluster."""
         name = name or os.environ.get("EBBTIDE_CLUSTER")
         if not name:
             raise ValueError("a cluster needs a name: eb.Cluster('name')")
+        if backend not in (None, "kubernetes", "local"):
+            raise ValueError(f"backend {backend!r}: expected 'kubernetes' or 'local'")
         command = [_program(), "endpoint", name]
         if namespace:
             command += ["--namespace", namespace]
@@ -105,9 +128,17 @@ class Cluster:
         says how often the function is tried again when it raises. When its process ends, by a
         crash or for lack of memory, it is tried again up to three times in any case.
 
+        >>> import ebbtide as eb, ebbtide.array as xp
+        >>> with eb.Cluster("examples") as cluster:
+        ...     cluster.submit(lambda x, power: (x**power).sum(), xp.asarray([3, 4]), 2).result()
+        np.int64(25)
+
         Raises:
-            TypeError: the function or an argument cannot be pickled.
+            TypeError: the function cannot be called, or it or an argument cannot be pickled.
+            ValueError: memory is no number of bytes, or retries are less than 0.
             ConnectionLost: the cluster was closed by this program.
+            TaskFailed: an array among the arguments was persisted elsewhere.
+            Exception: what waiting for a future among the arguments raised.
 
         """
         callee = _function.Callee(function, memory, retries)
@@ -123,8 +154,14 @@ class Cluster:
     ) -> list[Future[T]]:
         """Call a function for the elements of iterables side by side, and do not wait.
 
-        The function is pickled once; otherwise each call is like `submit`'s. Ends with the
-        shortest iterable.
+        The function is pickled once; otherwise each call is like `submit`'s, and raises like it.
+        Ends with the shortest iterable. The futures come in the order of the elements.
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     futures = cluster.map(pow, [2, 3, 4], [5, 2])
+        ...     [future.result() for future in futures]
+        [32, 9]
         """
         callee = _function.Callee(function, memory, retries)
         return [self._call(callee, args, {}) for args in zip(*iterables, strict=False)]
@@ -137,14 +174,37 @@ class Cluster:
             name: arg.result() if isinstance(arg, Future) else arg for name, arg in kwargs.items()
         }
         expression = callee.expression(values, named)
-        return Future(callee.name, self._connected().submit([expression]))
+        with _function.originals():
+            return Future(callee.name, self._connected().submit([expression]))
 
     def workers(self) -> list[Worker]:
-        """List the workers that are registered now."""
+        """List the workers that are registered now.
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     [worker.cores for worker in cluster.workers()]
+        [1]
+
+        Raises:
+            ConnectionLost: the cluster does not answer, or was closed by this program.
+
+        """
         return [Worker(*parts) for parts in self._connected().workers()]
 
     def close(self) -> None:
-        """Let go of the cluster, which lives on."""
+        """Let go of the cluster, which lives on.
+
+        Whoever waits for something there gets `ConnectionLost`, and what was persisted there is
+        let go. The end of the `with` block closes too; closing twice is allowed.
+
+        >>> import ebbtide as eb
+        >>> cluster = eb.Cluster("examples")
+        >>> cluster.close()
+        >>> cluster
+        <ebbtide.Cluster examples (closed)>
+        """
+        if self._client is not None:
+            self._client.close(self._closed())
         self._client = None
         self._close_way()
 
@@ -163,11 +223,14 @@ class Cluster:
 
     def _connected(self) -> _native.Client:
         if self._client is None:
-            raise _native.ConnectionLost(f"cluster {self.name} was closed by this program")
+            raise _native.ConnectionLost(self._closed())
         return self._client
 
+    def _closed(self) -> str:
+        return f"cluster {self.name} was closed by this program"
+
     def __enter__(self) -> Cluster:
-        """Compute here from now on."""
+        """Compute there from now on, in this thread or task."""
         _open.set((*_open.get(), self))
         return self
 
@@ -177,7 +240,7 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Compute where it was before."""
+        """Compute where it was before, and close."""
         _open.set(tuple(cluster for cluster in _open.get() if cluster is not self))
         self.close()
 

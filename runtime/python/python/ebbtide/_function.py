@@ -39,7 +39,19 @@ _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 
 @dataclass(frozen=True)
 class Delayed(Generic[T]):
-    """A call that has not happened: a function and its arguments. Made by `delayed`."""
+    """A call that has not happened: a function and its arguments. Made by `delayed`.
+
+    >>> import ebbtide as eb
+    >>> call = eb.delayed(max)(3, 7)
+    >>> call.function is max, call.args, call.kwargs
+    (True, (3, 7), {})
+
+    Attributes:
+        function: what will be called, on a worker.
+        args: its arguments by place.
+        kwargs: its arguments by name.
+
+    """
 
     function: Callable[..., T]
     args: tuple[Any, ...] = ()
@@ -49,8 +61,12 @@ class Delayed(Generic[T]):
 def delayed(function: Callable[P, T], /) -> Callable[P, Delayed[T]]:
     """Make a function that notes its arguments and is called later, on a worker.
 
-    >>> delayed(len)([1, 2]).args
-    ([1, 2],)
+    `ebbtide.array.from_delayed` makes an array of what it will return.
+
+    >>> import ebbtide as eb, ebbtide.array as xp
+    >>> squares = eb.delayed(lambda n: [i * i for i in range(n)])
+    >>> xp.from_delayed(squares(4), (4,), xp.int64).compute()
+    array([0, 1, 4, 9])
     """
 
     @functools.wraps(function)
@@ -61,7 +77,16 @@ def delayed(function: Callable[P, T], /) -> Callable[P, Delayed[T]]:
 
 
 class Future(Generic[T]):
-    """What `Cluster.submit` will have computed. Cancelled when nobody refers to it any more."""
+    """What `Cluster.submit` will have computed.
+
+    Cancelled when nobody refers to it any more.
+
+    >>> import ebbtide as eb
+    >>> with eb.Cluster("examples") as cluster:
+    ...     future = cluster.submit(max, 3, 7)
+    ...     future.result()
+    7
+    """
 
     def __init__(self, name: str, job: _native.Job) -> None:
         """Use `Cluster.submit` instead."""
@@ -71,20 +96,47 @@ class Future(Generic[T]):
         self._ended: tuple[T | None, BaseException | None] | None = None
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether it has ended, well or not.
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     future = cluster.submit(max, 3, 7)
+        ...     future.result()
+        7
+        >>> future.done()
+        True
+        """
         return self._job.is_done()
 
     def cancel(self) -> None:
-        """No longer want it: a function that runs is ended with its process."""
+        """No longer want it: a function that runs is ended with its process.
+
+        Nothing happens to what has ended.
+
+        >>> import ebbtide as eb, time
+        >>> with eb.Cluster("examples") as cluster:
+        ...     future = cluster.submit(time.sleep, 1000)
+        ...     future.cancel()
+        >>> future.result()
+        Traceback (most recent call last):
+        concurrent.futures._base.CancelledError: sleep was cancelled
+        """
         self._job.cancel()
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the value, at most `timeout` seconds.
+        """Wait for the value, at most `timeout` seconds. Asked again, it is the same object.
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     cluster.submit(lambda: 1 / 0).result(timeout=60)
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
 
         Raises:
             TimeoutError: it is not there yet; the call goes on.
             CancelledError: the future was cancelled.
             TaskFailed: the function ended its process, or could not be run.
+            ConnectionLost: the cluster went away, or was closed by this program.
             Exception: what the function raised, with the worker's traceback as its cause.
 
         """
@@ -95,7 +147,21 @@ class Future(Generic[T]):
         return self._ended[0]  # type: ignore[return-value]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for what the function raised, if it did. Raises like `result` otherwise."""
+        """Wait for what the function raised, at most `timeout` seconds; None where it returned.
+
+        A `TaskFailed` is returned too.
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     cluster.submit(lambda: 1 / 0).exception()
+        ZeroDivisionError('division by zero')
+
+        Raises:
+            TimeoutError: it is not known yet; the call goes on.
+            CancelledError: the future was cancelled.
+            ConnectionLost: the cluster went away, or was closed by this program.
+
+        """
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise TimeoutError("the result is not there yet")
         try:
@@ -156,10 +222,12 @@ class Callee:
         """Pickle a function.
 
         Raises:
-            TypeError: the function cannot be pickled.
+            TypeError: it cannot be called or pickled.
             ValueError: memory or retries are not what they should be.
 
         """
+        if not callable(function):
+            raise TypeError(f"{function!r} cannot be called; expected a function")
         self.name: str = getattr(function, "__name__", None) or type(function).__name__
         if retries < 0:
             raise ValueError(f"retries {retries} is less than 0")
@@ -197,8 +265,8 @@ def parse_bytes(text: int | str) -> int:
     if isinstance(text, int):
         number, unit = float(text), ""
     else:
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
-        number = float(match[1]) if match and match[1].count(".") < 2 else -1.0
+        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+        number = float(match[1]) if match else -1.0
         unit = match[2].upper() if match else ""
         unit = {"B": "", "K": "KIB", "M": "MIB", "G": "GIB", "T": "TIB"}.get(unit, unit)
         unit = f"{unit[0]}IB" if len(unit) == 2 and unit[1] == "I" else unit

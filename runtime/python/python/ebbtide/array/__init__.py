@@ -9,15 +9,14 @@
 """
 
 from ebbtide.array import random
-from ebbtide.array._array import (
-    Array,
+from ebbtide.array._array import Array
+from ebbtide.array._creation import asarray, from_delayed, from_numpy
+from ebbtide.array._dtype import DType, bool, float64, int64
+from ebbtide.array._functions import (
     add,
-    asarray,
     astype,
     compute,
     divide,
-    from_delayed,
-    from_numpy,
     matmul,
     mean,
     multiply,
@@ -29,7 +28,6 @@ from ebbtide.array._array import (
     take,
     topk,
 )
-from ebbtide.array._dtype import DType, bool, float64, int64
 
 __all__ = [
     "Array",

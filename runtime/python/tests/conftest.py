@@ -1,0 +1,84 @@
+"""A cluster for the examples in the package's docstrings, which run as they are printed there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import ebbtide as eb
+import pytest
+
+MANIFEST = """
+apiVersion: ebbtide.dev/v1alpha1
+kind: Cluster
+metadata: { name: examples }
+spec:
+  environment: { python: "3.11" }
+  workers:
+    - { name: w, resources: { cpu: 1, memory: 1Gi }, min: 1, max: 1 }
+"""
+
+#: How long an example may take.
+SECONDS_MAX = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A plugin of its own: the fixtures of this file are for this folder only.
+    config.pluginmanager.register(Examples(), "examples")
+
+
+class Examples:
+    """Gives examples what their reader has, and ends those that do not end."""
+
+    @pytest.fixture(scope="session")
+    @classmethod
+    def cluster(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+        """Bring up the cluster once, when the first example needs it."""
+        folder = tmp_path_factory.mktemp("examples")
+        manifest = folder / "cluster.yaml"
+        manifest.write_text(MANIFEST)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(folder))
+            ebbtide("up", str(manifest))
+            with eb.Cluster("examples", backend="local") as cluster:
+                # Its worker is there when it has answered.
+                assert cluster.submit(len, "abc").result(SECONDS_MAX) == 3
+        yield folder
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_STATE_HOME", str(folder))
+            ebbtide("down", "examples")
+
+    @pytest.fixture(autouse=True)
+    def example(
+        self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[None]:
+        """Bound an example, and lead it to the cluster when it opens one."""
+        if not isinstance(request.node, pytest.DoctestItem):
+            yield
+            return
+        test = request.node.dtest
+        assert test is not None
+        if any("eb.Cluster(" in one.source for one in test.examples):
+            monkeypatch.setenv("XDG_STATE_HOME", str(request.getfixturevalue("cluster")))
+            monkeypatch.setenv("EBBTIDE_BACKEND", "local")
+        before = signal.signal(signal.SIGALRM, too_long)
+        signal.alarm(SECONDS_MAX)
+        yield
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def too_long(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"the example took more than {SECONDS_MAX} s")
+
+
+def ebbtide(*arguments: str) -> None:
+    command = ["ebbtide", *arguments, "--backend", "local"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
