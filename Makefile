@@ -4,14 +4,21 @@ BACKEND ?= local
 CASE ?= spine
 STAGE = scripts/stage
 
-.PHONY: help bench mutants demo test check lint unit wheel python chart e2e crds dev-cluster dev-cluster-down setup
+.PHONY: help setup check mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, then nothing again"
-	@echo "make test                       everything, with a real Kubernetes"
+	@echo "make test                       everything: check, mutants, python, chart, e2e"
 	@echo "make check                      formatting, lints and unit tests"
+	@echo "make mutants                    breaks the core on purpose: a test must notice each time"
+	@echo "make wheel | python             the Python package, into .tools | with its types, doctests and tests"
+	@echo "make chart [UPDATE=1]           lints the chart and compares its rendering with the committed one"
+	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
+	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
 	@echo "make bench [CASE=spine]         figures beside the peers'"
-	@echo "make dev-cluster | dev-cluster-down"
+	@echo "make crds                       crds/clusters.yaml from the types of operator/api"
+	@echo "make dev-cluster                that Kubernetes with the chart installed; again: with what is new"
+	@echo "make dev-cluster-down           away again without a trace"
 
 setup:
 	@scripts/setup
@@ -27,14 +34,20 @@ wheel: setup
 python: wheel
 	@$(STAGE) python scripts/python-checks
 
+chart: setup
+	@$(STAGE) programs e2e/kube/build.sh
+	@$(STAGE) chart scripts/chart
+
 e2e: wheel
+ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
 	@$(STAGE) dev-cluster e2e/dev-cluster up
+endif
 	@$(STAGE) e2e e2e/run
 
 mutants: setup
 	@$(STAGE) mutants scripts/mutants
 
-test: check mutants python e2e
+test: check mutants python chart e2e
 
 demo: wheel
 	@$(STAGE) demo examples/run $(BACKEND)

@@ -255,20 +255,26 @@ def bench() -> Iterator[Bench]:
 
 
 def operator_memory() -> tuple[float, float]:
-    """Read how much memory the operator has, and how much of it is no file's, in MiB."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            program = (process / "cmdline").read_bytes().split(b"\0")[0]
-            status = (process / "status").read_text()
-        except OSError:
-            continue
-        if program.rpartition(b"/")[2] == b"ebbtide-operator":
-            lines = dict(line.split(":", 1) for line in status.splitlines())
-            found.append(tuple(int(lines[it].split()[0]) / 1024 for it in ("VmRSS", "RssAnon")))
+    """Read how much memory the operator had at most, and how much it has that is no file's, in MB.
+
+    Other clusters may be up on this machine: ours is the one in the control groups of our nodes.
+    """
+    folder, found = Path(os.environ["KUBECONFIG"]).parent, {}
+    groups = [line for path in folder.glob("n*/cgroups") for line in path.read_text().split()]
+    for path in (path for group in groups for path in Path(group).rglob("cgroup.procs")):
+        for pid in path.read_text().split():
+            try:
+                program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            if program.rpartition(b"/")[2] == b"ebbtide-operator":
+                lines = dict(line.split(":", 1) for line in status.splitlines())
+                found[pid] = [int(lines[it].split()[0]) * 1024e-6 for it in ("VmHWM", "RssAnon")]
     if len(found) != 1:
-        raise SystemExit(f"{len(found)} operators are visible on this machine; expected one")
-    return found[0]
+        raise SystemExit(f"{len(found)} operators are on the dev cluster's nodes; expected one")
+    ((most, own),) = found.values()
+    return most, own
 
 
 def tell(table: Table, metric: str, seconds: list[float], goal: float | None = None) -> None:
@@ -310,9 +316,9 @@ def measure(bench: Bench, table: Table) -> None:
         bench.apply(name, 1, SMALL)
     for name in names:
         bench.ready(name)
-    whole, own = operator_memory()
-    table.add(f"operator, {CLUSTERS} clusters", "MiB", whole, goal="<= 30")
-    table.add(f"operator, {CLUSTERS} clusters, without files", "MiB", own)
+    most, own = operator_memory()
+    table.add(f"operator, {CLUSTERS} clusters", "MB", most, goal="<= 30")
+    table.add(f"operator, {CLUSTERS} clusters, without files", "MB", own)
     for name in names:
         bench.delete(name)
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import ebbtide.array as xp
 import pytest
 import yaml
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "mean" / "cluster.yaml"
+KUBE = Path(__file__).parents[1] / "kube"
+
+# Tests that take hold of the programs of the dev cluster itself.
+on_the_dev_cluster = pytest.mark.skipif(
+    os.environ.get("EBBTIDE_E2E_CLUSTER") == "existing", reason="this is not the dev cluster"
+)
 
 
 def run(*command: str, input: str | None = None, check: bool = True) -> str:
@@ -27,6 +36,21 @@ def run(*command: str, input: str | None = None, check: bool = True) -> str:
 def kubectl(*arguments: str, **options: object) -> str:
     """Run kubectl."""
     return run("kubectl", *arguments, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def up(manifest: Path, namespace: str, name: str = "mean") -> Iterator[None]:
+    """Keep a cluster up meanwhile."""
+    run("ebbtide", "up", str(manifest), "-n", namespace)
+    try:
+        yield
+    finally:
+        run("ebbtide", "down", name, "-n", namespace)
+
+
+def mean(shape: tuple[int, int] = (4000, 4000)) -> xp.Array:
+    """Average normal numbers."""
+    return xp.random.default_rng(7).normal(size=shape, chunks=(500, shape[1])).mean()
 
 
 def objects(namespace: str) -> set[str]:

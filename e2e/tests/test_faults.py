@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -14,18 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-import ebbtide.array as xp
-from conftest import kubectl, run
-from test_thread import up
+from conftest import KUBE, kubectl, mean, on_the_dev_cluster, run, up
+from watch import owner, short, told
 
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
-CLUSTER = str(Path(__file__).parents[1] / "kube" / "cluster.sh")
 
 
+@on_the_dev_cluster
 def test_the_way_through_the_api_server_is_cut_in_the_middle(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
-    large = xp.random.default_rng(7).normal(size=(20_000, 4000), chunks=(500, 4000)).mean()
+    large = mean((20_000, 4000))
     with up(manifest(), namespace):
         with eb.Cluster("mean", namespace=namespace) as cluster:
             cut = threading.Event()
@@ -33,96 +31,13 @@ def test_the_way_through_the_api_server_is_cut_in_the_middle(
             def cut_once(done: int, tasks: int, workers: int) -> None:
                 if not cut.is_set() and done > 0:
                     cut.set()
-                    run(CLUSTER, "stop", "1", "kube-apiserver", "KILL")
-                    run(CLUSTER, "start", "1", "kube-apiserver")
+                    assert done < tasks
+                    run(f"{KUBE}/cluster.sh", "stop", "1", "kube-apiserver", "KILL")
+                    run(f"{KUBE}/cluster.sh", "start", "1", "kube-apiserver")
 
             bits = cluster._compute([large._expression], cut_once)[0]
         assert cut.is_set()
         assert bits == large.compute().tobytes()
-
-
-def test_two_operators_at_once_make_no_wrong_pod(
-    namespace: str, manifest: Callable[..., Path]
-) -> None:
-    def two(spec: dict) -> None:
-        spec["workers"][0].update(min=2, max=2)
-
-    def pods() -> list[str]:
-        names = kubectl("get", "pods", "-n", namespace, "-o", "jsonpath={.items[*].metadata.name}")
-        return sorted(name.split("-", 2)[2] for name in names.split())
-
-    operators = ["deploy/ebbtide-operator", "-n", "ebbtide"]
-    kubectl("scale", *operators, "--replicas=2")
-    kubectl("rollout", "status", *operators, "--timeout=60s")
-    try:
-        with up(manifest(two), namespace), eb.Cluster("mean", namespace=namespace):
-            first = pods()
-            uids = kubectl(
-                "get", "pods", "-n", namespace, "-o", "jsonpath={.items[*].metadata.uid}"
-            )
-            x = xp.random.default_rng(7).normal(size=(4000, 4000), chunks=(500, 4000))
-            for _ in range(10):
-                x.mean().compute()
-                assert pods() == first == ["general-0", "general-1", "scheduler"]
-            again = ["get", "pods", "-n", namespace, "-o", "jsonpath={.items[*].metadata.uid}"]
-            assert kubectl(*again) == uids
-    finally:
-        kubectl("scale", *operators, "--replicas=1")
-        kubectl("rollout", "status", *operators, "--timeout=60s")
-
-
-class Told:
-    """What a watch told, as it came: the objects that are there, and all that ever were."""
-
-    def __init__(self, path: str) -> None:
-        """Start at what is there now."""
-        self.made: list[dict] = []
-        self.gone: dict[str, int] = {}
-        self.live: dict[str, dict] = {}
-        self.changed = threading.Condition()
-        command = ["kubectl", "get", "--raw", f"{path}?watch=true"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event = json.loads(line)
-            it = event["object"]
-            uid = it["metadata"]["uid"]
-            with self.changed:
-                if event["type"] == "ADDED":
-                    self.made.append(it)
-                if event["type"] == "DELETED":
-                    self.gone[uid] = int(it["metadata"]["resourceVersion"])
-                    del self.live[uid]
-                else:
-                    self.live[uid] = it
-                self.changed.notify_all()
-
-    def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> None:
-        """Wait until what is there is as wanted."""
-        with self.changed:
-            is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 90)
-            names = sorted(it["metadata"]["name"] for it in self.live.values())
-        assert is_so, f"{words}: {names}"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._process.terminate()
-        self._reader.join()
-        self._process.wait()
-
-
-@contextmanager
-def told(path: str) -> Iterator[Told]:
-    """Watch meanwhile."""
-    watch = Told(path)
-    try:
-        yield watch
-    finally:
-        watch.close()
 
 
 @contextmanager
@@ -137,18 +52,6 @@ def two_operators() -> Iterator[list[str]]:
     finally:
         kubectl("scale", *OPERATOR, "--replicas=1")
         kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
-
-
-def owner(pod: dict) -> str:
-    """Tell the uid of a pod's one owner."""
-    (it,) = pod["metadata"].get("ownerReferences", [{"uid": "nobody"}])
-    return it["uid"]
-
-
-def short(pod: dict) -> str:
-    """Shorten the name of a pod to its cluster and its place there."""
-    cluster, _, place = pod["metadata"]["name"].split("-", 2)
-    return f"{cluster} {place}"
 
 
 def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong_pod(
@@ -174,9 +77,13 @@ def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong
     def none(name: str) -> Callable[[list[dict]], bool]:
         return lambda pods: not any(short(pod).startswith(name) for pod in pods)
 
-    kinds = (f"/api/v1/namespaces/{namespace}/pods",
-             f"/apis/ebbtide.dev/v1alpha1/namespaces/{namespace}/clusters")  # fmt: skip
-    with two_operators() as operators, told(kinds[0]) as pods, told(kinds[1]) as clusters:
+    small = mean((1000, 1000))
+    bits = small.compute()
+    with (
+        two_operators() as operators,
+        told(namespace, "pods") as pods,
+        told(namespace, "clusters") as clusters,
+    ):
         apply("steady", 2)
         pods.wait(are("steady", 2), "steady")
         end, rounds = time.monotonic() + 60, 0
@@ -191,6 +98,8 @@ def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong
             apply("swings", swings)
             pods.wait(are("swings", swings), f"swings in round {rounds}")
             pods.wait(are("brief", 2), f"brief in round {rounds}")
+            with eb.Cluster("steady", namespace=namespace):
+                assert small.compute() == bits
             cascade = ["background", "foreground"][rounds % 2]
             kubectl("delete", "ebb", "brief", "-n", namespace, f"--cascade={cascade}")
             pods.wait(none("brief"), f"brief in round {rounds} is gone")
@@ -230,7 +139,7 @@ def test_an_operator_that_is_killed_in_the_middle_of_a_job_finds_everything_as_i
         found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
         return {short(pod): pod["metadata"]["uid"] for pod in found}
 
-    large = xp.random.default_rng(7).normal(size=(20_000, 4000), chunks=(500, 4000)).mean()
+    large = mean((20_000, 4000))
     with up(manifest(), namespace):
         before, killed = uids(), threading.Event()
 

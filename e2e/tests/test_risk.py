@@ -7,7 +7,7 @@ from pathlib import Path
 import ebbtide as eb
 import pytest
 import yaml
-from conftest import kubectl, objects, run
+from conftest import kubectl, objects, run, up
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "risk"
 
@@ -45,8 +45,7 @@ def test_a_function_that_kills_its_process_hurts_no_pod(namespace: str, manifest
 
         os.abort()
 
-    run("ebbtide", "up", str(manifest), "-n", namespace)
-    with eb.Cluster("risk", namespace=namespace) as cluster:
+    with up(manifest, namespace, "risk"), eb.Cluster("risk", namespace=namespace) as cluster:
         neighbour = cluster.submit(lambda: __import__("pandas").__version__)
         with pytest.raises(eb.TaskFailed, match="aborts ended the process"):
             cluster.submit(aborts).result(100)
@@ -54,6 +53,5 @@ def test_a_function_that_kills_its_process_hurts_no_pod(namespace: str, manifest
         with pytest.raises(MemoryError):
             cluster.submit(bytearray, 1 << 30).result(100)
         assert cluster.submit(len, "abc").result(100) == 3
-    pods = kubectl("get", "pods", "-n", namespace, "-o", "jsonpath={..restartCount}")
-    assert set(pods.split()) == {"0"}
-    run("ebbtide", "down", "risk", "-n", namespace)
+        pods = kubectl("get", "pods", "-n", namespace, "-o", "jsonpath={..restartCount}")
+        assert set(pods.split()) == {"0"}

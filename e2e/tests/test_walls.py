@@ -17,9 +17,8 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, run
+from conftest import kubectl, mean, run, up
 from ebbtide import _native
-from test_thread import mean, overrides, up
 
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 
@@ -116,7 +115,7 @@ def plain(endpoint: dict) -> socket.socket:
     return stream
 
 
-def test_only_a_certificate_of_this_clusters_client_opens_the_door(
+def test_only_a_certificate_of_this_clusters_client_opens_the_door_and_others_are_told_why(
     namespace: str,
     manifest: Callable[..., Path],
     unrelated: Callable[[str], dict],
@@ -127,23 +126,11 @@ def test_only_a_certificate_of_this_clusters_client_opens_the_door(
         with way(namespace, "other") as other:
             wrong = strangers(mine, other, unrelated(mine["clusterUid"]))
         for whose, endpoint in wrong.items():
-            with pytest.raises(eb.ConnectionLost):
+            with pytest.raises(eb.ConnectionLost, match=r"certificate|alert"):
                 _native.Client.connect(json.dumps(endpoint))
             words = "bad certificate" if "cluster" in whose else "unknown ca"
             assert f"alert {words}" in alert(endpoint, tmp_path), whose
         assert len(_native.Client.connect(json.dumps(mine)).workers()) == 1
-
-
-def test_a_refused_certificate_is_told_in_words(
-    namespace: str, manifest: Callable[..., Path], unrelated: Callable[[str], dict]
-) -> None:
-    others = manifest(name="other")
-    with up(manifest(), namespace), up(others, namespace, "other"), way(namespace) as mine:
-        with way(namespace, "other") as other:
-            wrong = strangers(mine, other, unrelated(mine["clusterUid"]))
-        for endpoint in wrong.values():
-            with pytest.raises(eb.ConnectionLost, match=r"certificate|alert"):
-                _native.Client.connect(json.dumps(endpoint))
 
 
 def test_a_token_that_is_not_the_clusters_is_refused_in_words(
@@ -159,28 +146,47 @@ def test_a_token_that_is_not_the_clusters_is_refused_in_words(
 
 
 @contextmanager
-def pod_abroad(image: str) -> Iterator[Callable[..., str]]:
-    """Keep a pod with Python in a namespace of its own, and run programs there."""
+def abroad() -> Iterator[str]:
+    """Have another namespace meanwhile."""
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
     try:
         kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-        made = json.loads(overrides("far"))
-        made["spec"]["containers"][0] |= {
-            "image": image,
-            "command": ["python3", "-c", "import signal; signal.pause()"],
-        }
-        made |= {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "far"}}
-        kubectl("apply", "-n", name, "-f", "-", input=json.dumps(made))
-        kubectl("wait", "pod/far", "-n", name, "--for=condition=Ready", "--timeout=60s")
-
-        def python(program: str, *arguments: str) -> str:
-            return kubectl("exec", "far", "-n", name, "--", "python3", "-c", program, *arguments)
-
-        yield python
-        kubectl("delete", "pod", "far", "-n", name, "--grace-period=0", "--force")
+        yield name
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
+
+
+@contextmanager
+def pod(namespace: str, image: str) -> Iterator[Callable[..., str]]:
+    """Keep a pod with Python that Pod Security `restricted` admits, and run programs there."""
+    container = {
+        "name": "stranger",
+        "image": image,
+        "command": ["python3", "-c", "import signal; signal.pause()"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "stranger"}}
+    made["spec"] = {"containers": [container]}
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(made))
+    try:
+        ready = "--for=condition=Ready"
+        kubectl("wait", "pod/stranger", "-n", namespace, ready, "--timeout=60s")
+
+        def python(program: str, *arguments: str) -> str:
+            command = ["python3", "-c", program, *arguments]
+            return kubectl("exec", "stranger", "-n", namespace, "--", *command)
+
+        yield python
+    finally:
+        gone = ["--grace-period=0", "--force"]
+        kubectl("delete", "pod", "stranger", "-n", namespace, *gone)
 
 
 @contextmanager
@@ -203,6 +209,11 @@ def until(probe: Callable[[], str], words: str, seconds: float = 60) -> None:
         assert time.monotonic() < end, f"not {words!r} within {seconds} s: {answer}"
 
 
+def refused(knock: str) -> bool:
+    """Tell whether the handshake ends there: without a certificate nothing is read or answered."""
+    return "certificate required" in knock.lower().replace("_", " ")
+
+
 def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_comes_back(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
@@ -213,13 +224,16 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
         ip = read("pod -l ebbtide.dev/role=scheduler", ".items[0].status.podIP")
         policies = read("networkpolicy", ".items[*].metadata.name")
         assert len(policies.split()) == 1
-        with pod_abroad(read("ebb mean", ".status.image")) as python:
+        image = read("ebb mean", ".status.image")
+        # Who is in the namespace comes as far as TLS.
+        with pod(namespace, image) as python:
+            assert refused(python(KNOCK, ip))
+        with abroad() as far, pod(far, image) as python:
             assert python(KNOCK, ip) == "timed out\n"
             with no_operator():
                 kubectl("delete", "networkpolicy", policies, "-n", namespace)
                 until(lambda: python(KNOCK, ip), "connected")
-                # The handshake ends there: without a certificate nothing is read or answered.
-                assert "certificate required" in python(KNOCK, ip).lower().replace("_", " ")
+                assert refused(python(KNOCK, ip))
             until(lambda: read("networkpolicy", ".items[*].metadata.name"), policies)
             until(lambda: python(KNOCK, ip), "timed out")
         pods = read("pods", "..restartCount")

@@ -1,0 +1,77 @@
+"""What a watch tells of pods and clusters, for tests that wait for it and look at all that came."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+PATHS = {"pods": "/api/v1", "clusters": "/apis/ebbtide.dev/v1alpha1"}
+
+
+class Told:
+    """What a watch told, as it came: the objects that are there, and all that ever were."""
+
+    def __init__(self, path: str) -> None:
+        """Start at what is there now."""
+        self.made: list[dict] = []
+        self.gone: dict[str, int] = {}
+        self.live: dict[str, dict] = {}
+        self.changed = threading.Condition()
+        command = ["kubectl", "get", "--raw", f"{path}?watch=true"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            event = json.loads(line)
+            it = event["object"]
+            uid = it["metadata"]["uid"]
+            with self.changed:
+                if event["type"] == "ADDED":
+                    self.made.append(it)
+                if event["type"] == "DELETED":
+                    self.gone[uid] = int(it["metadata"]["resourceVersion"])
+                    del self.live[uid]
+                else:
+                    self.live[uid] = it
+                self.changed.notify_all()
+
+    def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> None:
+        """Wait until what is there is as wanted."""
+        with self.changed:
+            is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 90)
+            names = sorted(it["metadata"]["name"] for it in self.live.values())
+        assert is_so, f"{words}: {names}"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._process.terminate()
+        self._reader.join()
+        self._process.wait()
+
+
+@contextmanager
+def told(namespace: str, kind: str) -> Iterator[Told]:
+    """Watch the pods or the clusters of a namespace meanwhile."""
+    watch = Told(f"{PATHS[kind]}/namespaces/{namespace}/{kind}")
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+def owner(pod: dict) -> str:
+    """Tell the uid of a pod's one owner."""
+    (it,) = pod["metadata"].get("ownerReferences", [{"uid": "nobody"}])
+    return it["uid"]
+
+
+def short(pod: dict) -> str:
+    """Shorten the name of a pod to its cluster and its place there."""
+    cluster, _, place = pod["metadata"]["name"].split("-", 2)
+    return f"{cluster} {place}"
