@@ -56,7 +56,8 @@ bench: wheel
 	@$(STAGE) bench-$(CASE) scripts/bench $(CASE)
 
 crds: setup
-	@. scripts/environment.sh && cargo run --quiet -p ebbtide -- crd >crds/clusters.yaml
+	@. scripts/environment.sh && cargo build --quiet --workspace && \
+	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd >crds/clusters.yaml
 
 dev-cluster: wheel
 	@e2e/dev-cluster up

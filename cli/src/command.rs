@@ -160,8 +160,12 @@ struct Script {
 /// Runs a command to its exit code.
 pub(crate) fn run(command: Command) -> ExitCode {
     let runtime = Builder::new_current_thread().enable_all().build();
-    let done =
-        runtime.context("cannot start").and_then(|runtime| runtime.block_on(carry_out(command)));
+    let done = runtime.context("cannot start").and_then(|runtime| {
+        let done = runtime.block_on(carry_out(command));
+        // A read of standard input may wait for ever.
+        runtime.shutdown_background();
+        done
+    });
     match done {
         Ok(code) => code,
         Err(error) => {

@@ -27,6 +27,8 @@ SECONDS_MAX = 60
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whoever started this may ignore Ctrl-C, and so would every program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A plugin of its own: the fixtures of this file are for this folder only.
     config.pluginmanager.register(Examples(), "examples")
 

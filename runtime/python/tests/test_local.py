@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -330,3 +331,67 @@ def test_chunks_that_do_not_fit_go_to_disk_and_come_back_the_same(
             assert (x.sum(axis=1).compute() == expected).all()
     finally:
         ebbtide("down", "local")
+
+
+def test_a_cluster_that_is_deleted_ends_what_waits_for_it(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest(max=1))
+    with eb.Cluster("local", backend="local") as cluster:
+        endless = cluster.submit(eval, "__import__('signal').pause()")
+        assert cluster.submit(int).done() is False
+        ebbtide("down", "local")
+        with pytest.raises(eb.ConnectionLost, match="cluster local is gone: it was deleted"):
+            endless.result(20)
+        with pytest.raises(eb.ConnectionLost, match="cluster local is gone: it was deleted"):
+            cluster.submit(int)
+
+
+def test_a_manifest_that_is_refused_leaves_nothing(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    given = Path(manifest(max=1))
+    for change, words in [
+        (("max: 1", "max: 0"), "max 0 at least 1"),
+        (("name: local", "name: ../up"), "is no name of a cluster"),
+        (("name: local", "name: .."), "is no name of a cluster"),
+        (('python: "3.11"', 'python: "3.11", packages: ["a=>1"]'), '"a=>1"'),
+    ]:
+        wrong = tmp_path / "wrong.yaml"
+        text = given.read_text()
+        assert change[0] in text, text
+        wrong.write_text(text.replace(*change))
+        assert words in ebbtide("up", str(wrong), check=False)
+        assert ebbtide("get", check=False).splitlines()[1:] == []
+    ebbtide("up", str(given))
+    ebbtide("down", "local")
+
+
+def test_a_cluster_without_work_takes_its_workers_away_and_then_itself(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    change = (
+        "  scaling: { targetSeconds: 1, down: { window: 1s } }\n"
+        "  lifetime: { idle: { after: 4s } }\n"
+    )
+    ebbtide("up", manifest(min=0, max=2, change=change))
+    seen = set()
+    with eb.Cluster("local", backend="local") as cluster:
+        assert cluster.workers() == []
+        assert cluster.submit(int).result(60) == 0
+        assert len(cluster.workers()) > 0
+        for count in counts(state):
+            seen.add(count)
+    assert 0 in seen and seen - {0, None}
+    assert ebbtide("get").splitlines()[1:] == []
+
+
+def counts(state: Path) -> Iterator[int]:
+    """Tell how many workers there are, until the cluster is gone."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        listed = json.loads(ebbtide("get", "-o", "json"))
+        if not listed:
+            return
+        yield listed[0].get("status", {}).get("workers", {}).get("ready")
+    raise AssertionError("the cluster does not go")

@@ -135,8 +135,13 @@ def test_quantiles_are_exact(q: float, chunks: tuple[int, int]) -> None:
 def test_quantiles_of_odd_numbers(given: list[float]) -> None:
     for q in (0.0, 0.3, 0.5, 1.0):
         made = xp.quantile(xp.asarray(given), q).compute()
-        with np.errstate(invalid="ignore", over="ignore"):
-            expected = np.quantile(given, q)
+        place = q * (len(given) - 1)
+        if place == int(place) and not np.isnan(given).any():
+            # An element itself. NumPy adds nothing times the way to the next, which may be NaN.
+            expected = np.sort(given)[int(place)]
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):
+                expected = np.quantile(given, q)
         assert made == expected or (np.isnan(made) and np.isnan(expected)), (q, made, expected)
     assert xp.quantile(xp.asarray([1, 2, 4]), 0.5).compute() == 2.0
 

@@ -101,14 +101,15 @@ class Cluster:
             self._way.stderr.close()
             self._close_way()
             raise _native.ConnectionLost(words or f"cluster {name} cannot be reached")
-        # Read to the end, or it could write no more and would stop carrying connections.
-        threading.Thread(target=_log, args=(self._way.stderr,), daemon=True).start()
         self.name = name
         try:
-            self._client: _native.Client | None = _native.Client.connect(endpoint)
+            client = _native.Client.connect(endpoint)
         except BaseException:
+            self._way.stderr.close()
             self._close_way()
             raise
+        self._client: _native.Client | None = client
+        threading.Thread(target=_attend, args=(self._way.stderr, client), daemon=True).start()
 
     def submit(
         self,
@@ -271,12 +272,17 @@ def keep(expressions: Sequence[_native.Expression]) -> list[_native.Expression]:
         return _native.persist(expressions)
 
 
-def _log(lines: IO[bytes]) -> None:
+def _attend(lines: IO[bytes], client: _native.Client) -> None:
+    """Read what the way to a cluster tells, or it would stop at a full pipe, until it ends."""
     import logging
 
+    text = "error: the way to the cluster ended"
     with lines:
         for line in lines:
-            logging.getLogger("ebbtide").info(line.decode(errors="replace").rstrip())
+            text = line.decode(errors="replace").rstrip()
+            logging.getLogger("ebbtide").info(text)
+    # It ends by itself only when the cluster is gone.
+    client.close(text.removeprefix("error: "))
 
 
 def _program() -> str:

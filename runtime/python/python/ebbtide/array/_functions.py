@@ -245,7 +245,8 @@ def quantile(x: Array, q: float, /) -> Array:
     """Find the exact quantile over all elements, linear between the two nearest.
 
     A float64 without axes, the same bits in any chunks. Memory does not grow with the array: it is
-    read six times. NaN if an element is NaN.
+    read six times. NaN if an element is NaN. Where it is an element itself, infinite neighbours do
+    not matter, other than in NumPy.
 
     >>> import ebbtide.array as xp
     >>> xp.quantile(xp.asarray([1.0, 2.0, 3.0, 10.0]), 0.5).compute()
