@@ -7,7 +7,7 @@ STAGE = scripts/stage
 .PHONY: help setup check mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
 
 help:
-	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, then nothing again"
+	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, and the cluster is gone again"
 	@echo "make test                       everything: check, mutants, python, chart, e2e"
 	@echo "make check                      formatting, lints and unit tests"
 	@echo "make mutants                    breaks the core on purpose: a test must notice each time"

@@ -95,6 +95,14 @@ impl Backend {
         }
     }
 
+    /// Whether there is such a cluster.
+    pub(crate) async fn is_there(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.is_there(namespace, name).await,
+            Self::Local { .. } => Ok(local::is_there(namespace, name)),
+        }
+    }
+
     /// Deletes a cluster and waits until it is gone.
     pub(crate) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         match self {

@@ -217,6 +217,9 @@ fn environment(command: &EnvCommand) -> anyhow::Result<()> {
 
 async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Result<ExitCode> {
     let mut cluster = manifest::read(file)?;
+    if let Some(Script { path, .. }) = script.filter(|script| !script.path.is_file()) {
+        bail!("there is no script {}", path.display());
+    }
     let backend = Backend::connect(place).await?;
     let namespace = place
         .namespace
@@ -240,12 +243,23 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
         Ok(()) => run_script(script, &name, &namespace, backend.kind()).await,
         Err(error) => Err(error),
     };
-    output::tell(&format!("{name}: taking it down"));
-    let gone = backend.down(&namespace, &name).await;
+    let gone = take_down(&backend, &namespace, &name).await;
     let code = ran?;
     gone?;
     output::tell(&format!("{name} is gone"));
     Ok(code)
+}
+
+/// Takes down what was made for a script, unless it has gone by itself.
+async fn take_down(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
+    if !backend.is_there(namespace, name).await? {
+        return Ok(());
+    }
+    output::tell(&format!("{name}: taking it down"));
+    tokio::select! {
+        gone = backend.down(namespace, name) => gone,
+        _ = node::asked_to_end() => bail!("interrupted: {name} may still be there"),
+    }
 }
 
 /// Tells what the cluster waits for until it answers.
@@ -303,7 +317,7 @@ async fn run_script(
             status = child.wait() => break status?,
             asked = node::asked_to_end() => {
                 // The terminal tells the script of Ctrl-C itself; of other ends it hears from here.
-                if asked == Signal::TERM
+                if asked != Signal::INT
                     && let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
                     && let Err(error) = kill_process(pid, Signal::TERM)
                 {

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,9 @@ use tokio::time::sleep;
 
 use crate::backend::Backend;
 use crate::output;
+
+/// Names that are tried for a new folder.
+const FOLDERS_MAX: u32 = 100;
 
 /// How often a cluster of this machine is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -87,18 +91,26 @@ struct Socket {
 
 impl Socket {
     fn bind() -> anyhow::Result<Self> {
-        let folder = env::temp_dir().join(format!("ebbtide-{}", std::process::id()));
-        // What a process of this id left that was killed.
-        if folder.symlink_metadata().is_ok() {
-            fs::remove_dir_all(&folder)
-                .with_context(|| format!("cannot clear {}", folder.display()))?;
-        }
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let folder = Self::folder()?;
         let listener = UnixListener::bind(folder.join("scheduler"))?;
         Ok(Self { folder, listener })
+    }
+
+    /// A new folder. Others of the same process id may be there: of another container, or of a
+    /// process that was killed.
+    fn folder() -> anyhow::Result<PathBuf> {
+        let name = format!("ebbtide-{}", std::process::id());
+        let mut names = (0..FOLDERS_MAX).map(|nth| match nth {
+            0 => env::temp_dir().join(&name),
+            _ => env::temp_dir().join(format!("{name}-{nth}")),
+        });
+        let made = names.find_map(|folder| match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+            made => Some((folder, made)),
+        });
+        let (folder, made) = made.with_context(|| format!("too many folders {name}-…"))?;
+        made.with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
     }
 
     fn path(&self) -> PathBuf {

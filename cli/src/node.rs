@@ -66,13 +66,13 @@ async fn ended() {
 
 /// Ready when this process is asked to end, with the signal that asks.
 pub(crate) async fn asked_to_end() -> Signal {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
         return std::future::pending().await;
     };
     tokio::select! {
         _ = terminate.recv() => Signal::TERM,
         _ = interrupt.recv() => Signal::INT,
+        _ = hangup.recv() => Signal::HUP,
     }
 }

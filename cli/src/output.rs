@@ -47,7 +47,7 @@ pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
             format!("{:?}", status.phase),
             status.workers.ready.to_string(),
             status.workers.desired.to_string(),
-            status.message.unwrap_or_default(),
+            status.message.unwrap_or_default().replace('\n', " "),
         ]
     }));
     let widths: Vec<usize> =

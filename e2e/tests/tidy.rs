@@ -49,12 +49,18 @@ const PURE: &[&str] = &[
     "ebbtide-api",
     "ebbtide-array",
     "ebbtide-buffer",
+    "ebbtide-contract",
     "ebbtide-core",
     "ebbtide-environment",
     "ebbtide-kernels",
+    "ebbtide-plan",
+    "ebbtide-sim",
 ];
 
 const LINES_MAX: usize = 600;
+
+/// A main says how a program is started, and no more.
+const MAIN_LINES_MAX: usize = 60;
 
 #[test]
 fn crates_depend_only_along_the_arrows() {
@@ -91,7 +97,8 @@ fn files_stay_short() {
         .into_iter()
         .filter_map(|path| {
             let lines = fs::read_to_string(&path).ok()?.lines().count();
-            (LINES_MAX < lines).then(|| format!("{} has {lines} lines", path.display()))
+            let most = if path.ends_with("main.rs") { MAIN_LINES_MAX } else { LINES_MAX };
+            (most < lines).then(|| format!("{} has {lines} lines", path.display()))
         })
         .collect();
     assert!(long.is_empty(), "split these by what they know, not by size:\n{}", long.join("\n"));

@@ -192,7 +192,11 @@ impl Kubernetes {
         Ok(forwarder.join().await?)
     }
 
-    /// Whether the cluster with this uid is there, as far as can be told.
+    pub(super) async fn is_there(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        Ok(in_time("get", self.clusters(namespace).get_opt(name)).await?.is_some())
+    }
+
+    /// Whether it is certain that the cluster with this uid is gone.
     pub(crate) async fn is_gone(&self, namespace: &str, name: &str, uid: &str) -> bool {
         let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
         there.is_ok_and(|there| there.is_none_or(|it| it.uid().as_deref() != Some(uid)))

@@ -67,6 +67,11 @@ pub(super) fn get(namespace: &str, name: &str) -> anyhow::Result<Cluster> {
     })
 }
 
+/// Whether there is anything of a cluster.
+pub(super) fn is_there(namespace: &str, name: &str) -> bool {
+    State::of(namespace, name).folder().exists()
+}
+
 pub(super) fn list() -> Vec<Cluster> {
     let live = State::all().into_iter().filter(|state| state.supervisor().is_some());
     live.filter_map(|state| state.cluster()).collect()
@@ -88,6 +93,9 @@ pub(super) async fn next(
                 return Ok(cluster);
             }
             _ => {}
+        }
+        if !state.folder().exists() {
+            bail!("{name} was taken down meanwhile");
         }
         if state.supervisor().is_none() && started_at.elapsed() > Duration::from_secs(5) {
             let log = fs::read_to_string(state.folder().join("log")).unwrap_or_default();

@@ -39,11 +39,8 @@ struct Arguments {
 
 fn copy(text: &str) -> Result<(PathBuf, PathBuf), String> {
     let (from, to) = text.split_once('=').ok_or("expected SOURCE=/PATH")?;
-    if to.starts_with('/') {
-        Ok((from.into(), to.into()))
-    } else {
-        Err(format!("{to:?} must be an absolute path in the image"))
-    }
+    let paths = to.starts_with('/').then(|| (from.into(), to.into()));
+    paths.ok_or_else(|| format!("{to:?} must be an absolute path in the image"))
 }
 
 fn main() -> anyhow::Result<()> {

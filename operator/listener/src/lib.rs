@@ -92,14 +92,14 @@ impl Schedulers {
     /// again when it is back.
     pub fn retire(&self, cluster_uid: &str, workers: &[String], deadline_seconds: u64) {
         if let Some(connection) = self.lock().connections.get_mut(cluster_uid) {
-            connection.view.ask(workers);
             // A line has a bounded length, whatever the number of workers.
             for workers in workers.chunks(RETIRE_MAX).map(<[_]>::to_vec) {
-                let order = Down::Retire { workers, deadline_seconds };
+                let order = Down::Retire { workers: workers.clone(), deadline_seconds };
                 if connection.orders.try_send(order).is_err() {
                     tracing::warn!(cluster_uid, "the scheduler does not read its orders");
                     return;
                 }
+                connection.view.ask(&workers);
             }
         }
     }

@@ -24,7 +24,7 @@ pub(crate) enum EnvironmentError {
     NoUv(#[source] std::io::Error),
     #[error("uv made no environment within {UV_MAX:?}")]
     Late,
-    #[error("python {python} with {packages}: {words}")]
+    #[error("python {python} with {packages} cannot be had: {words}")]
     Refused { python: String, packages: String, words: String },
 }
 
@@ -96,7 +96,10 @@ async fn uv<'a>(
     let packages: Vec<&str> = request.packages().collect();
     Err(EnvironmentError::Refused {
         python: request.python().to_owned(),
-        packages: packages.join(", "),
+        packages: match &packages[..] {
+            [] => "no packages".to_owned(),
+            some => some.join(", "),
+        },
         words: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
 }

@@ -17,7 +17,7 @@ const CLUSTER: &str = "cluster.json";
 /// How a client reaches it. Holds secrets.
 const ENDPOINT: &str = "endpoint.json";
 /// Held while a cluster is started.
-const LOCK: &str = "lock";
+const LOCK: &str = ".lock";
 /// The supervisor's process id.
 const PID: &str = "pid";
 

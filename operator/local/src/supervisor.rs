@@ -103,8 +103,9 @@ pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), Sup
         };
         supervisor.end_all().await;
     }
-    state.remove().map_err(system("remove the cluster's folder"))?;
-    ended
+    // After a failure the log stays, for whoever asks why.
+    ended?;
+    state.remove().map_err(system("remove the cluster's folder"))
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> SupervisorError {

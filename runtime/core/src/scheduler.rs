@@ -237,7 +237,10 @@ impl Scheduler {
     /// Panics if the state contradicts itself. Walks everything: for simulations.
     pub fn check(&self) {
         for (id, worker) in &self.workers {
-            assert!(!worker.load.is_empty() || worker.load.bytes() == 0, "nothing takes {worker:?}");
+            assert!(
+                !worker.load.is_empty() || worker.load.bytes() == 0,
+                "nothing takes {worker:?}"
+            );
             for task in worker.load.tasks() {
                 let state = &self.tasks[&task].state;
                 assert!(matches!(state, State::Assigned(to, _) if to == id), "{task} of {id:?}");

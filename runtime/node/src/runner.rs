@@ -80,6 +80,12 @@ impl Default for Interpreter {
     }
 }
 
+/// Ends every process of this one that runs a Python function, with what the function started.
+/// Whoever waits for one of them is told that it ended.
+pub fn end_all() {
+    usage::end_all();
+}
+
 /// A process that runs one function at a time.
 pub(crate) struct Runner {
     child: Child,

@@ -1,8 +1,11 @@
-//! How much memory this process and those that it started have had, as the kernel counts it.
+//! The processes that this one started for Python functions: how much memory they and it have had, as
+//! the kernel counts it, and their end.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Processes for Python functions, and the most that one of them has had, in bytes.
 static RUNNERS: Mutex<Runners> = Mutex::new(Runners { live: BTreeSet::new(), peak_bytes: 0 });
@@ -29,6 +32,18 @@ pub(crate) fn unwatch(pid: u32) {
     let mut runners = runners();
     runners.measure();
     runners.live.remove(&pid);
+}
+
+/// Ends every process for Python functions, with what it started. For when this process is about to
+/// end: threads that wait for them find them gone.
+pub(crate) fn end_all() {
+    for pid in &runners().live {
+        if let Some(group) = i32::try_from(*pid).ok().and_then(Pid::from_raw)
+            && let Err(error) = kill_process_group(group, Signal::KILL)
+        {
+            tracing::debug!(%error, pid, "a function's process has ended already");
+        }
+    }
 }
 
 /// The most memory that this process has had, and one of its processes for Python functions.

@@ -1,5 +1,7 @@
 //! What travels in the headers of frames, beside the core's own messages.
 
+use std::fmt;
+
 use ebbtide_core::TaskId;
 use ebbtide_core::WorkerId;
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
@@ -24,13 +26,24 @@ pub enum Hello {
     /// A client.
     Client {
         /// The cluster's token.
-        token: String,
+        token: Token,
     },
     /// A worker asks another for chunks.
     Peer {
         /// The scheduler's life in which both registered.
         epoch: u64,
     },
+}
+
+/// A secret that is sent, and never shown.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
 }
 
 /// The answer to [`Hello`].
@@ -182,7 +195,7 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_64;
 
     use super::{ClientFrame, ClientReply, Hello, PeerReply, PeerRequest, Purpose};
-    use super::{Welcome, WorkerFrame, WorkerInfo};
+    use super::{Token, Welcome, WorkerFrame, WorkerInfo};
     use crate::frame::VERSION;
 
     /// What peers of the same version must read alike: names and bytes of each message.
@@ -222,7 +235,7 @@ mod tests {
                 memory_bytes: 2,
                 incarnation: 3,
             },
-            Hello::Client { token: "t".to_owned() },
+            Hello::Client { token: Token("t".to_owned()) },
             Hello::Peer { epoch: 8 },
         ]);
         let refused = Welcome::Refused("no".to_owned());

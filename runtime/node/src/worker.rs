@@ -135,10 +135,12 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     };
     tracing::info!(%level, cores, memory_bytes, "the worker is ready");
     let mut node = Node { engine, peers, inputs, reports, pool, taken, on_disk };
-    tokio::select! {
+    let ended = tokio::select! {
         () = stop => Ok(()),
         ended = node.stay_registered(&scheduler, &dial, &hello) => ended,
-    }
+    };
+    usage::end_all();
+    ended
 }
 
 /// Tells this life of the worker from earlier ones: the time at which it started.

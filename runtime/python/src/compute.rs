@@ -2,15 +2,15 @@
 //! Ctrl-C cancels.
 
 use std::ffi::OsString;
-use std::process;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
+use std::{process, thread};
 
 use ebbtide_array::Array;
 use ebbtide_core::message::Failure;
 use ebbtide_node::client::{self, ClientError, Endpoint};
 use ebbtide_node::in_process::{ComputeError, InProcess, Progress, Watch};
-use ebbtide_node::runner::Interpreter;
+use ebbtide_node::runner::{self, Interpreter};
 use ebbtide_node::wire::WorkerInfo;
 use pyo3::exceptions::{
     PyConnectionError, PyMemoryError, PyRuntimeError, PyTimeoutError, PyValueError,
@@ -24,6 +24,9 @@ use crate::{ConnectionLost, TaskFailed};
 /// The engine of this process, started at the first computation, with the id of its process: a
 /// fork has the memory but not the threads.
 static ENGINE: Mutex<Option<(u32, InProcess)>> = Mutex::new(None);
+
+/// How often a thread looks whether another one still computes.
+const BUSY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Tells a Python function of progress, and asks Python whether to stop.
 struct PythonWatch {
@@ -100,6 +103,24 @@ pub(crate) fn persist(
     Ok(held.into_iter().map(Expression).collect())
 }
 
+/// Ends the functions that still run for this process, with what they started.
+#[pyfunction]
+pub(crate) fn end_functions() {
+    runner::end_all();
+}
+
+/// The engine of this process, as soon as no other thread computes with it.
+fn engine(watch: &mut PythonWatch) -> Option<MutexGuard<'static, Option<(u32, InProcess)>>> {
+    loop {
+        match ENGINE.try_lock() {
+            Ok(engine) => return Some(engine),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if watch.is_interrupted() => return None,
+            Err(TryLockError::WouldBlock) => thread::sleep(BUSY_INTERVAL),
+        }
+    }
+}
+
 /// Lets the engine of this process do something, while other Python threads run.
 fn in_process<T: Send>(
     py: Python<'_>,
@@ -109,7 +130,7 @@ fn in_process<T: Send>(
     let mut watch = PythonWatch::new(progress);
     let interpreter: OsString = py.import("sys")?.getattr("executable")?.extract()?;
     py.detach(|| {
-        let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut engine) = engine(&mut watch) else { return Err(interrupted(&mut watch)) };
         let own = process::id();
         if engine.as_ref().is_none_or(|(started_by, _)| *started_by != own) {
             let started = InProcess::start(Interpreter::new(interpreter));

@@ -88,7 +88,7 @@ def test_the_chunks_do_not_change_a_random_array_but_may_change_a_sum() -> None:
         (lambda x: xp.from_delayed(float, (-1,), xp.float64), ValueError, "shape (-1,)"),
         (lambda x: xp.from_delayed(3, (), xp.float64), TypeError, "3 cannot be called"),
         (lambda x: bool(x), TypeError, "before .compute()"),
-        (lambda x: xp.asarray(["a"]), TypeError, "unknown dtype"),
+        (lambda x: xp.asarray(["a"]), TypeError, "str32 has no kernels"),
         (lambda x: xp.random.default_rng(-1), ValueError, "seed -1"),
         (lambda x: xp.random.default_rng(1.5), TypeError, "seed 1.5 is no whole number"),
         (lambda x: xp.random.default_rng(1).random(-1), ValueError, "size -1"),

@@ -21,7 +21,7 @@ use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::in_process::Progress;
 use crate::link::{self, Link, Outbox, Payload, Stream};
 use crate::result::Whole;
-use crate::wire::{ClientFrame, ClientReply, Hello, Purpose, Welcome, WorkerInfo};
+use crate::wire::{ClientFrame, ClientReply, Hello, Purpose, Token, Welcome, WorkerInfo};
 
 /// How long a client tries to reach a scheduler again before it gives its jobs up.
 const RECONNECT_MAX: Duration = Duration::from_mins(1);
@@ -386,7 +386,7 @@ async fn greet<S: Stream + 'static>(endpoint: &Endpoint, stream: S) -> Result<Op
             .and_then(|credentials| credentials.dial(scheduler))
             .map_err(|error| ClientError::Credentials(name(), Arc::new(error)))?;
     let Link { mut stream, .. } = link::connect(stream, Arc::new(config)).await.map_err(lost)?;
-    let hello = Hello::Client { token: endpoint.token.clone() };
+    let hello = Hello::Client { token: Token(endpoint.token.clone()) };
     link::write_first(&mut stream, &hello).await.map_err(lost)?;
     match link::read_first(&mut stream).await.map_err(lost)? {
         Welcome::Yes => {}

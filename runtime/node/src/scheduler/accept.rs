@@ -76,7 +76,7 @@ impl Door {
                 let joining = Joining { name, address, cores, memory_bytes, incarnation };
                 self.worker(stream, joining).await
             }
-            (Hello::Client { token }, Role::Client) if self.is_token(&token) => {
+            (Hello::Client { token }, Role::Client) if self.is_token(&token.0) => {
                 self.client(stream).await
             }
             (Hello::Client { .. }, Role::Client) => {

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -80,11 +81,12 @@ class Cluster:
             raise ValueError("a cluster needs a name: eb.Cluster('name')")
         if backend not in (None, "kubernetes", "local"):
             raise ValueError(f"backend {backend!r}: expected 'kubernetes' or 'local'")
-        command = [_program(), "endpoint", name]
+        command = [_program(), "endpoint"]
         if namespace:
             command += ["--namespace", namespace]
         if backend:
             command += ["--backend", backend]
+        command += ["--", name]
         # It keeps the way open until its standard input closes, and so never outlives us.
         self._way = subprocess.Popen(
             command,
@@ -109,6 +111,10 @@ class Cluster:
             self._close_way()
             raise
         self._client: _native.Client | None = client
+        self._process = os.getpid()
+        assert self._way.stdin is not None
+        # Who only drops it closes it too.
+        self._finalizer = weakref.finalize(self, self._way.stdin.close)
         threading.Thread(target=_attend, args=(self._way.stderr, client), daemon=True).start()
 
     def submit(
@@ -136,9 +142,9 @@ class Cluster:
 
         Raises:
             TypeError: the function cannot be called, or it or an argument cannot be pickled.
-            ValueError: memory is no number of bytes, or retries are less than 0.
-            ConnectionLost: the cluster was closed by this program.
-            TaskFailed: an array among the arguments was persisted elsewhere.
+            ValueError: memory is no number of bytes, retries are less than 0, or an array among
+                the arguments was persisted elsewhere.
+            ConnectionLost: the cluster is gone, or was closed by this program.
             Exception: what waiting for a future among the arguments raised.
 
         """
@@ -213,7 +219,12 @@ class Cluster:
         for pipe in (self._way.stdin, self._way.stdout):
             if pipe is not None:
                 pipe.close()
-        self._way.wait(timeout=10)
+        try:
+            self._way.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            # A process that this one forked holds the pipe open.
+            self._way.terminate()
+            self._way.wait(timeout=10)
 
     def _compute(
         self,
@@ -225,6 +236,10 @@ class Cluster:
     def _connected(self) -> _native.Client:
         if self._client is None:
             raise _native.ConnectionLost(self._closed())
+        if self._process != os.getpid():
+            raise _native.ConnectionLost(
+                f"cluster {self.name} was opened by the process that forked this one; open it again"
+            )
         return self._client
 
     def _closed(self) -> str:

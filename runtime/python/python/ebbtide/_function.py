@@ -93,6 +93,7 @@ class Future(Generic[T]):
         self._name = name
         self._job = job
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._ended: tuple[T | None, BaseException | None] | None = None
 
     def done(self) -> bool:
@@ -162,6 +163,9 @@ class Future(Generic[T]):
             ConnectionLost: the cluster went away, or was closed by this program.
 
         """
+        if timeout is not None:
+            # Longer than anybody waits is as long as it takes.
+            timeout = None if timeout > threading.TIMEOUT_MAX else max(timeout, 0)
         if not self._lock.acquire(timeout=-1 if timeout is None else timeout):
             raise TimeoutError("the result is not there yet")
         try:
@@ -172,6 +176,10 @@ class Future(Generic[T]):
         return self._ended[1]
 
     def _wait(self, timeout: float | None) -> tuple[T | None, BaseException | None]:
+        if self._process != os.getpid():
+            raise _native.ConnectionLost(
+                f"{self._name} was called by the process that forked this one; wait for it there"
+            )
         try:
             (pickled,) = self._job.wait(timeout)
         except _native.TaskFailed as failed:
@@ -180,7 +188,11 @@ class Future(Generic[T]):
             from concurrent.futures import CancelledError
 
             raise CancelledError(f"{self._name} was cancelled") from error
-        return pickle.loads(pickled), None
+        try:
+            return pickle.loads(pickled), None
+        except Exception as error:
+            # Its bytes come once: what went wrong here is what the future has to tell.
+            return None, error
 
     def __repr__(self) -> str:
         """Show name and state, and wait for nothing."""

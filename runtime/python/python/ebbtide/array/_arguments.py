@@ -17,6 +17,9 @@ Axis = SupportsIndex | Sequence[SupportsIndex] | None
 Scalar = builtins.bool | int | float
 Size = SupportsIndex | Sequence[SupportsIndex]
 
+#: Dtypes that are computed with.
+KERNELS = ("bool", "int64", "float64")
+
 #: What a Python number may be beside an array of each dtype, by the array API standard: of no
 #: higher kind. The standard leaves a bool beside numbers undefined, and so it is refused, as in
 #: promotion.
@@ -52,7 +55,12 @@ def extents(given: Size, what: str) -> list[int]:
 
 def axes(axis: Axis) -> list[int] | None:
     """Read axes, or all of them."""
-    return None if axis is None else integers(axis, "axis")
+    if axis is None:
+        return None
+    read = integers(axis, "axis")
+    if not all(-64 <= one < 64 for one in read):
+        raise IndexError(f"axis {axis!r} is out of range: an array has at most 64 axes")
+    return read
 
 
 def dtype_name(dtype: DType) -> str:
@@ -64,6 +72,11 @@ def dtype_name(dtype: DType) -> str:
 
 def constant(given: NDArray[Any]) -> _native.Expression:
     """Make an expression of the elements of a NumPy array."""
+    if given.dtype.name not in KERNELS:
+        raise TypeError(
+            f"{given.dtype.name} has no kernels; expected elements that are or fit "
+            f"{', '.join(KERNELS)}: convert them with NumPy's astype, or say dtype="
+        )
     little = given.astype(given.dtype.newbyteorder("<"), copy=False)
     return _native.Expression.constant(given.dtype.name, list(given.shape), little.tobytes())
 

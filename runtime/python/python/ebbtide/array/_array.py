@@ -13,6 +13,9 @@ from ebbtide.array._dtype import bool as bool_
 from ebbtide.array._results import results
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ebbtide.array._results import Result
 
 
@@ -360,6 +363,19 @@ class Array:
     def __bool__(self) -> builtins.bool:
         """Refuse with a TypeError: an array that is not computed has no truth."""
         raise TypeError("the truth of an array is not known before .compute()")
+
+    def __array__(
+        self, dtype: np.dtype[Any] | None = None, copy: builtins.bool | None = None
+    ) -> NDArray[Any]:
+        """Compute, for a NumPy function that is given an array of ours.
+
+        >>> import ebbtide.array as xp, numpy as np
+        >>> np.asarray(xp.asarray([1, 2]) * 2)
+        array([2, 4])
+        """
+        import numpy as np
+
+        return np.array(self.compute(), dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         """Show shape, dtype and chunks, and compute nothing."""

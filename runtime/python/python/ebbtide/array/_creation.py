@@ -32,8 +32,8 @@ def asarray(obj: object, *, dtype: DType | None = None) -> Array:
 
     Raises:
         TypeError: no kernels exist for the dtype; bool, int64 and float64 have them.
-        ValueError: the sequences are not of one length.
-        OverflowError: a whole number does not fit int64.
+        ValueError: the sequences are not of one length, or an element cannot be converted.
+        OverflowError: with a dtype, a number does not fit it.
 
     """
     if isinstance(obj, Array):

@@ -34,11 +34,11 @@ def compute(*arrays: Array, progress: builtins.bool = False) -> tuple[Result, ..
 
     Raises:
         TaskFailed: a task failed, or needs more memory than any worker has; the message says which
-            and why. On a cluster also: an array was persisted elsewhere.
+            and why.
         Exception: what a Python function raised, with the worker's traceback as its cause.
         ConnectionLost: the cluster went away, or was closed by this program.
         MemoryError: a result does not fit the memory here.
-        ValueError: in this process, an array was persisted on a cluster.
+        ValueError: an array was persisted on another cluster, or in another place than this one.
         KeyboardInterrupt: Ctrl-C, which cancels the computation on the cluster too.
 
     """
@@ -60,8 +60,8 @@ def persist(*arrays: Array) -> tuple[Array, ...]:
     np.float64(6.0)
 
     Raises:
-        TaskFailed: on a cluster, an array was persisted elsewhere; in this process, as `compute`.
-        ValueError: in this process, an array was persisted on a cluster.
+        TaskFailed: in this process, as `compute`.
+        ValueError: an array was persisted on another cluster, or in another place than this one.
         ConnectionLost: the cluster was closed by this program.
 
     """
@@ -257,6 +257,8 @@ def quantile(x: Array, q: float, /) -> Array:
         TypeError: x is no array, or q no number.
 
     """
+    if not hasattr(q, "__float__"):
+        raise TypeError(f"quantile: q {q!r} is no number")
     return Array(checked("quantile", x)._expression.quantile(float(q)))
 
 

@@ -1,0 +1,176 @@
+"""What ends with what: functions with what they started, ways and scripts with their clusters."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ebbtide as eb
+import pytest
+from test_local import ebbtide, manifest, state
+
+__all__ = ["manifest", "state"]
+
+#: Seconds that a program sleeps which a function started: its mark in the list of processes.
+MARK = str(987_000_000 + os.getpid())
+
+ENDLESS = f"""
+import ebbtide as eb, ebbtide.array as xp, subprocess
+xp.from_delayed(eb.delayed(subprocess.run)(["sleep", "{MARK}"]), (), xp.float64).compute()
+"""
+
+
+def marked() -> bool:
+    """Whether a program with the mark runs."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_bytes().split(b"\0")[:2] == [b"sleep", MARK.encode()]:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Look again for at most twenty seconds."""
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
+
+
+@contextmanager
+def up(manifest: Callable[..., str], **options: object) -> Iterator[None]:
+    ebbtide("up", manifest(max=1, **options))
+    try:
+        yield
+    finally:
+        ebbtide("down", "local", check=False)
+
+
+def test_what_a_function_started_ends_with_its_cluster(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    with up(manifest), eb.Cluster("local", backend="local") as cluster:
+        future = cluster.submit(subprocess.run, ["sleep", MARK])
+        until(marked)
+        ebbtide("down", "local")
+        until(lambda: not marked())
+        with pytest.raises(eb.ConnectionLost, match="is gone"):
+            future.result(20)
+
+
+def test_what_a_function_started_ends_when_nobody_wants_it(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    with up(manifest), eb.Cluster("local", backend="local") as cluster:
+        future = cluster.submit(subprocess.run, ["sleep", MARK])
+        until(marked)
+        future.cancel()
+        until(lambda: not marked())
+        assert cluster.submit(int).result(20) == 0
+
+
+def test_what_a_function_started_ends_with_the_program_that_is_interrupted() -> None:
+    command = [sys.executable, "-c", ENDLESS]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        until(marked)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+    until(lambda: not marked())
+
+
+def test_the_way_to_a_cluster_ends_with_whoever_drops_it(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    with up(manifest):
+        cluster = eb.Cluster("local", backend="local")
+        way = cluster._way
+        del cluster
+        gc.collect()
+        assert way.wait(20) == 0
+
+
+def test_a_cluster_is_of_the_process_that_opened_it(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    with up(manifest), eb.Cluster("local", backend="local") as cluster:
+        future = cluster.submit(int)
+        child = os.fork()
+        if child == 0:
+            words = []
+            for attempt in (lambda: cluster.submit(int), lambda: future.result(1)):
+                try:
+                    attempt()
+                except eb.ConnectionLost as lost:
+                    words.append("the process that forked this one" in str(lost))
+            os._exit(0 if words == [True, True] else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert future.result(20) == 0
+
+
+class Unreadable:
+    """Pickles into what cannot be read back."""
+
+    def __reduce__(self) -> tuple:
+        return (pickle.loads, (b"no pickle",))
+
+
+def test_a_value_that_cannot_be_read_here_says_so_each_time(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    with up(manifest), eb.Cluster("local", backend="local") as cluster:
+        future = cluster.submit(Unreadable)
+        for _ in range(2):
+            with pytest.raises(pickle.UnpicklingError):
+                future.result(60)
+
+
+def test_a_script_ends_well_whose_cluster_went_before_it(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import ebbtide as eb\n"
+        "cluster = eb.Cluster()\n"
+        "while True:\n"
+        "    try:\n"
+        "        cluster.workers()\n"
+        "    except eb.ConnectionLost as lost:\n"
+        "        print(lost)\n"
+        "        break\n"
+    )
+    change = "  lifetime: { idle: { after: 2s } }\n"
+    printed = ebbtide("up", manifest(change=change), "--run", str(script))
+    assert "cluster local is gone: it was deleted" in printed and "local is gone" in printed
+
+
+def test_a_script_that_is_not_there_is_named_before_anything_is_made(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    assert "there is no script nowhere.py" in ebbtide(
+        "up", manifest(), "--run", "nowhere.py", check=False
+    )
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_script_and_its_cluster_end_with_who_is_asked_to_end(
+    state: Path, manifest: Callable[..., str], tmp_path: Path, number: int
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import signal\nprint('begun', flush=True)\nsignal.pause()\n")
+    command = ["ebbtide", "up", manifest(), "--backend", "local", "--run", str(script)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert ebbtide("get").splitlines()[1:] == []
