@@ -214,4 +214,8 @@ def serve(connection: socket.socket) -> None:
                 os.close(descriptor)
 
 
-serve(socket.socket(fileno=int(sys.argv[1])))
+try:
+    serve(socket.socket(fileno=int(sys.argv[1])))
+except ConnectionError:
+    # Nobody wants the answer any more.
+    sys.exit(0)
