@@ -105,6 +105,8 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
             "at most 1 item",
         ),
         (lambda spec: spec["workers"][0]["resources"].update(memory="lots"), "memory"),
+        (lambda spec: spec["workers"][0]["resources"].update(memory="0Gi"), "memory"),
+        (lambda spec: spec["workers"][0]["resources"].update(cpu=-1), "cpu"),
         (lambda spec: spec.update(lifetime={"idle": {"after": "soon"}}), "after"),
     ],
 )
@@ -114,6 +116,35 @@ def test_the_api_server_refuses_mistakes_in_words(
     refused = kubectl("apply", "-n", namespace, "-f", str(manifest(change)), check=False)
     assert words in refused
     assert kubectl("get", "ebb", "-n", namespace, "-o", "name") == ""
+
+
+def test_what_runs_in_a_cluster_cannot_change_while_it_lives(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    for change, words in [
+        (lambda spec: spec["environment"].update(packages=["zarr"]), "environment cannot change"),
+        (lambda spec: spec.update(environment=None, image="a"), "image cannot change"),
+    ]:
+        refused = kubectl("apply", "-n", namespace, "-f", str(manifest(change)), check=False)
+        assert words in refused and "delete the cluster and create it again" in refused
+    # What may change does.
+    kubectl("apply", "-n", namespace, "-f", str(manifest(lambda s: s["workers"][0].update(max=7))))
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def test_a_cluster_that_is_deleted_ends_what_waits_for_it(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    run("ebbtide", "up", str(manifest()), "-n", namespace)
+    with eb.Cluster("mean", namespace=namespace) as cluster:
+        assert cluster.submit(int).result(60) == 0
+        endless = cluster.submit(eval, "__import__('signal').pause()")
+        kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
+        with pytest.raises(eb.ConnectionLost, match="cluster mean is gone: it was deleted"):
+            endless.result(30)
+        with pytest.raises(eb.ConnectionLost, match="cluster mean is gone: it was deleted"):
+            cluster.submit(int)
 
 
 @pytest.mark.parametrize(

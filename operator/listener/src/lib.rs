@@ -46,8 +46,8 @@ const SAY_MAX: Duration = Duration::from_secs(10);
 /// as many again while a scheduler is made anew.
 const CLUSTER_CONNECTIONS_MAX: usize = 4;
 
-/// How often there is news of one cluster: as often as a scheduler of ours tells some.
-const NEWS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often there is news of one cluster: twice as often as a scheduler of ours tells some.
+const NEWS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the schedulers of all clusters say.
 #[derive(Clone, Debug, Default)]
@@ -168,7 +168,7 @@ impl Drop for Place<'_> {
 }
 
 /// Accepts schedulers until the process ends, each with the configuration of that moment. `news` is
-/// called with the uid of every cluster about which something new is known, ten times a second at
+/// called with the uid of every cluster about which something new is known, twenty times a second at
 /// most for each of its connections.
 pub async fn serve(
     listener: TcpListener,
