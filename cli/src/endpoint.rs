@@ -29,7 +29,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Prints the endpoint as one line of JSON and keeps the way open until standard input ends or the
 /// cluster is gone.
 pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
-    let mut endpoint = backend.endpoint(namespace, name).await?;
+    let mut endpoint = match backend.endpoint(namespace, name).await {
+        Ok(endpoint) => endpoint,
+        Err(error) => return Err(why(backend, (namespace, name), error).await),
+    };
     let uid = endpoint.cluster_uid.clone();
     let Backend::Kubernetes(kubernetes) = backend else {
         output::line(&serde_json::to_string(&endpoint)?)?;
@@ -59,6 +62,19 @@ pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> any
                 }
             }
         }
+    }
+}
+
+/// Why a cluster cannot be reached: what its status says, if it says something.
+async fn why(
+    backend: &Backend,
+    (namespace, name): (&str, &str),
+    error: anyhow::Error,
+) -> anyhow::Error {
+    let status = backend.get(namespace, name).await.ok().and_then(|cluster| cluster.status);
+    match status.and_then(|status| status.message) {
+        Some(message) => anyhow!("cluster {name} does not answer: {message}"),
+        None => error,
     }
 }
 

@@ -8,14 +8,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from test_local import ebbtide, manifest, state
+from test_local import ebbtide, manifest, state, until
 
 __all__ = ["manifest", "state"]
 
@@ -37,13 +36,6 @@ def marked() -> bool:
         except OSError:
             continue
     return False
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Look again for at most twenty seconds."""
-    end = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < end
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from urllib.request import urlopen
 
 import ebbtide as eb
 import ebbtide.array as xp
@@ -58,6 +59,13 @@ def manifest(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Look again for at most twenty seconds."""
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end
 
 
 def processes(state: Path, name: str = "local") -> dict[str, int]:
@@ -395,3 +403,31 @@ def counts(state: Path) -> Iterator[int]:
             return
         yield listed[0].get("status", {}).get("workers", {}).get("ready")
     raise AssertionError("the cluster does not go")
+
+
+def test_scheduler_and_workers_tell_how_they_are(state: Path, manifest: Callable[..., str]) -> None:
+    ebbtide("up", manifest())
+    try:
+        printed = subprocess.run(
+            ["ebbtide", "endpoint", "local", "--backend", "local"],
+            input="", capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        network = json.loads(printed.stdout)["address"]["tcp"].rpartition(".")[0]
+
+        def ask(host: int, path: str) -> str:
+            with urlopen(f"http://{network}.{host}:8787{path}", timeout=20) as answer:
+                return answer.read().decode()
+
+        with eb.Cluster("local", backend="local") as cluster:
+            (x,) = xp.persist(xp.random.default_rng(1).random(1000))
+            assert x.sum().compute() > 0
+            assert len(cluster.workers()) == 1
+            assert ask(1, "/healthz") == ask(2, "/healthz") == "ok"
+            for host, line in [
+                (1, "ebbtide_workers 1"),
+                (1, "ebbtide_clients 1"),
+                (2, "ebbtide_worker_memory_taken_bytes 8000"),
+            ]:
+                until(lambda host=host, line=line: line in ask(host, "/metrics").splitlines())
+    finally:
+        ebbtide("down", "local")
