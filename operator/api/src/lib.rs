@@ -90,7 +90,7 @@ pub struct ClusterSpec {
     /// The one process that plans and hands out work.
     #[serde(default)]
     pub scheduler: SchedulerSpec,
-    /// Kinds of workers: exactly one.
+    /// Kinds of workers, exactly one.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(min = 1, max = 1))]
     pub workers: Vec<WorkerGroup>,
