@@ -25,7 +25,8 @@ setup:
 
 check: setup
 	@$(STAGE) format cargo fmt --all --check
-	@$(STAGE) lint cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@$(STAGE) lint env RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/scripts/clippy \
+	  cargo check --workspace --all-targets --locked --quiet
 	@$(STAGE) unit cargo test --workspace --locked --quiet
 
 wheel: setup

@@ -3,9 +3,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What is dear and can be made again: programs, target folders, wheels. Empty is right, only slow.
 : "${EBBTIDE_CACHE:=${XDG_CACHE_HOME:-$HOME/.cache}/ebbtide}"
 export EBBTIDE_CACHE
-# By the toolchain and what the lock file takes from elsewhere: our own crates are built anew anyway.
+# By the toolchain and what the lock file takes from elsewhere. Our own crates are kept by checkout.
 built=$({ rustc --version; grep '^checksum' "$ROOT/Cargo.lock"; } | sha256sum | cut -c1-12)
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$EBBTIDE_CACHE/target-$built}
+export RUSTC_WORKSPACE_WRAPPER=$ROOT/scripts/rustc
 TOOLS=$ROOT/.tools
 # Pinned tools from PyPI, and the project's own virtual environment.
 export PATH=$TOOLS/venv/bin:$PATH

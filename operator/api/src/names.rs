@@ -100,6 +100,11 @@ pub fn scheduler(cluster: &str) -> String {
     child(cluster, "scheduler")
 }
 
+/// The Service whose name in DNS is the scheduler's pod itself.
+pub fn scheduler_pod(cluster: &str) -> String {
+    child(cluster, "scheduler-pod")
+}
+
 /// One of a group's workers.
 pub fn worker(cluster: &str, group: &str, index: u32) -> String {
     child(cluster, &format!("{group}-{index}"))

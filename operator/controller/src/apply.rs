@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api_call::{CallError, call};
 use crate::metrics::Kind;
-use crate::observe::{NETWORK_POLICY, SERVICE, secret};
+use crate::observe::{self, NETWORK_POLICY};
 use crate::reconcile::Context;
 
 /// Why a change was not applied.
@@ -51,7 +51,7 @@ pub(crate) async fn apply(
                     Err(error) if !error.is_already_there() => return Err(error.into()),
                     _ => {}
                 }
-                context.beliefs.learn(&uid, secret(&wanted.name));
+                context.beliefs.learn(&uid, observe::secret(&wanted.name));
                 "create secret"
             }
             Op::CreateNetworkPolicy(policy) => {
@@ -61,7 +61,7 @@ pub(crate) async fn apply(
             }
             Op::CreateService(service) => {
                 create::<Service>(context, cluster, "service", service).await?;
-                context.beliefs.learn(&uid, SERVICE.to_owned());
+                context.beliefs.learn(&uid, observe::service(&service.name_any()));
                 "create service"
             }
             Op::CreatePod(pod) => {

@@ -56,10 +56,15 @@ impl Beliefs {
 }
 
 pub(crate) fn secret(name: &str) -> String {
-    format!("secret/{name}")
+    format!("{SECRET}{name}")
 }
 
-pub(crate) const SERVICE: &str = "service";
+pub(crate) fn service(name: &str) -> String {
+    format!("{SERVICE}{name}")
+}
+
+const SECRET: &str = "secret/";
+const SERVICE: &str = "service/";
 pub(crate) const NETWORK_POLICY: &str = "network policy";
 
 /// Reads what is known of a cluster. Pods come from the cache, demand from the scheduler's own
@@ -68,15 +73,17 @@ pub(crate) const NETWORK_POLICY: &str = "network policy";
 pub(crate) fn observe(context: &Context, cluster: &Cluster) -> Observed {
     let uid = cluster.uid().unwrap_or_default();
     let known = context.beliefs.recall(&uid);
-    let secrets = known.iter().filter_map(|it| it.strip_prefix("secret/")).map(str::to_owned);
+    let named = |kind: &str| {
+        known.iter().filter_map(|it| it.strip_prefix(kind)).map(str::to_owned).collect()
+    };
     let is_ours = |pod: &SlimPod| {
         pod.metadata.namespace == cluster.metadata.namespace
             && pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
     };
     let pods = context.pods.state_filter(is_ours);
     Observed {
-        secrets: secrets.collect(),
-        has_service: known.contains(SERVICE),
+        secrets: named(SECRET),
+        services: named(SERVICE),
         has_network_policy: known.contains(NETWORK_POLICY),
         pods: pods.iter().map(|pod| seen(pod)).collect(),
         demand: context.schedulers.demand(&uid),

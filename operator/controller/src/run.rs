@@ -51,7 +51,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let authority = Arc::new(authority::load(&client, &settings.namespace).await?);
     let site = Site {
         operator: settings.address.clone(),
-        scheduler_address: SchedulerAddress::Service,
+        scheduler_address: SchedulerAddress::Services,
         environments: environments(settings.environments.as_deref())?,
     };
     let metrics = Metrics::default();

@@ -75,7 +75,7 @@ struct Supervisor {
     next_uid: u64,
     processes: BTreeMap<String, Process>,
     has_network_policy: bool,
-    has_service: bool,
+    services: BTreeSet<String>,
 }
 
 /// A pod that is a process.
@@ -144,7 +144,7 @@ impl Supervisor {
             next_uid: 0,
             processes: BTreeMap::new(),
             has_network_policy: false,
-            has_service: false,
+            services: BTreeSet::new(),
         })
     }
 
@@ -197,7 +197,7 @@ impl Supervisor {
             secrets.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         Observed {
             secrets,
-            has_service: self.has_service,
+            services: self.services.clone(),
             has_network_policy: self.has_network_policy,
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
             demand: self.schedulers.demand(&uid),
@@ -213,7 +213,9 @@ impl Supervisor {
                 Op::CreateSecret(secret) => self.create_secret(secret)?,
                 // The loopback network is this machine's own; certificates keep strangers out.
                 Op::CreateNetworkPolicy(_) => self.has_network_policy = true,
-                Op::CreateService(_) => self.has_service = true,
+                Op::CreateService(service) => {
+                    self.services.insert(service.name_any());
+                }
                 Op::CreatePod(pod) => self.create_pod(pod),
                 Op::DeletePod(pod) => self.delete_pod(&pod.name, &pod.uid).await,
                 Op::Retire { workers, deadline_seconds } => {

@@ -44,8 +44,8 @@ pub struct Site {
 /// Where a scheduler is reached.
 #[derive(Clone, Debug)]
 pub enum SchedulerAddress {
-    /// By its Service's name in DNS.
-    Service,
+    /// By the names of its Services in DNS.
+    Services,
     /// At this `host:port`.
     Fixed(String),
 }
@@ -55,8 +55,8 @@ pub enum SchedulerAddress {
 pub struct Observed {
     /// Names of the Secrets that exist and are this cluster's.
     pub secrets: BTreeSet<String>,
-    /// Whether the Service exists.
-    pub has_service: bool,
+    /// Names of the Services that exist and are this cluster's.
+    pub services: BTreeSet<String>,
     /// Whether the network policy exists.
     pub has_network_policy: bool,
     /// The pods of this cluster.
@@ -291,16 +291,16 @@ fn packed(request: &Request, site: &Site) -> Image {
     Image::NotPacked { key, message }
 }
 
-/// `host:port` of a cluster's scheduler.
-fn scheduler_address(cluster: &Cluster, site: &Site) -> String {
+/// Each `host:port` at which a cluster's scheduler is reached, the one that lasts first.
+fn scheduler_addresses(cluster: &Cluster, site: &Site) -> Vec<String> {
+    let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
+    let of_service =
+        |service| format!("{service}.{namespace}.svc:{}", ebbtide_contract::port::SCHEDULER);
     match &site.scheduler_address {
-        SchedulerAddress::Fixed(address) => address.clone(),
-        SchedulerAddress::Service => format!(
-            "{}.{}.svc:{}",
-            names::scheduler(&cluster.name_any()),
-            cluster.namespace().unwrap_or_default(),
-            ebbtide_contract::port::SCHEDULER
-        ),
+        SchedulerAddress::Fixed(address) => vec![address.clone()],
+        SchedulerAddress::Services => {
+            vec![of_service(names::scheduler(&name)), of_service(names::scheduler_pod(&name))]
+        }
     }
 }
 

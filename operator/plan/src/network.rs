@@ -1,4 +1,4 @@
-//! Who may connect to whom: the network policy and the Service of a cluster.
+//! Who may connect to whom: the network policy and the Services of a cluster.
 
 use std::collections::BTreeMap;
 
@@ -22,9 +22,9 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
         let op = Op::CreateNetworkPolicy(Box::new(policy(cluster)));
         changes.push(Change { op, why });
     }
-    if !observed.has_service {
-        changes.push(Change { op: Op::CreateService(Box::new(service(cluster))), why });
-    }
+    let services = services(cluster);
+    let missing = services.into_iter().filter(|it| !observed.services.contains(&it.name_any()));
+    changes.extend(missing.map(|it| Change { op: Op::CreateService(Box::new(it)), why }));
     changes
 }
 
@@ -59,12 +59,24 @@ fn policy(cluster: &Cluster) -> NetworkPolicy {
     }
 }
 
-fn service(cluster: &Cluster) -> Service {
+/// Two ways to the scheduler. The one with an address of its own opens when every node's proxy has
+/// heard of the pod, which may be a second later (kube-proxy's `minSyncPeriod`). The headless one
+/// opens as soon as DNS has, unless an answer from before is kept there for some seconds.
+fn services(cluster: &Cluster) -> [Service; 2] {
+    let name = cluster.name_any();
+    [
+        service(cluster, names::scheduler(&name), None),
+        service(cluster, names::scheduler_pod(&name), Some("None".to_owned())),
+    ]
+}
+
+fn service(cluster: &Cluster, name: String, cluster_ip: Option<String>) -> Service {
     let mut selector = own_labels(cluster);
     selector.insert(names::ROLE.to_owned(), "scheduler".to_owned());
     Service {
-        metadata: metadata(cluster, names::scheduler(&cluster.name_any())),
+        metadata: metadata(cluster, name),
         spec: Some(ServiceSpec {
+            cluster_ip,
             selector: Some(selector),
             ports: Some(vec![ServicePort {
                 name: Some("scheduler".to_owned()),

@@ -19,7 +19,7 @@ use kube::ResourceExt as _;
 use crate::children::Children;
 use crate::scaling::Target;
 use crate::secrets::{leaf_secret, token_secret};
-use crate::{Change, Op, Site, metadata, scheduler_address};
+use crate::{Change, Op, Site, metadata, scheduler_addresses};
 
 /// Where a pod's credentials are mounted.
 pub const CREDENTIALS_PATH: &str = "/etc/ebbtide/credentials";
@@ -95,7 +95,7 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
         (names::INDEX.to_owned(), index.to_string()),
     ]);
     let env = vec![
-        plain(variable::SCHEDULER, scheduler_address(cluster, context.site)),
+        plain(variable::SCHEDULER, scheduler_addresses(cluster, context.site).join(",")),
         plain(variable::GROUP, group.name.clone()),
         limit(variable::MEMORY_BYTES, "limits.memory"),
         limit(variable::CORES, "limits.cpu"),

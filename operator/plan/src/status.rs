@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use crate::children::Children;
 use crate::lifetime::Idle;
 use crate::scaling::Target;
-use crate::{Observed, Site, scheduler_address};
+use crate::{Observed, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
 
@@ -66,7 +66,7 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         observed_generation: cluster.metadata.generation,
         conditions: vec![ready_condition(cluster, phase, (reason, &message), facts.now)],
         workers: counts,
-        scheduler_address: Some(scheduler_address(cluster, facts.site)),
+        scheduler_address: scheduler_addresses(cluster, facts.site).into_iter().next(),
         environment_key: facts.key.as_ref().map(ToString::to_string),
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),

@@ -28,7 +28,7 @@ fn cluster(change: impl FnOnce(&mut Value)) -> Cluster {
 fn site() -> Site {
     Site {
         operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
-        scheduler_address: SchedulerAddress::Service,
+        scheduler_address: SchedulerAddress::Services,
         environments: BTreeMap::from([(KEY.to_owned(), Ok("registry/env@sha256:1".to_owned()))]),
     }
 }
@@ -71,7 +71,9 @@ impl World {
                 self.observed.secrets.insert(secret.name.clone());
             }
             Op::CreateNetworkPolicy(_) => self.observed.has_network_policy = true,
-            Op::CreateService(_) => self.observed.has_service = true,
+            Op::CreateService(service) => {
+                self.observed.services.insert(service.name_any());
+            }
             Op::CreatePod(pod) => {
                 self.uids += 1;
                 self.observed.pods.push(PodSeen {
@@ -163,7 +165,7 @@ fn no_pod_comes_before_its_secrets_and_policy() {
     let first_pod = plan.changes.iter().position(|it| matches!(it.op, Op::CreatePod(_))).unwrap();
     let later = &plan.changes[first_pod..];
     assert!(later.iter().all(|it| matches!(it.op, Op::CreatePod(_))));
-    assert_eq!((first_pod, later.len()), (6, 3));
+    assert_eq!((first_pod, later.len()), (7, 3));
 }
 
 #[test]

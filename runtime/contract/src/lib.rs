@@ -17,7 +17,7 @@ pub mod variable {
     pub const CLUSTER_UID: &str = "EBBTIDE_CLUSTER_UID";
     /// Folder with `ca.crt`, `tls.crt` and `tls.key`, and for schedulers and clients `token`.
     pub const CREDENTIALS: &str = "EBBTIDE_CREDENTIALS";
-    /// `host:port` of the scheduler.
+    /// Each `host:port` at which the scheduler may be reached, separated by commas.
     pub const SCHEDULER: &str = "EBBTIDE_SCHEDULER";
     /// `host:port` of the operator's Service, which the scheduler dials.
     pub const OPERATOR: &str = "EBBTIDE_OPERATOR";

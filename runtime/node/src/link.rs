@@ -129,25 +129,24 @@ pub(crate) async fn connect<S: Stream>(
     .await
 }
 
-/// Opens a TCP connection that sends small frames at once.
-pub(crate) async fn dial(address: &str) -> Result<TcpStream, FrameError> {
-    let connected = timeout(HANDSHAKE_MAX, connect_eagerly(address)).await;
+/// Opens a TCP connection that sends small frames at once to one of these addresses.
+pub(crate) async fn dial(addresses: &[String]) -> Result<TcpStream, FrameError> {
+    let connected = timeout(HANDSHAKE_MAX, connect_eagerly(addresses)).await;
     let stream = connected.unwrap_or_else(|_| Err(late("no connection", HANDSHAKE_MAX)))?;
     prepare(&stream)?;
     Ok(stream)
 }
 
-/// Begins once more every [`DIAL_INTERVAL`], and takes the connection that opens first. In a
+/// Begins once more at each address every [`DIAL_INTERVAL`], and takes the connection that opens first. In a
 /// network that is being set up, a connection that began too early may never open: it keeps the
 /// way that it had at its first packet, and TCP repeats that only after a second (RFC 6298, 2.1).
-async fn connect_eagerly(address: &str) -> io::Result<TcpStream> {
+async fn connect_eagerly(addresses: &[String]) -> io::Result<TcpStream> {
     let (mut tries, mut starts) = (JoinSet::new(), interval(DIAL_INTERVAL));
     loop {
         tokio::select! {
-            _ = starts.tick() => {
-                let address = address.to_owned();
-                tries.spawn(async move { TcpStream::connect(address).await });
-            }
+            _ = starts.tick() => for address in addresses {
+                tries.spawn(TcpStream::connect(address.clone()));
+            },
             Some(ended) = tries.join_next() => match ended.map_err(io::Error::other)? {
                 Ok(stream) => return Ok(stream),
                 Err(error) if tries.is_empty() => return Err(error),

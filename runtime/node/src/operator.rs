@@ -1,6 +1,7 @@
 //! The scheduler's connection to the operator: facts up, retire requests down.
 
 use std::collections::BTreeMap;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ impl Operator {
         answers: &mut mpsc::UnboundedReceiver<Up>,
         orders: &mpsc::Sender<Down>,
     ) -> Result<(), FrameError> {
-        let stream = dial(&self.address).await?;
+        let stream = dial(slice::from_ref(&self.address)).await?;
         let connector = TlsConnector::from(Arc::clone(&self.config));
         let stream = timeout(HANDSHAKE_MAX, connector.connect(tls::any_name(), stream))
             .await

@@ -91,6 +91,7 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let level = Level::detect()?;
     let (cores, memory_bytes) = (settings::worker_cores()?, settings::worker_memory_bytes()?);
     let scheduler = settings::required(variable::SCHEDULER)?;
+    let scheduler: Vec<String> = scheduler.split(',').map(str::to_owned).collect();
     let uid = &settings.cluster_uid;
     let credentials = &settings.credentials;
     let dial = credentials.dial(Identity::member(uid, Role::Scheduler));
@@ -152,13 +153,13 @@ fn incarnation() -> u64 {
 impl Node {
     async fn stay_registered(
         &mut self,
-        address: &str,
+        addresses: &[String],
         config: &Arc<ClientConfig>,
         hello: &Hello,
     ) -> Result<(), WorkerError> {
         let mut lost_at = Instant::now();
         loop {
-            let ended = match register(address, config, hello).await {
+            let ended = match register(addresses, config, hello).await {
                 Ok((stream, epoch)) => {
                     self.peers.enter(epoch);
                     let ended = self.session(stream).await;
@@ -168,9 +169,9 @@ impl Node {
                 Err(error) => error,
             };
             if lost_at.elapsed() > ABANDONED_AFTER {
-                return Err(WorkerError::Abandoned { address: address.to_owned(), last: ended });
+                return Err(WorkerError::Abandoned { address: addresses.join(", "), last: ended });
             }
-            tracing::debug!(error = %ended, address, "no scheduler");
+            tracing::debug!(error = %ended, ?addresses, "no scheduler");
             sleep(RETRY_INTERVAL).await;
         }
     }
@@ -248,16 +249,17 @@ impl Node {
 }
 
 async fn register(
-    address: &str,
+    addresses: &[String],
     config: &Arc<ClientConfig>,
     hello: &Hello,
 ) -> Result<(impl link::Stream + use<>, u64), FrameError> {
-    let stream = link::dial(address).await?;
+    let stream = link::dial(addresses).await?;
+    let address = stream.peer_addr()?;
     let Link { mut stream, .. } = link::connect(stream, Arc::clone(config)).await?;
     link::write_first(&mut stream, hello).await?;
     match link::read_first(&mut stream).await? {
         Welcome::Worker { id, epoch } => {
-            tracing::info!(id = id.0, epoch, address, "registered");
+            tracing::info!(id = id.0, epoch, %address, "registered");
             Ok((stream, epoch))
         }
         Welcome::Refused(reason) => Err(FrameError::Stream(std::io::Error::other(reason))),

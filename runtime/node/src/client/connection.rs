@@ -1,6 +1,7 @@
 //! Keeps a client connected and carries its jobs: what is not done is asked for again.
 
 use std::collections::BTreeMap;
+use std::slice;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -353,7 +354,7 @@ impl Connection {
 pub(super) async fn open(endpoint: &Endpoint) -> Result<Opened, ClientError> {
     match &endpoint.address {
         Address::Tcp(address) => {
-            let stream = link::dial(address).await;
+            let stream = link::dial(slice::from_ref(address)).await;
             greet(endpoint, stream.map_err(|error| lost(endpoint, error))?).await
         }
         Address::Unix(path) => {

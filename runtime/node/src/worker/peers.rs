@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -139,7 +140,7 @@ impl Peer {
         asked: &mut VecDeque<TaskId>,
         wanted: &mut mpsc::UnboundedReceiver<TaskId>,
     ) -> Result<(), FrameError> {
-        let stream = link::dial(&self.address).await?;
+        let stream = link::dial(slice::from_ref(&self.address)).await?;
         let Link { stream, .. } = link::connect(stream, Arc::clone(&self.config)).await?;
         let (reader, mut stream) = tokio::io::split(stream);
         let (mut reader, meter) = Metered::new(reader);
