@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,10 +16,12 @@ import yaml
 MANIFEST = Path(__file__).parents[2] / "examples" / "mean" / "cluster.yaml"
 KUBE = Path(__file__).parents[1] / "kube"
 
-# Tests that take hold of the programs of the dev cluster itself.
-on_the_dev_cluster = pytest.mark.skipif(
-    os.environ.get("EBBTIDE_E2E_CLUSTER") == "existing", reason="this is not the dev cluster"
-)
+# Tests that take hold of the programs of the dev cluster itself. e2e/run leaves them out elsewhere.
+on_the_dev_cluster = pytest.mark.dev_cluster
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "dev_cluster: takes hold of the dev cluster's own programs")
 
 
 def run(*command: str, input: str | None = None, check: bool = True) -> str:

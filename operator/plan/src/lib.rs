@@ -231,13 +231,23 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
 
 /// Whether anything can be made of a spec, wherever: if not, why.
 pub fn check(spec: &ClusterSpec) -> Result<(), String> {
+    source(spec).map(drop)
+}
+
+/// Where the image of a cluster comes from.
+enum Source<'a> {
+    Given(&'a str),
+    Packed(Request),
+}
+
+fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     check_workers(&spec.workers)?;
     match (&spec.image, &spec.environment) {
-        (Some(_), None) => Ok(()),
-        (None, Some(environment)) => match request(environment) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("spec.environment: {error}")),
-        },
+        (Some(image), None) => Ok(Source::Given(image)),
+        (None, Some(environment)) => {
+            let request = request(environment);
+            request.map(Source::Packed).map_err(|error| format!("spec.environment: {error}"))
+        }
         (Some(_), Some(_)) | (None, None) => {
             Err("spec: give either image or environment".to_owned())
         }
@@ -245,12 +255,10 @@ pub fn check(spec: &ClusterSpec) -> Result<(), String> {
 }
 
 fn image(cluster: &Cluster, site: &Site) -> Image {
-    if let Err(message) = check(&cluster.spec) {
-        return Image::Refused { message };
-    }
-    match (&cluster.spec.image, cluster.spec.environment.as_ref().map(request)) {
-        (_, Some(Ok(request))) => packed(&request, site),
-        (image, _) => Image::Known { image: image.clone().unwrap_or_default(), key: None },
+    match source(&cluster.spec) {
+        Ok(Source::Given(image)) => Image::Known { image: image.to_owned(), key: None },
+        Ok(Source::Packed(request)) => packed(&request, site),
+        Err(message) => Image::Refused { message },
     }
 }
 

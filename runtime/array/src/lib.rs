@@ -18,3 +18,4 @@ pub use crate::expression::{
     AXES_MAX, Array, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp,
 };
 pub use crate::grid::{Grid, auto_chunks, broadcast};
+pub use crate::lower::CHUNK_BYTES_MAX;

@@ -24,7 +24,7 @@ const TREE_ARITY: u32 = 16;
 const TREE_BYTES: u64 = 128 << 20;
 
 /// Largest chunk that travels, in bytes.
-const CHUNK_BYTES_MAX: u64 = 4 << 30;
+pub const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
 /// What a Python object is taken to need until it is there, in bytes.
 const OBJECT_BYTES: u64 = 1 << 20;

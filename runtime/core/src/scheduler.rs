@@ -97,7 +97,7 @@ struct Worker {
     defined: BTreeSet<GroupId>,
     peers: BTreeSet<WorkerId>,
     /// When it counts as lost, unless it says something before.
-    silent_from: Time,
+    silent_at: Time,
     retiring: Retiring,
 }
 
@@ -146,7 +146,7 @@ impl Scheduler {
             Event::WorkerLost(worker) => self.lose_worker(worker),
             Event::Worker(worker, message) => {
                 if let Some(known) = self.workers.get_mut(&worker) {
-                    known.silent_from = now.after(SILENCE_MAX);
+                    known.silent_at = now.after(SILENCE_MAX);
                     self.hear(worker, message);
                 }
             }
@@ -171,7 +171,7 @@ impl Scheduler {
     /// Does what has fallen due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
         self.forgive_if_late(now);
-        let silent = self.workers.iter().filter(|(_, worker)| worker.silent_at() <= now);
+        let silent = self.workers.iter().filter(|(_, worker)| worker.silent_at <= now);
         let silent: Vec<WorkerId> = silent.map(|(id, _)| *id).collect();
         for worker in silent {
             self.effects.push_back(Effect::Disconnect(worker, "it was silent for too long"));
@@ -188,7 +188,7 @@ impl Scheduler {
 
     /// When to call [`Self::handle_timeout`] next, and why.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
-        let silent = self.workers.values().map(|it| (it.silent_at(), "a worker is silent"));
+        let silent = self.workers.values().map(|it| (it.silent_at, "a worker is silent"));
         let retire = self.workers.values().filter_map(|it| match it.retiring {
             Retiring::No => None,
             Retiring::Emptying { by } => Some((by, "a worker is not empty yet")),
@@ -293,7 +293,7 @@ impl Scheduler {
         let Some((due, _)) = self.poll_timeout() else { return };
         if now > due.after(LATE_MAX) {
             for worker in self.workers.values_mut() {
-                worker.silent_from = worker.silent_from.max(now.after(SILENCE_MAX / 2));
+                worker.silent_at = worker.silent_at.max(now.after(SILENCE_MAX / 2));
             }
         }
     }
@@ -493,13 +493,9 @@ impl Worker {
             disk_bytes: 0,
             defined: BTreeSet::new(),
             peers: BTreeSet::new(),
-            silent_from: now.after(SILENCE_MAX),
+            silent_at: now.after(SILENCE_MAX),
             retiring: Retiring::No,
         }
-    }
-
-    fn silent_at(&self) -> Time {
-        self.silent_from
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ebbtide_array::{Call, DType, Grid};
+use ebbtide_array::{CHUNK_BYTES_MAX, Call, DType, Grid};
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::Bytes;
 use ebbtide_core::message::Failure;
@@ -40,9 +40,6 @@ const EXCEPTION_BYTES_MAX: u64 = 1 << 16;
 
 /// Longest answer beside shared memory.
 const INLINE_BYTES_MAX: u64 = 1 << 16;
-
-/// Longest answer of any kind: as long as a chunk may be that goes to a client.
-const ANSWER_BYTES_MAX: u64 = 4 << 30;
 
 /// How long an interpreter may take to start.
 const START_MAX: Duration = Duration::from_mins(1);
@@ -388,7 +385,7 @@ fn accepted(call: &Call, bytes: u64) -> Result<usize, Failure> {
         .iter()
         .try_fold(call.dtype.item_bytes(), |bytes, extent| bytes.checked_mul(*extent));
     let fits = if call.dtype == DType::Object {
-        bytes <= call.memory_bytes.min(ANSWER_BYTES_MAX)
+        bytes <= call.memory_bytes.min(CHUNK_BYTES_MAX)
     } else {
         promised == Some(bytes)
     };

@@ -1,11 +1,12 @@
-"""A cluster for the examples in the package's docstrings, which run as they are printed there."""
+"""Clusters of this machine for tests, and one for the examples in the package's docstrings."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -15,11 +16,11 @@ import pytest
 MANIFEST = """
 apiVersion: ebbtide.dev/v1alpha1
 kind: Cluster
-metadata: { name: examples }
+metadata: {{ name: {name} }}
 spec:
-  environment: { python: "3.11" }
+  environment: {{ python: "3.11" }}
   workers:
-    - { name: w, resources: { cpu: 1, memory: 1Gi }, min: 1, max: 1 }
+    - {{ name: w, resources: {{ cpu: 1, memory: 1Gi }}, min: {min}, max: {max} }}
 """
 
 #: How long an example may take.
@@ -42,7 +43,7 @@ class Examples:
         """Bring up the cluster once, when the first example needs it."""
         folder = tmp_path_factory.mktemp("examples")
         manifest = folder / "cluster.yaml"
-        manifest.write_text(MANIFEST)
+        manifest.write_text(MANIFEST.format(name="examples", min=1, max=1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_STATE_HOME", str(folder))
             ebbtide("up", str(manifest))
@@ -78,9 +79,37 @@ def too_long(number: int, frame: FrameType | None) -> None:
     raise TimeoutError(f"the example took more than {SECONDS_MAX} s")
 
 
-def ebbtide(*arguments: str) -> None:
-    command = ["ebbtide", *arguments, "--backend", "local"]
+def ebbtide(*arguments: str, check: bool = True) -> str:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ
+        ["ebbtide", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "EBBTIDE_BACKEND": "local"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "ebbtide" / "clusters" / "default"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., str]:
+    def write(name: str = "local", min: int = 1, max: int = 3, change: str = "") -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(MANIFEST.format(name=name, min=min, max=max) + change)
+        return str(path)
+
+    return write
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Look again for at most twenty seconds."""
+    end = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < end

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from test_local import ebbtide, manifest, state, until
-
-__all__ = ["manifest", "state"]
+from conftest import ebbtide, until
 
 #: Seconds that a program sleeps which a function started: its mark in the list of processes.
 MARK = str(987_000_000 + os.getpid())

@@ -19,53 +19,8 @@ from urllib.request import urlopen
 import ebbtide as eb
 import ebbtide.array as xp
 import pytest
+from conftest import ebbtide, until
 from ebbtide import _native
-
-MANIFEST = """
-apiVersion: ebbtide.dev/v1alpha1
-kind: Cluster
-metadata: {{ name: {name} }}
-spec:
-  environment: {{ python: "3.11" }}
-  workers:
-    - {{ name: w, resources: {{ cpu: 1, memory: 1Gi }}, min: {min}, max: {max} }}
-"""
-
-
-def ebbtide(*arguments: str, check: bool = True) -> str:
-    done = subprocess.run(
-        ["ebbtide", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "EBBTIDE_BACKEND": "local"},
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state" / "ebbtide" / "clusters" / "default"
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Callable[..., str]:
-    def write(name: str = "local", min: int = 1, max: int = 3, change: str = "") -> str:
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(MANIFEST.format(name=name, min=min, max=max) + change)
-        return str(path)
-
-    return write
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Look again for at most twenty seconds."""
-    end = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < end
 
 
 def processes(state: Path, name: str = "local") -> dict[str, int]:

@@ -5,6 +5,7 @@ use std::slice;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ebbtide_array::CHUNK_BYTES_MAX;
 use ebbtide_array::graph::Graph;
 use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::{Buffer, Pool};
@@ -32,9 +33,6 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Replies that wait to be taken in.
 const REPLIES_MAX: usize = 16;
-
-/// Largest chunk that is taken.
-const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
 /// What the program wants of the connection.
 pub(super) enum Order {

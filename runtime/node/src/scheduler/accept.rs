@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ebbtide_array::CHUNK_BYTES_MAX;
 use ebbtide_buffer::Pool;
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_core::WorkerId;
@@ -27,9 +28,6 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How often bytes of a worker that came count as a sign of life: a fifth of what it may be silent.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Largest chunk that is relayed.
-const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
 pub(super) struct Door {
     pub(super) config: Arc<ServerConfig>,

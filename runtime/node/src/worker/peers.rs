@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ebbtide_array::CHUNK_BYTES_MAX;
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::{TaskId, WorkerId};
 use rustls::{ClientConfig, ServerConfig};
@@ -24,9 +25,6 @@ use crate::wire::{Hello, PeerReply, PeerRequest, Welcome};
 
 /// Peers that are served at once.
 const CONNECTIONS_MAX: usize = 4096;
-
-/// Largest chunk that is taken.
-const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
 /// How long a peer that was asked may send nothing: twice what a worker may be silent before its
 /// scheduler gives it up.
