@@ -8,10 +8,13 @@ use std::{env, fs};
 
 use anyhow::{Context as _, bail};
 use ebbtide_api::Cluster;
+use ebbtide_local::settings;
 use ebbtide_local::state::State;
 use ebbtide_node::client::Endpoint;
 use kube::ResourceExt as _;
 use tokio::time::{Instant, sleep};
+
+use crate::output;
 
 /// How often files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -26,6 +29,16 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     }
     if let Err(error) = ebbtide_plan::check(&cluster.spec) {
         bail!("{error}");
+    }
+    if let Some(name) = settings::from_shell(&cluster.spec).find(|it| env::var_os(it).is_none()) {
+        bail!(
+            "spec: pod.env: {name} is in a Secret or ConfigMap, which this machine has not; set it \
+             in this shell: export {name}=..."
+        );
+    }
+    let left_out = settings::left_out(&cluster.spec);
+    if !left_out.is_empty() {
+        output::tell(&format!("processes of this machine do without {}", left_out.join(", ")));
     }
     let state = State::of(&namespace, &name);
     let _lock = State::lock().context("the folder of clusters cannot be locked")?;

@@ -6,6 +6,8 @@
 mod amount;
 mod duration;
 pub mod names;
+pub mod pod;
+mod resources;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::amount::{Amount, AmountError};
 pub use crate::duration::{DurationError, Length};
+pub use crate::pod::PodSettings;
+pub use crate::resources::Resources;
 
 /// Longest message of a status, in characters.
 pub const MESSAGE_MAX: usize = 1024;
@@ -24,7 +28,7 @@ pub const MESSAGE_MAX: usize = 1024;
 pub const GROUP: &str = "ebbtide.dev";
 
 /// What a cluster of this machine or namespace should be.
-#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Eq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "ebbtide.dev",
     version = "v1alpha1",
@@ -116,26 +120,19 @@ pub struct EnvironmentSpec {
 }
 
 /// The scheduler.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SchedulerSpec {
     /// What it may use. Default: 1 core and 1 GiB. A change holds when the scheduler is made again.
     #[serde(default = "scheduler_resources")]
     pub resources: Resources,
-}
-
-/// What one process may use: request and limit alike.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Resources {
-    /// Cores, like `2` or `500m`. Kernels run on as many threads, rounded up.
-    pub cpu: Amount,
-    /// Bytes, like `8Gi`. Chunks take at most three quarters of it.
-    pub memory: Amount,
+    /// What else its pod has. A change holds when the scheduler is made again.
+    #[serde(default, skip_serializing_if = "PodSettings::is_empty")]
+    pub pod: PodSettings,
 }
 
 /// A kind of worker.
-#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("!has(self.min) || self.min <= self.max")
     .message("min must not be greater than max")
@@ -153,6 +150,9 @@ pub struct WorkerGroup {
     /// Workers at most.
     #[schemars(range(min = 1, max = 10_000))]
     pub max: i32,
+    /// What else each worker's pod has: variables, volumes, nodes.
+    #[serde(default, skip_serializing_if = "PodSettings::is_empty")]
+    pub pod: PodSettings,
 }
 
 /// How the number of workers follows the queue.
@@ -288,7 +288,7 @@ pub struct WorkerCounts {
 
 impl Default for SchedulerSpec {
     fn default() -> Self {
-        Self { resources: scheduler_resources() }
+        Self { resources: scheduler_resources(), pod: PodSettings::default() }
     }
 }
 
@@ -311,7 +311,7 @@ impl Default for Idle {
 }
 
 fn scheduler_resources() -> Resources {
-    Resources { cpu: Amount::from("1"), memory: Amount::from("1Gi") }
+    Resources::new(Amount::from("1"), Amount::from("1Gi"))
 }
 
 fn ten() -> i32 {

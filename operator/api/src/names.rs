@@ -17,6 +17,9 @@ pub const WORKER_GROUP: &str = "ebbtide.dev/group";
 /// Label: which of the group's workers.
 pub const INDEX: &str = "ebbtide.dev/index";
 
+/// Annotation: which settings a pod was made from.
+pub const MADE_FROM: &str = "ebbtide.dev/made-from";
+
 /// Longest name of a worker group.
 pub(crate) const GROUP_MAX: usize = 20;
 
@@ -86,6 +89,11 @@ pub fn child(cluster: &str, suffix: &str) -> String {
 /// The name of a child that another cluster of the same name, earlier or later, does not have.
 pub fn of_life(cluster: &str, uid: &str, what: &str) -> String {
     child(cluster, &format!("{what}-{}", hash(uid, LIFE_DIGITS)))
+}
+
+/// Tells one text from another in an annotation.
+pub fn fingerprint(text: &str) -> String {
+    hash(text, LIFE_DIGITS)
 }
 
 fn hash(text: &str, digits: usize) -> String {

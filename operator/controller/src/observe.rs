@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, names};
 use ebbtide_plan::{Observed, PodPhase, PodSeen};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
 use kube::core::ObjectMeta;
@@ -33,6 +33,7 @@ struct SlimStatus {
     message: Option<String>,
     conditions: Option<Vec<PodCondition>>,
     container_statuses: Option<Vec<ContainerStatus>>,
+    init_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
 /// What clusters have beside pods, as far as this operator made or saw it.
@@ -98,29 +99,43 @@ fn seen(pod: &SlimPod) -> PodSeen {
         Some("Succeeded" | "Failed") => PodPhase::Ended,
         Some(_) | None => PodPhase::Pending,
     };
-    let containers = || status.into_iter().flat_map(|it| it.container_statuses.iter().flatten());
+    let containers = || {
+        let all = status.map(|it| [&it.init_container_statuses, &it.container_statuses]);
+        all.into_iter().flatten().flat_map(|it| it.iter().flatten())
+    };
     let ended_at = containers()
         .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
         .filter_map(|ended| ended.finished_at.as_ref().map(|time| time.0))
         .max();
-    let trouble =
-        containers().find_map(|container| trouble(container.state.as_ref()?)).or_else(|| {
-            let reason = status?.reason.clone()?;
-            Some(format!("{reason}: {}", status?.message.as_deref().unwrap_or_default()))
-        });
+    let trouble = containers().find_map(trouble).or_else(|| {
+        let reason = status?.reason.clone()?;
+        Some(format!("{reason}: {}", status?.message.as_deref().unwrap_or_default()))
+    });
+    let created_at = pod.creation_timestamp().map(|time| time.0);
+    // What a node refuses never had a container: it ended as it began.
+    let refused_at = created_at.filter(|_| phase == PodPhase::Ended);
     PodSeen {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
         labels: pod.labels().clone(),
+        made_from: pod.annotations().get(names::MADE_FROM).cloned(),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
         phase,
-        ended_at,
+        created_at,
+        ended_at: ended_at.or(refused_at),
         waits: status.and_then(|it| unschedulable(it.conditions.as_deref().unwrap_or_default())),
         trouble,
     }
 }
 
-fn trouble(state: &ContainerState) -> Option<String> {
+/// What is wrong with a container. People named those that run before ours.
+fn trouble(container: &ContainerStatus) -> Option<String> {
+    let what = what_is_wrong(container.state.as_ref()?)?;
+    let is_ours = ["scheduler", "worker"].contains(&container.name.as_str());
+    Some(if is_ours { what } else { format!("{}: {what}", container.name) })
+}
+
+fn what_is_wrong(state: &ContainerState) -> Option<String> {
     if let Some(waiting) = &state.waiting {
         let reason = waiting.reason.as_deref()?;
         // The usual steps of a start are no trouble.
@@ -131,7 +146,8 @@ fn trouble(state: &ContainerState) -> Option<String> {
     }
     let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
     let reason = ended.reason.as_deref().unwrap_or("Error");
-    Some(format!("{reason}: exit code {}", ended.exit_code))
+    let words = ended.message.as_deref().map(|it| format!(": {}", it.trim())).unwrap_or_default();
+    Some(format!("{reason}: exit code {}{words}", ended.exit_code))
 }
 
 fn unschedulable(conditions: &[PodCondition]) -> Option<String> {

@@ -3,5 +3,6 @@
 
 mod environment;
 mod process;
+pub mod settings;
 pub mod state;
 pub mod supervisor;

@@ -11,10 +11,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use ebbtide_api::Amount;
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec, VolumeMount};
 use kube::ResourceExt as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::process::{Child, Command};
+
+use crate::settings;
 
 /// Variables of this machine that processes keep.
 const KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "RUST_LOG"];
@@ -62,7 +64,10 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
         let given = variable.value.as_ref().map(|value| inside(value, &mounts));
         let from = variable.value_from.as_ref();
         let read = || from.and_then(|from| resolve(from, pod, container, sandbox.ip));
-        if let Some(value) = given.or_else(read) {
+        // What a Secret or ConfigMap would give, the shell gives.
+        let is_theirs = from.is_some_and(|from| settings::is_from_elsewhere(from));
+        let inherited = || is_theirs.then(|| env::var(&variable.name).ok()).flatten();
+        if let Some(value) = given.or_else(read).or_else(inherited) {
             process.env(&variable.name, value);
         }
     }
@@ -81,7 +86,8 @@ fn mount(
     folder: &Path,
 ) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut mounts = BTreeMap::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    let is_ours = |mount: &&VolumeMount| ebbtide_plan::OWN_VOLUMES.contains(&mount.name.as_str());
+    for mount in container.volume_mounts.iter().flatten().filter(is_ours) {
         let target = folder.join(&mount.name);
         fs::create_dir_all(&target)?;
         let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);

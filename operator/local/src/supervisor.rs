@@ -293,7 +293,9 @@ impl Supervisor {
             name: pod.name_any(),
             uid: self.next_uid.to_string(),
             labels: pod.labels().clone(),
+            made_from: pod.annotations().get(ebbtide_api::names::MADE_FROM).cloned(),
             phase: PodPhase::Running,
+            created_at: Some(Timestamp::now()),
             ..PodSeen::default()
         };
         let [a, b, c] = self.network;

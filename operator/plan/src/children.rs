@@ -7,10 +7,15 @@ use ebbtide_api::{Cluster, names};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
+use crate::pods::made_from;
 use crate::{Change, Observed, Op, PodPhase, PodRef, PodSeen};
 
-/// How long a pod that ended keeps its name, so that one that cannot live is not made again at once.
+/// How long a pod that ended keeps its name.
 const PAUSE_AFTER_END: Duration = Duration::from_secs(10);
+
+/// A pod that ended sooner than this cannot live, and nobody takes its place while it has its name:
+/// another one would end as soon.
+const LIFE_MIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub(crate) struct Children {
@@ -24,10 +29,14 @@ pub(crate) struct Children {
     pub(crate) workers: BTreeMap<u32, Worker>,
     /// Indices whose name is taken by a pod that ended or is going.
     pub(crate) held: Vec<u32>,
+    /// How many of those could not live.
+    pub(crate) stillborn: usize,
     /// Pods that ended and have waited long enough.
     pub(crate) ended: Vec<PodRef>,
     /// Workers of a group that the spec no longer has.
     pub(crate) strays: Vec<PodRef>,
+    /// Pods that did not start and were made from settings that are others now.
+    pub(crate) outdated: Vec<PodRef>,
     /// What pods wait for.
     pub(crate) waits: Vec<String>,
     /// Why pods cannot start or ended.
@@ -45,7 +54,12 @@ impl Children {
     pub(crate) fn sort(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Self {
         let mut children = Self::default();
         let scheduler = names::scheduler(&cluster.name_any());
-        let group = &cluster.spec.workers[0];
+        let (leader, group) = (&cluster.spec.scheduler, &cluster.spec.workers[0]);
+        let leader_from = made_from(&leader.resources, &leader.pod);
+        let group_from = made_from(&group.resources, &group.pod);
+        let is_outdated = |pod: &PodSeen, from: &String| {
+            pod.phase == PodPhase::Pending && pod.made_from.as_ref().is_some_and(|it| it != from)
+        };
         for pod in &observed.pods {
             if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
                 children.troubles.push(format!("{}: {trouble}", pod.name));
@@ -61,6 +75,9 @@ impl Children {
             if pod.name == scheduler {
                 children.is_scheduler_held = true;
                 children.scheduler = (!is_over).then(|| pod.clone());
+                if !is_over && observed.demand.is_none() && is_outdated(pod, &leader_from) {
+                    children.outdated.push(pod_ref(pod));
+                }
                 continue;
             }
             let Some(index) = index(cluster, &group.name, pod) else {
@@ -71,11 +88,17 @@ impl Children {
                 continue;
             };
             if is_over {
+                children.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
                 children.held.push(index);
                 continue;
             }
             let is_registered =
                 observed.demand.as_ref().is_some_and(|it| it.workers.contains_key(&pod.name));
+            if !is_registered && is_outdated(pod, &group_from) {
+                children.outdated.push(pod_ref(pod));
+                children.held.push(index);
+                continue;
+            }
             children.workers.insert(index, Worker { pod: pod_ref(pod), is_registered });
         }
         children
@@ -95,8 +118,18 @@ impl Children {
     pub(crate) fn clear_away(&self) -> impl Iterator<Item = Change> {
         let ended = self.ended.iter().map(|pod| (pod, "it has ended"));
         let strays = self.strays.iter().map(|pod| (pod, "the spec has no such worker group"));
-        ended.chain(strays).map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
+        let outdated =
+            self.outdated.iter().map(|pod| (pod, "its settings changed before it started"));
+        ended
+            .chain(strays)
+            .chain(outdated)
+            .map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
     }
+}
+
+fn is_stillborn(pod: &PodSeen) -> bool {
+    let (Some(created_at), Some(ended_at)) = (pod.created_at, pod.ended_at) else { return false };
+    crate::lifetime::since(created_at, ended_at) < LIFE_MIN
 }
 
 pub(crate) fn pod_ref(pod: &PodSeen) -> PodRef {

@@ -11,6 +11,7 @@ mod network;
 mod pods;
 mod scaling;
 mod secrets;
+mod settings;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
-pub use crate::pods::CREDENTIALS_PATH;
+pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES};
 pub use crate::secrets::{Content, SecretWanted, client_secret, token_secret};
 
 /// What is the same for every cluster of an installation.
@@ -76,10 +77,14 @@ pub struct PodSeen {
     pub uid: String,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
+    /// The settings that it was made from, as the annotation [`names::MADE_FROM`] has them.
+    pub made_from: Option<String>,
     /// Whether it is being deleted.
     pub is_deleting: bool,
     /// How far it is.
     pub phase: PodPhase,
+    /// When it was created.
+    pub created_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
     /// What it waits for that may come by itself, like a node with room.
@@ -242,6 +247,7 @@ enum Source<'a> {
 
 fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     check_workers(&spec.workers)?;
+    settings::check(spec)?;
     match (&spec.image, &spec.environment) {
         (Some(image), None) => Ok(Source::Given(image)),
         (None, Some(environment)) => {

@@ -3,26 +3,34 @@
 
 use std::collections::BTreeMap;
 
+use ebbtide_api::pod::{InitContainer, PodSettings};
 use ebbtide_api::{Cluster, Resources, names};
 use ebbtide_contract::identity::Role;
 use ebbtide_contract::{port, variable};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe,
-    ProjectedVolumeSource, ResourceFieldSelector, ResourceRequirements, SeccompProfile,
-    SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
+    HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, Pod, PodSecurityContext,
+    PodSpec, Probe, ProjectedVolumeSource, ResourceFieldSelector, ResourceRequirements,
+    SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
+use serde_json::json;
 
 use crate::children::Children;
 use crate::scaling::Target;
 use crate::secrets::{leaf_secret, token_secret};
-use crate::{Change, Op, Site, metadata, scheduler_addresses};
+use crate::{Change, Op, Site, metadata, scheduler_addresses, settings};
 
 /// Where a pod's credentials are mounted.
 pub const CREDENTIALS_PATH: &str = "/etc/ebbtide/credentials";
+
+/// Volumes that every pod has.
+pub const OWN_VOLUMES: [&str; 2] = ["credentials", "tmp"];
+
+/// Where a pod may write.
+pub(crate) const TMP_PATH: &str = "/tmp";
 
 /// A user that no image gives rights to.
 const USER: i64 = 65_532;
@@ -43,6 +51,7 @@ struct Wanted<'a> {
     role: Role,
     labels: BTreeMap<String, String>,
     resources: &'a Resources,
+    settings: &'a PodSettings,
     restart_policy: &'static str,
     env: Vec<EnvVar>,
     /// Secrets whose keys make up the credentials.
@@ -61,6 +70,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
         role: Role::Scheduler,
         labels: BTreeMap::new(),
         resources: &cluster.spec.scheduler.resources,
+        settings: &cluster.spec.scheduler.pod,
         restart_policy: "Always",
         env: vec![plain(variable::OPERATOR, context.site.operator.clone())],
         credentials: vec![leaf_secret(cluster, Role::Scheduler), token_secret(cluster)],
@@ -75,7 +85,7 @@ pub(crate) fn workers_due(
     children: &Children,
     target: &Target,
 ) -> Vec<Change> {
-    let present = children.workers.len();
+    let present = children.workers.len() + children.stillborn;
     let missing = usize::try_from(target.desired).unwrap_or_default().saturating_sub(present);
     (0..)
         .filter(|index| !children.workers.contains_key(index) && !children.held.contains(index))
@@ -105,6 +115,7 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
         role: Role::Worker,
         labels,
         resources: &group.resources,
+        settings: &group.pod,
         restart_policy: "Never",
         env,
         credentials: vec![leaf_secret(cluster, Role::Worker)],
@@ -113,16 +124,31 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
     pod(context, &wanted)
 }
 
+/// Which settings a pod is made from, told from others. Not from the pod itself: a newer operator
+/// may make it differently, and what runs stays.
+pub(crate) fn made_from(resources: &Resources, settings: &PodSettings) -> String {
+    names::fingerprint(&json!([resources, settings]).to_string())
+}
+
 fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
+    let settings = wanted.settings;
     let mut metadata = metadata(context.cluster, wanted.name.clone());
-    let labels = metadata.labels.get_or_insert_default();
-    labels.extend(wanted.labels.clone());
-    labels.insert(names::ROLE.to_owned(), wanted.role.as_str().to_owned());
+    let own = metadata.labels.take().unwrap_or_default().into_iter().chain(wanted.labels.clone());
+    let role = (names::ROLE.to_owned(), wanted.role.as_str().to_owned());
+    // Ours come last: they win.
+    metadata.labels = Some(settings.labels.clone().into_iter().chain(own).chain([role]).collect());
+    let made_from = (names::MADE_FROM.to_owned(), made_from(wanted.resources, settings));
+    metadata.annotations =
+        Some(settings.annotations.clone().into_iter().chain([made_from]).collect());
+    let init = settings.init_containers.iter().map(|it| init_container(context, wanted, it));
     Pod {
         metadata,
         spec: Some(PodSpec {
             containers: vec![container(context, wanted)],
-            volumes: Some(volumes(&wanted.credentials)),
+            init_containers: settings::some(init),
+            volumes: Some(
+                settings::volumes(&settings.volumes).chain(volumes(&wanted.credentials)).collect(),
+            ),
             restart_policy: Some(wanted.restart_policy.to_owned()),
             termination_grace_period_seconds: Some(5),
             automount_service_account_token: Some(false),
@@ -132,12 +158,24 @@ fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
                 run_as_user: Some(USER),
                 run_as_group: Some(USER),
                 fs_group: Some(USER),
+                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                 seccomp_profile: Some(SeccompProfile {
                     type_: "RuntimeDefault".to_owned(),
                     localhost_profile: None,
                 }),
                 ..PodSecurityContext::default()
             }),
+            node_selector: map(&settings.node_selector),
+            affinity: settings.affinity.as_ref().map(settings::affinity),
+            tolerations: settings::some(settings.tolerations.iter().cloned()),
+            topology_spread_constraints: settings::some(
+                settings.topology_spread_constraints.iter().cloned(),
+            ),
+            priority_class_name: settings.priority_class_name.clone(),
+            image_pull_secrets: settings::some(
+                settings.image_pull_secrets.iter().map(LocalObjectReference::from),
+            ),
+            service_account_name: settings.service_account_name.clone(),
             ..PodSpec::default()
         }),
         status: None,
@@ -146,35 +184,29 @@ fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
 
 fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
     let cluster = context.cluster;
-    let mut env = vec![
+    let settings = wanted.settings;
+    let own = [
         plain(variable::CLUSTER, cluster.name_any()),
         plain(variable::CLUSTER_UID, cluster.uid().unwrap_or_default()),
         plain(variable::CREDENTIALS, CREDENTIALS_PATH.to_owned()),
         field(variable::POD_NAME, "metadata.name"),
         field(variable::POD_IP, "status.podIP"),
     ];
-    env.extend(wanted.env.iter().cloned());
+    // Ours come last: they win.
+    let env = settings::env(&settings.env).chain(own).chain(wanted.env.iter().cloned());
     let port =
         |port: &u16| ContainerPort { container_port: i32::from(*port), ..ContainerPort::default() };
-    let mount = |name: &str, path: &str, read_only| VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: Some(read_only),
-        ..VolumeMount::default()
-    };
+    let [credentials, tmp] = OWN_VOLUMES;
+    let own = [mount(credentials, CREDENTIALS_PATH, true), mount(tmp, TMP_PATH, false)];
     Container {
         name: wanted.role.as_str().to_owned(),
         image: Some(context.image.to_owned()),
         command: Some(vec!["ebbtide".to_owned(), wanted.role.as_str().to_owned()]),
-        env: Some(env),
+        env: Some(env.collect()),
+        env_from: settings::env_from(&settings.env_from),
         ports: Some(wanted.ports.iter().map(port).collect()),
         resources: Some(resources(wanted.resources)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(restricted()),
         liveness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/healthz".to_owned()),
@@ -185,15 +217,52 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
             failure_threshold: Some(6),
             ..Probe::default()
         }),
-        volume_mounts: Some(vec![
-            mount("credentials", CREDENTIALS_PATH, true),
-            mount("tmp", "/tmp", false),
-        ]),
+        volume_mounts: Some(settings::mounts(&settings.volume_mounts).chain(own).collect()),
         ..Container::default()
     }
 }
 
-fn volumes(credentials: &[String]) -> Vec<Volume> {
+/// A container that people wrote, as restricted as ours, without our credentials.
+fn init_container(context: &Context<'_>, wanted: &Wanted<'_>, init: &InitContainer) -> Container {
+    let mounts =
+        settings::mounts(&init.volume_mounts).chain([mount(OWN_VOLUMES[1], TMP_PATH, false)]);
+    Container {
+        name: init.name.clone(),
+        image: Some(init.image.clone().unwrap_or_else(|| context.image.to_owned())),
+        command: settings::some(init.command.iter().cloned()),
+        args: settings::some(init.args.iter().cloned()),
+        env: settings::some(settings::env(&init.env)),
+        env_from: settings::env_from(&init.env_from),
+        resources: Some(resources(init.resources.as_ref().unwrap_or(wanted.resources))),
+        security_context: Some(restricted()),
+        volume_mounts: Some(mounts.collect()),
+        ..Container::default()
+    }
+}
+
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        ..SecurityContext::default()
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: Some(read_only),
+        ..VolumeMount::default()
+    }
+}
+
+fn map(entries: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    (!entries.is_empty()).then(|| entries.clone())
+}
+
+fn volumes(credentials: &[String]) -> [Volume; 2] {
     let projection = |name: &String| VolumeProjection {
         secret: Some(SecretProjection {
             name: name.clone(),
@@ -202,28 +271,25 @@ fn volumes(credentials: &[String]) -> Vec<Volume> {
         }),
         ..VolumeProjection::default()
     };
-    vec![
+    let [credentials_volume, tmp] = OWN_VOLUMES.map(str::to_owned);
+    [
         Volume {
-            name: "credentials".to_owned(),
+            name: credentials_volume,
             projected: Some(ProjectedVolumeSource {
                 default_mode: Some(KEY_MODE),
                 sources: Some(credentials.iter().map(projection).collect()),
             }),
             ..Volume::default()
         },
-        Volume {
-            name: "tmp".to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource::default()),
-            ..Volume::default()
-        },
+        Volume { name: tmp, empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
     ]
 }
 
 fn resources(resources: &Resources) -> ResourceRequirements {
-    let amounts = BTreeMap::from([
-        ("cpu".to_owned(), Quantity(resources.cpu.to_string())),
-        ("memory".to_owned(), Quantity(resources.memory.to_string())),
-    ]);
+    let amounts: BTreeMap<String, Quantity> = resources
+        .iter()
+        .map(|(kind, amount)| (kind.to_owned(), Quantity(amount.to_string())))
+        .collect();
     ResourceRequirements {
         requests: Some(amounts.clone()),
         limits: Some(amounts),

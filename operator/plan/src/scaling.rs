@@ -109,7 +109,7 @@ pub(crate) fn fewer(cluster: &Cluster, children: &Children, target: &Target) -> 
 
 /// Workers that finish so many core-seconds in the target time.
 fn workers_for(cluster: &Cluster, group: &WorkerGroup, core_seconds: f64) -> u32 {
-    let cores = group.resources.cpu.value().map_or(1.0, f64::ceil).max(1.0);
+    let cores = group.resources.cpu().value().map_or(1.0, f64::ceil).max(1.0);
     let seconds = f64::from(cluster.spec.scaling.target_seconds.max(1));
     #[expect(
         clippy::cast_possible_truncation,

@@ -80,6 +80,7 @@ impl World {
                     name: pod.name_any(),
                     uid: self.uids.to_string(),
                     labels: pod.labels().clone(),
+                    made_from: pod.annotations().get(names::MADE_FROM).cloned(),
                     ..PodSeen::default()
                 });
             }
@@ -258,6 +259,23 @@ fn a_pod_that_ended_gives_its_name_free_only_after_a_pause() {
 }
 
 #[test]
+fn nobody_takes_the_place_of_a_pod_that_cannot_live_until_its_pause_is_over() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    let worker = world.observed.pods.iter_mut().find(|pod| pod.labels[names::ROLE] == "worker");
+    let worker = worker.unwrap();
+    (worker.phase, worker.created_at, worker.ended_at) =
+        (PodPhase::Ended, Some(at(0)), Some(at(2)));
+    let plan = world.after(3);
+    assert!(plan.changes.is_empty(), "{plan:?}");
+    assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(9));
+    let whys = |plan: &Plan| plan.changes.iter().map(|it| it.why).collect::<Vec<_>>();
+    assert_eq!(whys(&world.after(9)), ["it has ended"]);
+    assert_eq!(whys(&world.after(0)), ["fewer workers than the queue asks for"]);
+}
+
+#[test]
 fn a_pod_that_is_not_ours_is_not_counted_and_not_touched() {
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
     let labels = [(names::INDEX, "0"), (names::ROLE, "worker")];
@@ -415,4 +433,37 @@ fn a_message_of_any_length_fits_a_status() {
     let (message, key) = (status.message.unwrap(), status.environment_key.unwrap());
     assert!(message.chars().count() == ebbtide_api::MESSAGE_MAX && message.contains(&key));
     assert_eq!(status.conditions[0].message, message);
+}
+
+#[test]
+fn what_did_not_start_is_made_again_when_its_settings_change_and_what_runs_stays() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 2.into()));
+    world.step();
+    let deleted = |plan: &Plan| -> Vec<String> {
+        let pods = plan.changes.iter().filter_map(|change| match &change.op {
+            Op::DeletePod(pod) => Some(pod.name.clone()),
+            _ => None,
+        });
+        pods.collect()
+    };
+    let smaller = |memory: &str| json!({ "cpu": "1", "memory": memory });
+    let set = |world: &mut World, resources: Value| {
+        world.cluster.spec.workers[0].resources = serde_json::from_value(resources).unwrap();
+    };
+    // One runs, though nobody told the operator yet that it is registered; one waits for a node.
+    world.observed.pods[0].phase = PodPhase::Running;
+    world.observed.pods[1].phase = PodPhase::Running;
+    let waiting = world.observed.pods[2].name.clone();
+    set(&mut world, smaller("1Gi"));
+    assert_eq!(deleted(&world.after(1)), [waiting]);
+    world.after(1);
+    world.run();
+    set(&mut world, smaller("2Gi"));
+    world.cluster.spec.scheduler.resources = serde_json::from_value(smaller("2Gi")).unwrap();
+    assert!(world.after(1).changes.is_empty());
+    // A pod that an earlier operator made says nothing of it.
+    world.observed.pods[0].made_from = None;
+    world.observed.pods[0].phase = PodPhase::Pending;
+    world.observed.demand = None;
+    assert!(world.after(1).changes.is_empty());
 }

@@ -386,3 +386,48 @@ def test_scheduler_and_workers_tell_how_they_are(state: Path, manifest: Callable
                 until(lambda host=host, line=line: line in ask(host, "/metrics").splitlines())
     finally:
         ebbtide("down", "local")
+
+
+def with_pod(manifest: Callable[..., str], pod: object) -> str:
+    """Write a manifest whose workers' pods have these settings."""
+    path = Path(manifest(max=1))
+    path.write_text(path.read_text().replace("max: 1 }", f"max: 1, pod: {json.dumps(pod)} }}"))
+    return str(path)
+
+
+def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_shell(
+    state: Path, manifest: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"secretKeyRef": {"name": "lent", "key": "word"}}
+    maybe = {"configMapKeyRef": {"name": "settings", "key": "k", "optional": True}}
+    env = [
+        {"name": "PLAIN", "value": "plain"},
+        {"name": "LENT", "valueFrom": source},
+        {"name": "MAYBE", "valueFrom": maybe},
+    ]
+    mounts = {"volumes": [{"name": "v", "emptyDir": {}}]}
+    mounts["volumeMounts"] = [{"name": "v", "mountPath": "/data"}]
+    path = with_pod(manifest, {"env": env, "nodeSelector": {"pool": "spot"}, **mounts})
+    refused = ebbtide("up", path, check=False)
+    assert "LENT is in a Secret or ConfigMap" in refused and "export LENT=" in refused
+    assert not (state / "local").exists()
+    monkeypatch.setenv("LENT", "secret word")
+    printed = ebbtide("up", path)
+    try:
+        assert "do without spec.workers[w].pod.volumeMounts" in printed
+        with eb.Cluster("local", backend="local") as cluster:
+            look = "[__import__('os').environ.get(it) for it in ('PLAIN', 'LENT', 'MAYBE')]"
+            assert cluster.submit(eval, look).result(60) == ["plain", "secret word", None]
+    finally:
+        ebbtide("down", "local")
+
+
+def test_settings_of_pods_that_cannot_be_are_refused_before_anything_starts(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    refused = ebbtide("up", with_pod(manifest, {"hostNetwork": True}), check=False)
+    assert "unknown field `hostNetwork`" in refused
+    mount = {"volumeMounts": [{"name": "v", "mountPath": "/data"}]}
+    refused = ebbtide("up", with_pod(manifest, mount), check=False)
+    assert "spec.workers[w].pod.volumeMounts: /data: there is no volume v in volumes" in refused
+    assert not (state / "local").exists()

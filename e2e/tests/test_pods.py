@@ -1,0 +1,254 @@
+"""What people set of pods: it reaches Python code, is refused in words, and lends nobody rights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import ebbtide as eb
+import pytest
+from conftest import kubectl, on_the_dev_cluster, run, up
+from watch import Told, told
+
+Change = Callable[[dict], None]
+
+VOLUMES = {
+    "env": [
+        {"name": "PLAIN", "value": "plain"},
+        {"name": "LENT", "valueFrom": {"secretKeyRef": {"name": "lent", "key": "word"}}},
+    ],
+    "envFrom": [{"prefix": "MAP_", "configMapRef": {"name": "settings"}}],
+    "volumes": [
+        {"name": "settings", "configMap": {"name": "settings"}},
+        {"name": "lent", "secret": {"secretName": "lent"}},
+        {"name": "both", "projected": {"sources": [{"secret": {"name": "lent"}}]}},
+        {"name": "share", "persistentVolumeClaim": {"claimName": "share"}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": "10Mi"}},
+    ],
+    "volumeMounts": [
+        {"name": "settings", "mountPath": "/settings", "readOnly": True},
+        {"name": "lent", "mountPath": "/lent"},
+        {"name": "both", "mountPath": "/both"},
+        {"name": "share", "mountPath": "/share"},
+        {"name": "scratch", "mountPath": "/scratch"},
+    ],
+    "initContainers": [
+        {
+            "name": "fetch",
+            "command": ["python3", "-c", "open('/scratch/data', 'w').write('fetched')"],
+            "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+        }
+    ],
+    "labels": {"team": "rates"},
+    "annotations": {"example.com/cost-centre": "7"},
+}
+
+#: What each place says, with the line that reads it.
+SAID = {
+    "os.environ['PLAIN']": "plain",
+    "os.environ['LENT']": "secret word",
+    "os.environ['MAP_word']": "open word",
+    "open('/settings/word').read()": "open word",
+    "open('/lent/word').read()": "secret word",
+    "open('/both/word').read()": "secret word",
+    "open('/share/data').read()": "shared",
+    "open('/scratch/data').read()": "fetched",
+    "open('/scratch/mine', 'w').write('it can be written')": 17,
+    "os.path.exists('/var/run/secrets/kubernetes.io')": False,
+}
+
+
+def workers(**settings: object) -> Change:
+    """Set something of the workers' pods."""
+    return lambda spec: spec["workers"][0].update(pod=settings)
+
+
+def apply(namespace: str, **spec: object) -> None:
+    """Create an object."""
+    kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps({"apiVersion": "v1", **spec}))
+
+
+@pytest.fixture
+def things(namespace: str, tmp_path: Path) -> Iterator[str]:
+    """Have a ConfigMap, a Secret and a claim of a folder of this machine in the namespace."""
+    apply(namespace, kind="ConfigMap", metadata={"name": "settings"}, data={"word": "open word"})
+    apply(namespace, kind="Secret", metadata={"name": "lent"}, stringData={"word": "secret word"})
+    tmp_path.chmod(0o755)
+    (tmp_path / "data").write_text("shared")
+    volume = {
+        "capacity": {"storage": "1Mi"},
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "hostPath": {"path": str(tmp_path)},
+        "claimRef": {"namespace": namespace, "name": "share"},
+    }
+    apply(namespace, kind="PersistentVolume", metadata={"name": namespace}, spec=volume)
+    claim = {
+        "storageClassName": "",
+        "volumeName": namespace,
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Mi"}},
+    }
+    apply(namespace, kind="PersistentVolumeClaim", metadata={"name": "share"}, spec=claim)
+    yield namespace
+    kubectl("delete", "persistentvolume", namespace, "--wait=false")
+
+
+@on_the_dev_cluster
+def test_variables_volumes_and_fetched_data_reach_python_code(
+    things: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(workers(**VOLUMES)), things), eb.Cluster("mean", namespace=things) as cluster:
+        code = f"[(lambda os: {{ {', '.join(f'{it!r}: {it}' for it in SAID)} }})(__import__('os'))]"
+        assert cluster.submit(eval, code).result(60) == [SAID]
+        chosen = ("pod", "-n", things, "-l", "team=rates", "-o")
+        cost = kubectl(
+            "get", *chosen, r"jsonpath={.items[*].metadata.annotations.example\.com/cost-centre}"
+        )
+        assert set(cost.split()) == {"7"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hostNetwork": True}, 'unknown field "spec.workers[0].pod.hostNetwork"'),
+        (
+            {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]},
+            'unknown field "spec.workers[0].pod.volumes[0].hostPath"',
+        ),
+        ({"volumes": [{"name": "v"}]}, "spec.workers[0].pod.volumes[0]: Invalid value"),
+        ({"volumes": [{"name": "tmp", "emptyDir": {}}]}, "are Ebbtide's own"),
+        ({"env": [{"name": "EBBTIDE_X"}]}, "are taken by Ebbtide itself"),
+        ({"env": [{"name": "A"}, {"name": "A"}]}, "Duplicate value"),
+        ({"initContainers": [{"name": "worker"}]}, "are Ebbtide's own"),
+        ({"priorityClassName": "system-node-critical"}, "are not for clusters"),
+    ],
+)
+def test_what_pods_may_not_have_the_api_server_refuses_in_words(
+    namespace: str, manifest: Callable[..., Path], settings: dict, words: str
+) -> None:
+    change = workers(**settings)
+    refused = kubectl("apply", "-n", namespace, "-f", str(manifest(change)), check=False)
+    assert words in refused
+    assert kubectl("get", "ebb", "-n", namespace, "-o", "name") == ""
+
+
+def message(namespace: str) -> str:
+    """Read what the cluster says."""
+    return kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.message}")
+
+
+def wait(namespace: str, what: str) -> None:
+    """Wait until the cluster's status has something."""
+    kubectl("wait", "ebb/mean", "-n", namespace, f"--for=jsonpath={what}", "--timeout=60s")
+
+
+def test_what_the_api_server_cannot_see_is_said_in_the_status_and_can_be_corrected(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    path = manifest(workers(annotations={"k8s.v1.cni.cncf.io/networks": "other/net"}))
+    kubectl("apply", "-n", namespace, "-f", str(path))
+    wait(namespace, "{.status.phase}=Degraded")
+    assert "spec.workers[general].pod.annotations: k8s.v1.cni" in message(namespace)
+    assert kubectl("get", "pods", "-n", namespace, "-o", "name") == ""
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corrected(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def gpu(spec: dict) -> None:
+        spec["workers"][0]["resources"]["nvidia.com/gpu"] = 1
+
+    kubectl("apply", "-n", namespace, "-f", str(manifest(gpu)))
+    wait(namespace, "{.status.conditions[0].reason}=PodWaiting")
+    assert "Insufficient nvidia.com/gpu" in message(namespace)
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def tries(pods: Told) -> list[datetime]:
+    """Tell when each worker's pod was created."""
+    workers = [it for it in pods.made if it["metadata"]["labels"]["ebbtide.dev/role"] == "worker"]
+    return [datetime.fromisoformat(it["metadata"]["creationTimestamp"]) for it in workers]
+
+
+def test_what_fails_before_the_worker_starts_is_told_and_not_tried_in_haste(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    failing = {"name": "fetch", "command": ["python3", "-c", "exit(7)"]}
+    path = manifest(workers(initContainers=[failing]))
+    with told(namespace, "pods") as pods:
+        kubectl("apply", "-n", namespace, "-f", str(path))
+        wait(namespace, "{.status.conditions[0].reason}=PodTrouble")
+        assert "fetch: Error: exit code 7" in message(namespace)
+        pods.wait(lambda _: len(tries(pods)) > 1, "another one is tried")
+        first, second = tries(pods)[:2]
+        assert (second - first).total_seconds() >= 10
+        kubectl("apply", "-n", namespace, "-f", str(manifest()))
+        wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
+@pytest.fixture
+def analyst(namespace: str) -> Callable[..., None]:
+    """Give a person without rights the right to clusters; a call gives one more."""
+
+    def may(name: str, group: str, resource: str, *verbs: str) -> None:
+        rule = {"apiGroups": [group], "resources": [resource], "verbs": verbs}
+        rbac = {"apiVersion": "rbac.authorization.k8s.io/v1"}
+        apply(namespace, kind="Role", metadata={"name": name}, rules=[rule], **rbac)
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "analyst"}
+        binding = {"roleRef": role, "subjects": [subject]}
+        apply(namespace, kind="RoleBinding", metadata={"name": name}, **binding, **rbac)
+
+    may("clusters", "ebbtide.dev", "clusters", "get", "create", "patch")
+    return may
+
+
+def test_nobody_is_lent_secrets_or_accounts_that_they_may_not_have_themselves(
+    namespace: str, manifest: Callable[..., Path], analyst: Callable[..., None]
+) -> None:
+    def tries(change: Change, name: str = "mean") -> str:
+        path = manifest(change, name)
+        answer = kubectl("apply", "--as=analyst", "-n", namespace, "-f", str(path), check=False)
+        return "taken" if f"{name} created" in answer or f"{name} configured" in answer else answer
+
+    source = {"name": "lent"}
+    ways = [
+        {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {**source, "key": "k"}}}]},
+        {"envFrom": [{"secretRef": source}]},
+        {"volumes": [{"name": "v", "secret": {"secretName": "lent"}}]},
+        {"volumes": [{"name": "v", "projected": {"sources": [{"secret": source}]}}]},
+        {"imagePullSecrets": [source]},
+        {"initContainers": [{"name": "i", "envFrom": [{"secretRef": source}]}]},
+    ]
+    for way in ways:
+        assert "Secrets that you may not read" in tries(workers(**way)), way
+        assert "Secrets that you may not read" in tries(
+            lambda spec, way=way: spec["scheduler"].update(pod=way)
+        ), way
+    account = workers(serviceAccountName="rates-s3")
+    assert "a service account that you may not use" in tries(account)
+    assert tries(workers(env=[{"name": "A", "value": "1"}]), "open") == "taken"
+
+    # What somebody with the right described may be changed elsewhere, and not there.
+    kubectl("apply", "-n", namespace, "-f", str(manifest(workers(**ways[0]))))
+    patch = ("patch", "ebb/mean", "--as=analyst", "-n", namespace, "--type=json", "-p")
+    more = [{"op": "replace", "path": "/spec/workers/0/max", "value": 2}]
+    kubectl(*patch, json.dumps(more))
+    other = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "another", "key": "k"}}}
+    swap = [{"op": "replace", "path": "/spec/workers/0/pod/env/0", "value": other}]
+    assert "Secrets that you may not read" in kubectl(*patch, json.dumps(swap), check=False)
+
+    analyst("secrets", "", "secrets", "get")
+    analyst("accounts", "", "serviceaccounts", "impersonate")
+    assert tries(workers(**ways[1]), "reader") == "taken"
+    assert tries(account, "impersonator") == "taken"
+    kubectl("delete", "ebb", "--all", "-n", namespace)

@@ -1,0 +1,316 @@
+//! What people set of pods: whether it can be, and in the words of Kubernetes.
+
+use std::collections::BTreeMap;
+
+use ebbtide_api::pod::{
+    Ephemeral, InitContainer, Mount, Neighbours, PodPlacement, PodSettings, PodVolume, Projected,
+    Projection, Variable, Variables,
+};
+use ebbtide_api::{ClusterSpec, GROUP, names};
+use k8s_openapi::api::core::v1::{
+    Affinity, EnvFromSource, EnvVar, EnvVarSource, EphemeralVolumeSource,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PodAffinity, PodAffinityTerm,
+    PodAntiAffinity, ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
+    VolumeResourceRequirements, WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, TMP_PATH};
+
+/// Domains whose annotations tell the node, the network or a webhook what a pod may do.
+const INFRASTRUCTURE: [&str; 10] = [
+    "kubernetes.io",
+    "k8s.io",
+    "openshift.io",
+    "cncf.io",
+    "crio.io",
+    "cilium.io",
+    "projectcalico.org",
+    "istio.io",
+    "linkerd.io",
+    "hashicorp.com",
+];
+
+/// Annotations of those domains that people need and that lend them nothing.
+const HARMLESS: [&str; 3] = [
+    "cluster-autoscaler.kubernetes.io/safe-to-evict",
+    "sidecar.istio.io/inject",
+    "linkerd.io/inject",
+];
+
+/// Whether pods can have all of this: if not, which field cannot be and why.
+pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
+    check_pod(&spec.scheduler.pod).map_err(|error| format!("spec.scheduler.pod.{error}"))?;
+    for group in &spec.workers {
+        let name = &group.name;
+        check_pod(&group.pod).map_err(|error| format!("spec.workers[{name}].pod.{error}"))?;
+    }
+    Ok(())
+}
+
+fn check_pod(pod: &PodSettings) -> Result<(), String> {
+    for key in pod.labels.keys() {
+        check_key(key).map_err(|error| format!("labels: {error}"))?;
+    }
+    for key in pod.annotations.keys() {
+        check_key(key).map_err(|error| format!("annotations: {error}"))?;
+        check_annotation(key).map_err(|error| format!("annotations: {error}"))?;
+    }
+    check_environment(&pod.env, &pod.env_from)?;
+    check_volumes(&pod.volumes)?;
+    check_mounts(&pod.volume_mounts, &pod.volumes)?;
+    for init in &pod.init_containers {
+        check_init(init, &pod.volumes)
+            .map_err(|error| format!("initContainers[{}].{error}", init.name))?;
+    }
+    match &pod.priority_class_name {
+        Some(name) if name.starts_with("system-") => Err(format!(
+            "priorityClassName: {name} is the system's; expected one that was made for clusters"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Labels and annotations by which Ebbtide and others know whose a pod is.
+fn check_key(key: &str) -> Result<(), String> {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    if is_within(domain, GROUP) || key == names::MANAGED_BY {
+        return Err(format!("{key} is Ebbtide's own; choose another key"));
+    }
+    Ok(())
+}
+
+fn check_annotation(key: &str) -> Result<(), String> {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    if INFRASTRUCTURE.iter().any(|it| is_within(domain, it)) && !HARMLESS.contains(&key) {
+        return Err(format!(
+            "{key} may change what a pod is allowed to do; of such domains only {} can be set",
+            HARMLESS.join(", "),
+        ));
+    }
+    Ok(())
+}
+
+fn is_within(domain: &str, of: &str) -> bool {
+    domain.strip_suffix(of).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn check_environment(env: &[Variable], env_from: &[Variables]) -> Result<(), String> {
+    check_unique("env", env.iter().map(|it| &it.name))?;
+    for Variable { name, value, value_from } in env {
+        if name.starts_with("EBBTIDE_") {
+            return Err(format!("env: {name}: names that begin with EBBTIDE_ are Ebbtide's own"));
+        }
+        let Some(from) = value_from else { continue };
+        let sources = [from.config_map_key_ref.is_some(), from.secret_key_ref.is_some()];
+        if value.is_some() || !is_one_of(sources) {
+            return Err(format!(
+                "env: {name}: give one of value, valueFrom.configMapKeyRef and \
+                 valueFrom.secretKeyRef"
+            ));
+        }
+    }
+    if env_from.iter().all(|it| is_one_of([it.config_map_ref.is_some(), it.secret_ref.is_some()])) {
+        return Ok(());
+    }
+    Err("envFrom: give one of configMapRef and secretRef".to_owned())
+}
+
+fn check_volumes(volumes: &[PodVolume]) -> Result<(), String> {
+    check_unique("volumes", volumes.iter().map(|it| &it.name))?;
+    for volume in volumes {
+        let PodVolume { name, projected, .. } = volume;
+        if OWN_VOLUMES.contains(&name.as_str()) {
+            return Err(format!("volumes: {name} is Ebbtide's own; choose another name"));
+        }
+        let kinds = [
+            volume.config_map.is_some(),
+            volume.secret.is_some(),
+            volume.empty_dir.is_some(),
+            volume.persistent_volume_claim.is_some(),
+            projected.is_some(),
+            volume.ephemeral.is_some(),
+        ];
+        let parts = projected.iter().flat_map(|it| &it.sources);
+        let mut parts = parts.map(|it| [it.config_map.is_some(), it.secret.is_some()]);
+        if !is_one_of(kinds) || !parts.all(is_one_of) {
+            return Err(format!(
+                "volumes: {name}: give exactly one of configMap, secret, emptyDir, \
+                 persistentVolumeClaim, projected (of configMap or secret) and ephemeral"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_mounts(mounts: &[Mount], volumes: &[PodVolume]) -> Result<(), String> {
+    check_unique("volumeMounts", mounts.iter().map(|it| &it.mount_path))?;
+    for Mount { name, mount_path, sub_path, .. } in mounts {
+        let fail = |why: &str| Err(format!("volumeMounts: {mount_path}: {why}"));
+        if volumes.iter().all(|it| it.name != *name) {
+            return fail(&format!("there is no volume {name} in volumes"));
+        }
+        let parts = || mount_path.split('/').filter(|part| !part.is_empty());
+        if !mount_path.starts_with('/') || parts().any(|part| [".", ".."].contains(&part)) {
+            return fail("expected a whole path, like /data");
+        }
+        let path = format!("/{}", parts().collect::<Vec<_>>().join("/"));
+        let holds =
+            |outer: &str, inner: &str| format!("{inner}/").starts_with(&format!("{outer}/"));
+        if path == "/" || path == TMP_PATH || holds(&path, CREDENTIALS_PATH) {
+            return fail("Ebbtide mounts something there; expected another path, like /data");
+        }
+        if holds(CREDENTIALS_PATH, &path) {
+            return fail("the credentials are there; expected another path, like /data");
+        }
+        if sub_path
+            .as_ref()
+            .is_some_and(|it| it.starts_with('/') || it.split('/').any(|it| it == ".."))
+        {
+            return fail("subPath must stay within the volume: no .. and no / at the beginning");
+        }
+    }
+    Ok(())
+}
+
+fn check_init(init: &InitContainer, volumes: &[PodVolume]) -> Result<(), String> {
+    if ["scheduler", "worker"].contains(&init.name.as_str()) {
+        return Err("name is Ebbtide's own; choose another".to_owned());
+    }
+    check_environment(&init.env, &init.env_from)?;
+    check_mounts(&init.volume_mounts, volumes)
+}
+
+fn check_unique<'a>(field: &str, names: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    let mut seen = Vec::new();
+    for name in names {
+        if seen.contains(&name) {
+            return Err(format!("{field}: {name} is there twice"));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+fn is_one_of<const N: usize>(given: [bool; N]) -> bool {
+    given.into_iter().filter(|it| *it).count() == 1
+}
+
+pub(crate) fn env(variables: &[Variable]) -> impl Iterator<Item = EnvVar> {
+    variables.iter().map(|it| EnvVar {
+        name: it.name.clone(),
+        value: it.value.clone(),
+        value_from: it.value_from.as_ref().map(|from| EnvVarSource {
+            config_map_key_ref: from.config_map_key_ref.clone(),
+            secret_key_ref: from.secret_key_ref.clone(),
+            ..EnvVarSource::default()
+        }),
+    })
+}
+
+pub(crate) fn env_from(all: &[Variables]) -> Option<Vec<EnvFromSource>> {
+    some(all.iter().map(|it| EnvFromSource {
+        prefix: it.prefix.clone(),
+        config_map_ref: it.config_map_ref.clone(),
+        secret_ref: it.secret_ref.clone(),
+    }))
+}
+
+pub(crate) fn volumes(volumes: &[PodVolume]) -> impl Iterator<Item = Volume> {
+    volumes.iter().map(|it| Volume {
+        name: it.name.clone(),
+        config_map: it.config_map.clone(),
+        secret: it.secret.clone(),
+        empty_dir: it.empty_dir.clone(),
+        persistent_volume_claim: it.persistent_volume_claim.clone(),
+        projected: it.projected.as_ref().map(projected),
+        ephemeral: it.ephemeral.as_ref().map(ephemeral),
+        ..Volume::default()
+    })
+}
+
+fn projected(projected: &Projected) -> ProjectedVolumeSource {
+    let source = |it: &Projection| VolumeProjection {
+        config_map: it.config_map.clone(),
+        secret: it.secret.clone(),
+        ..VolumeProjection::default()
+    };
+    ProjectedVolumeSource {
+        default_mode: projected.default_mode,
+        sources: Some(projected.sources.iter().map(source).collect()),
+    }
+}
+
+fn ephemeral(ephemeral: &Ephemeral) -> EphemeralVolumeSource {
+    let storage = Quantity(ephemeral.storage.to_string());
+    let spec = PersistentVolumeClaimSpec {
+        access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+        storage_class_name: ephemeral.storage_class_name.clone(),
+        resources: Some(VolumeResourceRequirements {
+            requests: Some(BTreeMap::from([("storage".to_owned(), storage)])),
+            limits: None,
+        }),
+        ..PersistentVolumeClaimSpec::default()
+    };
+    let volume_claim_template = Some(PersistentVolumeClaimTemplate { metadata: None, spec });
+    EphemeralVolumeSource { volume_claim_template }
+}
+
+pub(crate) fn mounts(mounts: &[Mount]) -> impl Iterator<Item = VolumeMount> {
+    mounts.iter().map(|it| VolumeMount {
+        name: it.name.clone(),
+        mount_path: it.mount_path.clone(),
+        sub_path: it.sub_path.clone(),
+        read_only: Some(it.read_only),
+        ..VolumeMount::default()
+    })
+}
+
+pub(crate) fn affinity(placement: &PodPlacement) -> Affinity {
+    Affinity {
+        node_affinity: placement.node_affinity.clone(),
+        pod_affinity: placement.pod_affinity.as_ref().map(|near| {
+            let (required, preferred) = terms(near);
+            PodAffinity {
+                required_during_scheduling_ignored_during_execution: required,
+                preferred_during_scheduling_ignored_during_execution: preferred,
+            }
+        }),
+        pod_anti_affinity: placement.pod_anti_affinity.as_ref().map(|far| {
+            let (required, preferred) = terms(far);
+            PodAntiAffinity {
+                required_during_scheduling_ignored_during_execution: required,
+                preferred_during_scheduling_ignored_during_execution: preferred,
+            }
+        }),
+    }
+}
+
+type Terms = (Option<Vec<PodAffinityTerm>>, Option<Vec<WeightedPodAffinityTerm>>);
+
+/// Without namespaces a term is about pods of its own namespace.
+fn terms(neighbours: &Neighbours) -> Terms {
+    let term = |it: &ebbtide_api::pod::Neighbour| PodAffinityTerm {
+        label_selector: it.label_selector.clone(),
+        topology_key: it.topology_key.clone(),
+        ..PodAffinityTerm::default()
+    };
+    let weighted = |it: &ebbtide_api::pod::WeightedNeighbour| WeightedPodAffinityTerm {
+        weight: it.weight,
+        pod_affinity_term: term(&it.pod_affinity_term),
+    };
+    let Neighbours {
+        required_during_scheduling_ignored_during_execution: required,
+        preferred_during_scheduling_ignored_during_execution: preferred,
+    } = neighbours;
+    (some(required.iter().map(term)), some(preferred.iter().map(weighted)))
+}
+
+/// A list, or none where it would be empty.
+pub(crate) fn some<T>(items: impl IntoIterator<Item = T>) -> Option<Vec<T>> {
+    let items: Vec<T> = items.into_iter().collect();
+    (!items.is_empty()).then_some(items)
+}
+
+#[cfg(test)]
+mod tests;
