@@ -1,5 +1,7 @@
 //! What people may set of pods: an allow-list. Everything else is decided by the operator.
 
+#![expect(clippy::struct_field_names, reason = "fields are named as in Kubernetes")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{

@@ -65,7 +65,7 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
         let from = variable.value_from.as_ref();
         let read = || from.and_then(|from| resolve(from, pod, container, sandbox.ip));
         // What a Secret or ConfigMap would give, the shell gives.
-        let is_theirs = from.is_some_and(|from| settings::is_from_elsewhere(from));
+        let is_theirs = from.is_some_and(settings::is_from_elsewhere);
         let inherited = || is_theirs.then(|| env::var(&variable.name).ok()).flatten();
         if let Some(value) = given.or_else(read).or_else(inherited) {
             process.env(&variable.name, value);

@@ -440,9 +440,9 @@ fn what_did_not_start_is_made_again_when_its_settings_change_and_what_runs_stays
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 2.into()));
     world.step();
     let deleted = |plan: &Plan| -> Vec<String> {
-        let pods = plan.changes.iter().filter_map(|change| match &change.op {
-            Op::DeletePod(pod) => Some(pod.name.clone()),
-            _ => None,
+        let pods = plan.changes.iter().filter_map(|change| {
+            let Op::DeletePod(pod) = &change.op else { return None };
+            Some(pod.name.clone())
         });
         pods.collect()
     };

@@ -109,7 +109,7 @@ fn smallest(schema: &Value, name: &str) -> Value {
         Some("array") => json!([smallest(&schema["items"], name)]),
         Some("boolean") => json!(true),
         Some("integer" | "number") => {
-            json!(schema["minimum"].as_f64().unwrap_or(1.0).max(1.0) as i64)
+            json!(schema["minimum"].as_i64().unwrap_or(1).max(1))
         }
         _ => json!(match name {
             "mountPath" => "/canary",
@@ -132,13 +132,10 @@ fn pods(spec: Value) -> Result<BTreeMap<String, Value>, String> {
         environments: BTreeMap::new(),
     };
     let plan = plan(&cluster, &Observed::default(), &site, Timestamp::UNIX_EPOCH);
-    let pods = plan.changes.iter().filter_map(|change| match &change.op {
-        Op::CreatePod(pod) => Some(pod),
-        _ => None,
-    });
-    let by_role = pods.map(|pod| {
+    let by_role = plan.changes.iter().filter_map(|change| {
+        let Op::CreatePod(pod) = &change.op else { return None };
         let role = pod.labels()[ebbtide_api::names::ROLE].clone();
-        (role, serde_json::to_value(pod).unwrap())
+        Some((role, serde_json::to_value(pod).unwrap()))
     });
     let pods: BTreeMap<String, Value> = by_role.collect();
     if pods.is_empty() { Err(plan.status.message.unwrap_or_default()) } else { Ok(pods) }
@@ -177,7 +174,7 @@ fn merge(into: &mut Value, from: Value) {
 fn differences(before: &Value, after: &Value, path: &str, found: &mut BTreeSet<String>) {
     let named = |value: &Value| -> Option<BTreeMap<String, Value>> {
         let name = |at: usize, item: &Value| {
-            let name = item["mountPath"].as_str().or(item["name"].as_str());
+            let name = item["mountPath"].as_str().or_else(|| item["name"].as_str());
             match name {
                 Some("scheduler" | "worker") => "[own]".to_owned(),
                 Some(name) => format!("[{name}]"),
@@ -191,7 +188,7 @@ fn differences(before: &Value, after: &Value, path: &str, found: &mut BTreeSet<S
             Value::Array(items) => Some(
                 items.iter().enumerate().map(|(at, item)| (name(at, item), item.clone())).collect(),
             ),
-            _ => None,
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
         }
     };
     match (named(before), named(after)) {
@@ -219,7 +216,7 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
             }
         }
         Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
