@@ -9,6 +9,7 @@ use ebbtide_node::client::Endpoint;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
 use crate::command::Place;
+use crate::story::Line;
 
 /// The two backends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -92,6 +93,22 @@ impl Backend {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.next(namespace, name, seen).await,
             Self::Local { .. } => local::next(namespace, name, seen).await,
+        }
+    }
+
+    /// What happened to a cluster, as far as it is still known.
+    pub(crate) async fn events(&self, cluster: &Cluster) -> anyhow::Result<Vec<Line>> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.events(cluster).await,
+            Self::Local { .. } => Ok(local::events(cluster)),
+        }
+    }
+
+    /// What its scheduler and each of its workers have said, by their names.
+    pub(crate) async fn logs(&self, cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.logs(cluster).await,
+            Self::Local { .. } => local::logs(cluster),
         }
     }
 

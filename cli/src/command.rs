@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
+use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
@@ -17,7 +18,7 @@ use tokio::time::sleep;
 
 use crate::backend::{Backend, Kind};
 use crate::output::{self, Format};
-use crate::{endpoint, manifest, node};
+use crate::{endpoint, manifest, node, story};
 
 /// How long a cluster may go without any status before a person is told what may be wrong.
 const UNSEEN_MAX: Duration = Duration::from_secs(15);
@@ -67,6 +68,25 @@ pub(crate) enum Command {
         /// Print for programs.
         #[arg(short, long)]
         output: Option<Format>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Tell what a cluster is, what it waits for, and what happened to it.
+    Describe {
+        /// Name of the cluster.
+        #[arg(value_parser = cluster_name)]
+        name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Print what its scheduler and workers have said, in the order of time.
+    Logs {
+        /// Name of the cluster.
+        #[arg(value_parser = cluster_name)]
+        name: String,
+        /// Only of the scheduler or worker whose name ends so, like `scheduler` or `general-0`.
+        #[arg(short, long)]
+        pod: Option<String>,
         #[command(flatten)]
         place: Place,
     },
@@ -187,6 +207,8 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             output::line(&format!("{name} is gone"))?;
         }
         Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
+        Command::Describe { name, place } => describe(&name, &place).await?,
+        Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
         Command::Env { command } => environment(&command)?,
         Command::Crd { output } => output::value(&Cluster::crd(), output)?,
         Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,
@@ -340,4 +362,30 @@ async fn get(name: Option<&str>, format: Option<Format>, place: &Place) -> anyho
         (None, Some(format)) => output::value(&backend.list().await?, format),
         (None, None) => output::table(&backend.list().await?),
     }
+}
+
+async fn describe(name: &str, place: &Place) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let cluster = backend.get(&backend.namespace(), name).await?;
+    output::line(&story::describe(&cluster, Timestamp::now()))?;
+    let events = story::in_order(backend.events(&cluster).await?);
+    if !events.is_empty() {
+        output::line("")?;
+    }
+    events.iter().try_for_each(|line| output::line(line))
+}
+
+async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let cluster = backend.get(&backend.namespace(), name).await?;
+    let mut logs = backend.logs(&cluster).await?;
+    if let Some(wanted) = pod {
+        let pods: Vec<String> = logs.iter().map(|(pod, _)| pod.clone()).collect();
+        logs.retain(|(pod, _)| pod.ends_with(wanted));
+        if logs.is_empty() {
+            bail!("{name} has no pod whose name ends with {wanted}; it has {}", pods.join(", "));
+        }
+    }
+    let lines = logs.iter().flat_map(|(pod, log)| story::of_log(pod, log)).collect();
+    story::in_order(lines).iter().try_for_each(|line| output::line(line))
 }

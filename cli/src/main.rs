@@ -6,6 +6,7 @@ mod endpoint;
 mod manifest;
 mod node;
 mod output;
+mod story;
 
 use std::process::ExitCode;
 

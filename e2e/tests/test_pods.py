@@ -165,9 +165,32 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
         spec["workers"][0]["resources"]["nvidia.com/gpu"] = 1
 
     kubectl("apply", "-n", namespace, "-f", str(manifest(gpu)))
-    wait(namespace, "{.status.conditions[0].reason}=PodWaiting")
+    wait(namespace, "{.status.conditions[0].reason}=Unschedulable")
     assert "Insufficient nvidia.com/gpu" in message(namespace)
+    told = run("ebbtide", "describe", "mean", "-n", namespace)
+    assert "general: 0 of 1 ready, 1 starting" in told
+    assert "1 pod: Unschedulable: 0/" in told
+    assert "FailedScheduling: 0/" in told and "CreatedPod: create pod" in told
+    # The scheduler has said that there is no work.
+    wait(namespace, "{.status.idleSince}")
+    said = run("ebbtide", "logs", "mean", "-n", namespace)
+    assert "the scheduler is ready" in said
     kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_room(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    apply(namespace, kind="ResourceQuota", metadata={"name": "small"}, spec={"hard": {"pods": "1"}})
+    # Nobody can be refused before the quota is counted.
+    used = "--for=jsonpath={.status.used.pods}=0"
+    kubectl("wait", "resourcequota/small", "-n", namespace, used, "--timeout=30s")
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.conditions[0].reason}=Quota")
+    assert "exceeded quota: small" in message(namespace)
+    kubectl("delete", "resourcequota", "small", "-n", namespace)
     wait(namespace, "{.status.phase}=Ready")
     run("ebbtide", "down", "mean", "-n", namespace)
 
@@ -185,7 +208,7 @@ def test_what_fails_before_the_worker_starts_is_told_and_not_tried_in_haste(
     path = manifest(workers(initContainers=[failing]))
     with told(namespace, "pods") as pods:
         kubectl("apply", "-n", namespace, "-f", str(path))
-        wait(namespace, "{.status.conditions[0].reason}=PodTrouble")
+        wait(namespace, "{.status.conditions[0].reason}=Exit")
         assert "fetch: Error: exit code 7" in message(namespace)
         pods.wait(lambda _: len(tries(pods)) > 1, "another one is tried")
         first, second = tries(pods)[:2]

@@ -10,9 +10,10 @@ use ebbtide_contract::port;
 use ebbtide_contract::tls::file;
 use ebbtide_node::client::{Address, Endpoint};
 use futures::TryStreamExt as _;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::api::{
-    DeleteParams, ListParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
+    DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
 use kube::{Api, Client, Config, ResourceExt as _};
 use tokio::io::copy_bidirectional;
@@ -20,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::backend::Kind;
+use crate::story::Line;
 
 /// Longest time for one request.
 const REQUEST_MAX: Duration = Duration::from_secs(30);
@@ -192,6 +194,43 @@ impl Kubernetes {
         Ok(forwarder.join().await?)
     }
 
+    pub(super) async fn events(&self, cluster: &Cluster) -> anyhow::Result<Vec<Line>> {
+        let namespace = cluster.namespace().unwrap_or_default();
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let of_pods = names::child(&cluster.name_any(), "");
+        let uid = cluster.uid();
+        let mut lines = Vec::new();
+        for event in in_time("list events", events.list(&ListParams::default())).await?.items {
+            let about = &event.involved_object;
+            let who = about.name.clone().unwrap_or_default();
+            let is_pods = about.kind.as_deref() == Some("Pod") && who.starts_with(&of_pods);
+            if about.uid != uid && !is_pods {
+                continue;
+            }
+            let who = if is_pods { who } else { "cluster".to_owned() };
+            lines.push(line(who, &event));
+        }
+        // A cluster of this name that was there before had a story of its own.
+        lines.retain(|line| cluster.creation_timestamp().is_none_or(|it| line.at >= it.0));
+        Ok(lines)
+    }
+
+    pub(super) async fn logs(&self, cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
+        let namespace = cluster.namespace().unwrap_or_default();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let own = format!("{}={}", names::CLUSTER_UID, cluster.uid().unwrap_or_default());
+        let found = in_time("list pods", pods.list(&ListParams::default().labels(&own))).await?;
+        let params = LogParams { timestamps: true, ..LogParams::default() };
+        let mut logs = Vec::new();
+        for pod in found.items.iter().map(kube::ResourceExt::name_any) {
+            // What has not started has said nothing.
+            let log = in_time("read a log", pods.logs(&pod, &params)).await;
+            let log = log.unwrap_or_else(|error| format!("{} {error:#}", Timestamp::now()));
+            logs.push((pod, log));
+        }
+        Ok(logs)
+    }
+
     pub(super) async fn is_there(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
         Ok(in_time("get", self.clusters(namespace).get_opt(name)).await?.is_some())
     }
@@ -201,4 +240,17 @@ impl Kubernetes {
         let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
         there.is_ok_and(|there| there.is_none_or(|it| it.uid().as_deref() != Some(uid)))
     }
+}
+
+/// An event, at the last time that it happened.
+fn line(who: String, event: &Event) -> Line {
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    let at = last
+        .or_else(|| event.event_time.as_ref().map(|time| time.0))
+        .or_else(|| event.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    let words = [&event.reason, &event.message].map(|it| it.as_deref().unwrap_or_default());
+    let times = event.count.filter(|count| *count > 1);
+    let times = times.map(|count| format!(" ({count} times)")).unwrap_or_default();
+    let text = format!("{}{times}", words.join(": ").replace('\n', " "));
+    Line { at: at.unwrap_or_default(), who, text }
 }

@@ -14,7 +14,8 @@ use ebbtide_node::client::Endpoint;
 use kube::ResourceExt as _;
 use tokio::time::{Instant, sleep};
 
-use crate::output;
+use crate::story::Line;
+use crate::{output, story};
 
 /// How often files are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -116,6 +117,25 @@ pub(super) async fn next(
         }
         sleep(LOOK_INTERVAL).await;
     }
+}
+
+pub(super) fn events(cluster: &Cluster) -> Vec<Line> {
+    let state = State::of(&cluster.namespace().unwrap_or_default(), &cluster.name_any());
+    let log = fs::read_to_string(state.folder().join("log")).unwrap_or_default();
+    story::of_log("cluster", &log)
+}
+
+pub(super) fn logs(cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
+    let state = State::of(&cluster.namespace().unwrap_or_default(), &cluster.name_any());
+    let folders = fs::read_dir(state.folder().join("pods")).into_iter().flatten();
+    let mut logs = Vec::new();
+    for folder in folders {
+        let folder = folder?;
+        let bytes = fs::read(folder.path().join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&bytes).into_owned();
+        logs.push((folder.file_name().to_string_lossy().into_owned(), log));
+    }
+    Ok(logs)
 }
 
 pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {

@@ -8,10 +8,10 @@ mod duration;
 pub mod names;
 pub mod pod;
 mod resources;
+pub mod status;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,9 +20,7 @@ pub use crate::amount::{Amount, AmountError};
 pub use crate::duration::{DurationError, Length};
 pub use crate::pod::PodSettings;
 pub use crate::resources::Resources;
-
-/// Longest message of a status, in characters.
-pub const MESSAGE_MAX: usize = 1024;
+pub use crate::status::{ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
 
 /// API group of everything here.
 pub const GROUP: &str = "ebbtide.dev";
@@ -209,81 +207,6 @@ pub enum AtLast {
     /// The cluster is deleted with everything that it made.
     #[default]
     Delete,
-}
-
-/// What the cluster is.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterStatus {
-    /// What the cluster is doing.
-    #[serde(default)]
-    pub phase: Phase,
-    /// What it waits for, or what goes wrong beside it, in words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = MESSAGE_MAX))]
-    pub message: Option<String>,
-    /// Generation of the spec that this status is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// `Ready`: the scheduler answers and `min` workers are registered.
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    #[serde(default)]
-    #[schemars(length(max = 16))]
-    pub conditions: Vec<Condition>,
-    /// How many workers there are.
-    #[serde(default)]
-    pub workers: WorkerCounts,
-    /// Where programs inside the Kubernetes cluster reach the scheduler.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub scheduler_address: Option<String>,
-    /// Key of the package list: what an administrator packs an image under.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub environment_key: Option<String>,
-    /// Image that runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub image: Option<String>,
-    /// Since when there has been no work, as far as the scheduler said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_since: Option<Time>,
-}
-
-/// What a cluster is doing.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-pub enum Phase {
-    /// Its parts are being made.
-    #[default]
-    Starting,
-    /// The scheduler answers and the least number of workers is there.
-    Ready,
-    /// Something must be changed by a person: see the message.
-    Degraded,
-    /// It is going.
-    Deleting,
-}
-
-/// How many workers there are.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkerCounts {
-    /// What the queue asks for, within `min` and `max`.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub desired: i32,
-    /// Pods that are not registered yet.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub starting: i32,
-    /// Registered with the scheduler.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub ready: i32,
-    /// Handing over what they hold.
-    #[serde(default)]
-    #[schemars(range(min = 0))]
-    pub retiring: i32,
 }
 
 impl Default for SchedulerSpec {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ebbtide_api::{Cluster, names};
-use ebbtide_plan::{Observed, PodPhase, PodSeen};
+use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
@@ -107,10 +107,11 @@ fn seen(pod: &SlimPod) -> PodSeen {
         .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
         .filter_map(|ended| ended.finished_at.as_ref().map(|time| time.0))
         .max();
-    let trouble = containers().find_map(trouble).or_else(|| {
-        let reason = status?.reason.clone()?;
-        Some(format!("{reason}: {}", status?.message.as_deref().unwrap_or_default()))
-    });
+    let whole = status.and_then(|it| Some((it.reason.as_deref()?, it.message.as_deref())));
+    let whole = whole.map(|(reason, message)| Trouble::failed(reason, message.unwrap_or_default()));
+    let unplaced =
+        || status.and_then(|it| unschedulable(it.conditions.as_deref().unwrap_or_default()));
+    let trouble = whole.or_else(|| containers().find_map(trouble)).or_else(unplaced);
     let created_at = pod.creation_timestamp().map(|time| time.0);
     // What a node refuses never had a container: it ended as it began.
     let refused_at = created_at.filter(|_| phase == PodPhase::Ended);
@@ -123,35 +124,29 @@ fn seen(pod: &SlimPod) -> PodSeen {
         phase,
         created_at,
         ended_at: ended_at.or(refused_at),
-        waits: status.and_then(|it| unschedulable(it.conditions.as_deref().unwrap_or_default())),
         trouble,
     }
 }
 
 /// What is wrong with a container. People named those that run before ours.
-fn trouble(container: &ContainerStatus) -> Option<String> {
+fn trouble(container: &ContainerStatus) -> Option<Trouble> {
     let what = what_is_wrong(container.state.as_ref()?)?;
     let is_ours = ["scheduler", "worker"].contains(&container.name.as_str());
-    Some(if is_ours { what } else { format!("{}: {what}", container.name) })
+    Some(if is_ours { what } else { what.of(&container.name) })
 }
 
-fn what_is_wrong(state: &ContainerState) -> Option<String> {
+fn what_is_wrong(state: &ContainerState) -> Option<Trouble> {
     if let Some(waiting) = &state.waiting {
-        let reason = waiting.reason.as_deref()?;
-        // The usual steps of a start are no trouble.
-        if matches!(reason, "ContainerCreating" | "PodInitializing") {
-            return None;
-        }
-        return Some(format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default()));
+        let message = waiting.message.as_deref().unwrap_or_default();
+        return Trouble::waiting(waiting.reason.as_deref()?, message);
     }
-    let ended = state.terminated.as_ref().filter(|ended| ended.exit_code != 0)?;
+    let ended = state.terminated.as_ref()?;
     let reason = ended.reason.as_deref().unwrap_or("Error");
-    let words = ended.message.as_deref().map(|it| format!(": {}", it.trim())).unwrap_or_default();
-    Some(format!("{reason}: exit code {}{words}", ended.exit_code))
+    Trouble::ended(reason, ended.exit_code, ended.message.as_deref().unwrap_or_default())
 }
 
-fn unschedulable(conditions: &[PodCondition]) -> Option<String> {
+fn unschedulable(conditions: &[PodCondition]) -> Option<Trouble> {
     let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
-    let reason = scheduled.reason.as_deref().filter(|_| scheduled.status == "False")?;
-    Some(format!("{reason}: {}", scheduled.message.as_deref().unwrap_or_default()))
+    let is_refused = scheduled.status == "False" && scheduled.reason.is_some();
+    is_refused.then(|| Trouble::unschedulable(scheduled.message.as_deref().unwrap_or_default()))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, fs, io};
 
+use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterStatus, Phase};
 use ebbtide_authority::{Authority, AuthorityError};
 use ebbtide_contract::identity::Identity;
@@ -15,7 +16,7 @@ use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{
     Change, Content, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site,
-    client_secret, plan, request, token_secret,
+    Trouble, client_secret, plan, request, token_secret,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -312,7 +313,8 @@ impl Supervisor {
         };
         let child = started.map_err(|error| {
             (seen.phase, seen.ended_at) = (PodPhase::Ended, Some(Timestamp::now()));
-            seen.trouble = Some(format!("cannot be started: {error}"));
+            let message = format!("cannot be started: {error}");
+            seen.trouble = Some(Trouble { cause: Cause::Configuration, message });
         });
         self.processes.insert(pod.name_any(), Process { seen, host, child: child.ok() });
     }
@@ -349,7 +351,8 @@ impl Supervisor {
                 process.seen.ended_at = Some(Timestamp::now());
                 if status.code() != Some(i32::from(exit::DONE)) {
                     let folder = self.state.folder().join("pods").join(&process.seen.name);
-                    process.seen.trouble = Some(format!("{status}: {}", last_words(&folder)));
+                    let message = format!("{status}: {}", last_words(&folder));
+                    process.seen.trouble = Some(Trouble { cause: Cause::Exit, message });
                 }
             }
         }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use crate::pods::made_from;
-use crate::{Change, Observed, Op, PodPhase, PodRef, PodSeen};
+use crate::{Change, Observed, Op, PodPhase, PodRef, PodSeen, Trouble};
 
 /// How long a pod that ended keeps its name.
 const PAUSE_AFTER_END: Duration = Duration::from_secs(10);
@@ -37,10 +37,12 @@ pub(crate) struct Children {
     pub(crate) strays: Vec<PodRef>,
     /// Pods that did not start and were made from settings that are others now.
     pub(crate) outdated: Vec<PodRef>,
-    /// What pods wait for.
-    pub(crate) waits: Vec<String>,
-    /// Why pods cannot start or ended.
-    pub(crate) troubles: Vec<String>,
+    /// Why the scheduler cannot start, or ended, with its name.
+    pub(crate) of_scheduler: Option<(String, Trouble)>,
+    /// Why workers cannot start, or ended, with their names.
+    pub(crate) troubles: Vec<(String, Trouble)>,
+    /// How many workers ended and are not made again yet.
+    pub(crate) failed: usize,
     pub(crate) next_look: Option<Duration>,
 }
 
@@ -62,11 +64,14 @@ impl Children {
         };
         for pod in &observed.pods {
             if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
-                children.troubles.push(format!("{}: {trouble}", pod.name));
-                children.is_scheduler_in_trouble |= pod.name == scheduler;
-            }
-            if let Some(waits) = pod.waits.as_ref().filter(|_| !pod.is_deleting) {
-                children.waits.push(format!("{}: {waits}", pod.name));
+                let is_leader = pod.name == scheduler;
+                children.is_scheduler_in_trouble |= is_leader && !trouble.may_pass();
+                let named = (pod.name.clone(), trouble.clone());
+                if is_leader {
+                    children.of_scheduler = Some(named);
+                } else {
+                    children.troubles.push(named);
+                }
             }
             let is_over = pod.is_deleting || pod.phase == PodPhase::Ended;
             if pod.phase == PodPhase::Ended && !pod.is_deleting {
@@ -88,6 +93,7 @@ impl Children {
                 continue;
             };
             if is_over {
+                children.failed += usize::from(!pod.is_deleting);
                 children.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
                 children.held.push(index);
                 continue;

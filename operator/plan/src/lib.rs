@@ -13,6 +13,7 @@ mod scaling;
 mod secrets;
 mod settings;
 mod status;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +31,7 @@ use serde::Serialize;
 
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES};
 pub use crate::secrets::{Content, SecretWanted, client_secret, token_secret};
+pub use crate::trouble::Trouble;
 
 /// What is the same for every cluster of an installation.
 #[derive(Clone, Debug)]
@@ -87,10 +89,8 @@ pub struct PodSeen {
     pub created_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
-    /// What it waits for that may come by itself, like a node with room.
-    pub waits: Option<String>,
-    /// Why it cannot start or ended, in the words of whoever runs it.
-    pub trouble: Option<String>,
+    /// Why it cannot start, or ended.
+    pub trouble: Option<Trouble>,
 }
 
 /// How far a pod is.

@@ -1,5 +1,8 @@
 //! What the user sees: computed from what was observed, never from what is hoped.
 
+use std::collections::BTreeMap;
+
+use ebbtide_api::status::{CAUSES_MAX, Cause, CauseCount, GroupStatus};
 use ebbtide_api::{Cluster, ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
 use ebbtide_environment::Key;
 use jiff::Timestamp;
@@ -8,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use crate::children::Children;
 use crate::lifetime::Idle;
 use crate::scaling::Target;
+use crate::trouble::{Trouble, refusal};
 use crate::{Observed, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
@@ -26,28 +30,23 @@ pub(crate) struct Facts<'a> {
 
 pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     let Facts { cluster, children, observed, target, .. } = facts;
-    let ready = children.workers.values().filter(|it| it.is_registered).count();
-    let counts = WorkerCounts {
-        desired: i32::try_from(target.desired).unwrap_or(i32::MAX),
-        starting: count(children.workers.len() - ready),
-        ready: count(ready),
-        retiring: count(target.to_retire.len() + target.retiring as usize),
-    };
+    let counts = counts(children, target);
     let min = cluster.spec.workers[0].min;
     // Without work a cluster needs `min` workers, with work at least one.
     let is_busy = observed.demand.as_ref().is_some_and(|it| it.tasks > 0 || it.running > 0);
     let needed = min.max(i32::from(is_busy));
-    let trouble = children.troubles.first();
-    let is_hurt =
-        children.is_scheduler_in_trouble || observed.demand.is_none() || counts.ready < needed;
+    let is_short = observed.demand.is_none() || counts.ready < needed;
+    let is_hurt = children.is_scheduler_in_trouble || is_short;
+    let (passing, lasting): (Vec<_>, Vec<_>) =
+        children.of_scheduler.iter().chain(&children.troubles).partition(|(_, it)| it.may_pass());
+    let (trouble, waits) = (lasting.first(), passing.first());
+    let words = |(pod, trouble): &(String, Trouble)| format!("{pod}: {}", trouble.message);
     let (phase, reason, message) = if facts.idle.is_over {
         (Phase::Deleting, "Idle", "there was no work for spec.lifetime.idle.after".to_owned())
     } else if let Some(trouble) = trouble.filter(|_| is_hurt) {
-        (Phase::Degraded, "PodTrouble", trouble.clone())
-    } else if let Some(waits) =
-        children.waits.first().filter(|_| observed.demand.is_none() || counts.ready < needed)
-    {
-        (Phase::Starting, "PodWaiting", waits.clone())
+        (Phase::Degraded, trouble.1.cause.as_str(), words(trouble))
+    } else if let Some(waits) = waits.filter(|_| is_short) {
+        (Phase::Starting, waits.1.cause.as_str(), words(waits))
     } else if observed.demand.is_none() {
         (Phase::Starting, "SchedulerStarting", "waiting for the scheduler to answer".to_owned())
     } else if counts.ready < min {
@@ -59,18 +58,47 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     ClusterStatus {
         phase,
         message: if phase == Phase::Ready {
-            trouble.map(|it| bounded(it))
+            trouble.or(waits).map(|it| bounded(&words(it)))
         } else {
             Some(bounded(&message))
         },
         observed_generation: cluster.metadata.generation,
         conditions: vec![ready_condition(cluster, phase, (reason, &message), facts.now)],
         workers: counts,
+        groups: vec![GroupStatus {
+            name: cluster.spec.workers[0].name.clone(),
+            workers: counts,
+            causes: causes(&children.troubles),
+        }],
         scheduler_address: scheduler_addresses(cluster, facts.site).into_iter().next(),
         environment_key: facts.key.as_ref().map(ToString::to_string),
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),
     }
+}
+
+fn counts(children: &Children, target: &Target) -> WorkerCounts {
+    let ready = children.workers.values().filter(|it| it.is_registered).count();
+    WorkerCounts {
+        desired: i32::try_from(target.desired).unwrap_or(i32::MAX),
+        starting: count(children.workers.len() - ready),
+        ready: count(ready),
+        retiring: count(target.to_retire.len() + target.retiring as usize),
+        failed: count(children.failed),
+    }
+}
+
+/// The commonest causes, each with what is said of its first pod.
+fn causes(troubles: &[(String, Trouble)]) -> Vec<CauseCount> {
+    let mut found = BTreeMap::<Cause, CauseCount>::new();
+    for (_, Trouble { cause, message }) in troubles {
+        let first = || CauseCount { cause: *cause, pods: 0, message: bounded(message) };
+        found.entry(*cause).or_insert_with(first).pods += 1;
+    }
+    let mut causes: Vec<CauseCount> = found.into_values().collect();
+    causes.sort_by_key(|it| std::cmp::Reverse(it.pods));
+    causes.truncate(CAUSES_MAX);
+    causes
 }
 
 /// A spec that nothing can be made of.
@@ -100,7 +128,7 @@ pub(crate) fn stuck(
 ) -> ClusterStatus {
     let is_ready = planned.phase == Phase::Ready;
     let phase = if is_ready { Phase::Starting } else { planned.phase };
-    let condition = ready_condition(cluster, phase, ("ApplyFailed", error), now);
+    let condition = ready_condition(cluster, phase, (refusal(error), error), now);
     let message = Some(bounded(error));
     ClusterStatus { phase, message, conditions: vec![condition], ..planned.clone() }
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_contract::demand::Outcome;
 use ebbtide_contract::view::WorkerView;
@@ -8,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, plan};
+use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, Trouble, plan};
 
 const KEY: &str = "8c2aeba76bf85828ecd6dd46a2ca218c46ad1b13c9b828b278b557b39c265910";
 
@@ -304,11 +305,15 @@ fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
 fn a_pod_that_waits_for_a_node_is_no_failure_and_is_told() {
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
     world.step();
-    let words = "Unschedulable: no node has room".to_owned();
-    world.observed.pods[0].waits = Some(words.clone());
+    for pod in &mut world.observed.pods {
+        pod.trouble = Some(Trouble::unschedulable("no node has room"));
+    }
     let status = world.after(1).status;
     assert_eq!(status.phase, Phase::Starting);
-    assert!(status.message.is_some_and(|message| message.ends_with(&words)));
+    assert!(status.message.is_some_and(|it| it.ends_with("Unschedulable: no node has room")));
+    assert_eq!(status.conditions[0].reason, "Unschedulable");
+    let causes = &status.groups[0].causes;
+    assert_eq!((causes[0].cause, causes[0].pods), (Cause::Unschedulable, 1));
 }
 
 #[test]
@@ -416,7 +421,7 @@ fn trouble_of_one_worker_is_told_and_degrades_only_a_cluster_that_lacks_workers(
     world.queue(1000, 39.0);
     world.after(1);
     let last = world.observed.pods.last_mut().unwrap();
-    last.trouble = Some("OOMKilled: exit code 137".to_owned());
+    last.trouble = Trouble::ended("OOMKilled", 137, "");
     let status = world.after(1).status;
     assert_eq!(status.phase, Phase::Ready);
     assert!(status.message.is_some_and(|it| it.ends_with("OOMKilled: exit code 137")));

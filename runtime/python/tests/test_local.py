@@ -418,6 +418,14 @@ def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_s
         with eb.Cluster("local", backend="local") as cluster:
             look = "[__import__('os').environ.get(it) for it in ('PLAIN', 'LENT', 'MAYBE')]"
             assert cluster.submit(eval, look).result(60) == ["plain", "secret word", None]
+        told = ebbtide("describe", "local")
+        assert "w: 1 of 1 ready" in told and "create pod" in told
+        assert "secret word" not in told + ebbtide("logs", "local")
+        said = ebbtide("logs", "local", "--pod", "w-0")
+        assert "registered" in said and "the scheduler is ready" not in said
+        assert "has no pod whose name ends with w-9" in ebbtide(
+            "logs", "local", "-p", "w-9", check=False
+        )
     finally:
         ebbtide("down", "local")
 

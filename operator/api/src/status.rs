@@ -1,0 +1,165 @@
+//! What a cluster is, as its status tells.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Longest message of a status, in characters.
+pub const MESSAGE_MAX: usize = 1024;
+
+/// Most causes that a group tells.
+pub const CAUSES_MAX: usize = 4;
+
+/// What the cluster is.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// What the cluster is doing.
+    #[serde(default)]
+    pub phase: Phase,
+    /// What it waits for, or what goes wrong beside it, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MESSAGE_MAX))]
+    pub message: Option<String>,
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: the scheduler answers and `min` workers are registered.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
+    /// How many workers there are.
+    #[serde(default)]
+    pub workers: WorkerCounts,
+    /// The same for each group, and why some of its pods cannot work.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub groups: Vec<GroupStatus>,
+    /// Where programs inside the Kubernetes cluster reach the scheduler.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub scheduler_address: Option<String>,
+    /// Key of the package list: what an administrator packs an image under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub environment_key: Option<String>,
+    /// Image that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub image: Option<String>,
+    /// Since when there has been no work, as far as the scheduler said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
+}
+
+/// What a cluster is doing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Phase {
+    /// Its parts are being made.
+    #[default]
+    Starting,
+    /// The scheduler answers and the least number of workers is there.
+    Ready,
+    /// Something must be changed by a person: see the message.
+    Degraded,
+    /// It is going.
+    Deleting,
+}
+
+/// How many workers there are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerCounts {
+    /// What the queue asks for, within `min` and `max`.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub desired: i32,
+    /// Pods that are not registered yet.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub starting: i32,
+    /// Registered with the scheduler.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub ready: i32,
+    /// Handing over what they hold.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub retiring: i32,
+    /// Ended, and not made again yet.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i32,
+}
+
+/// What there is of a group of workers.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupStatus {
+    /// Name of the group.
+    pub name: String,
+    /// How many workers there are.
+    #[serde(flatten)]
+    pub workers: WorkerCounts,
+    /// Why some of its pods cannot work, the commonest first.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = CAUSES_MAX))]
+    pub causes: Vec<CauseCount>,
+}
+
+/// How many pods cannot work for one cause.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CauseCount {
+    /// The cause.
+    pub cause: Cause,
+    /// How many pods.
+    #[schemars(range(min = 1))]
+    pub pods: i32,
+    /// What is said of one of them, by whoever runs it.
+    #[schemars(length(max = MESSAGE_MAX))]
+    pub message: String,
+}
+
+/// Why a pod cannot work.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub enum Cause {
+    /// No node has room for it, or none may take it.
+    Unschedulable,
+    /// Its image cannot be pulled.
+    Image,
+    /// It refers to something that is not there, or has a command that cannot be started.
+    Configuration,
+    /// It used more memory than it has.
+    OutOfMemory,
+    /// A process of it ended with an error.
+    Exit,
+    /// Its node had to get rid of it.
+    Evicted,
+    /// Its node is gone, or goes.
+    NodeLost,
+    /// Its node refused it.
+    Refused,
+}
+
+impl Cause {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unschedulable => "Unschedulable",
+            Self::Image => "Image",
+            Self::Configuration => "Configuration",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::Exit => "Exit",
+            Self::Evicted => "Evicted",
+            Self::NodeLost => "NodeLost",
+            Self::Refused => "Refused",
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Why a pod cannot work, from the words of Kubernetes.
+
+use ebbtide_api::status::Cause;
+
+/// Why a pod cannot work.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Trouble {
+    /// The cause.
+    pub cause: Cause,
+    /// What is said of it, by whoever runs it.
+    pub message: String,
+}
+
+impl Trouble {
+    /// No node takes the pod.
+    pub fn unschedulable(message: &str) -> Self {
+        Self { cause: Cause::Unschedulable, message: format!("Unschedulable: {message}") }
+    }
+
+    /// A container waits for this reason. The usual steps of a start are no trouble.
+    pub fn waiting(reason: &str, message: &str) -> Option<Self> {
+        let cause = match reason {
+            "ContainerCreating" | "PodInitializing" => return None,
+            "CrashLoopBackOff" => Cause::Exit,
+            _ if reason.contains("Image") || reason == "RegistryUnavailable" => Cause::Image,
+            _ => Cause::Configuration,
+        };
+        Some(Self { cause, message: joined(reason, message) })
+    }
+
+    /// A container ended. That it did what it should is no trouble.
+    pub fn ended(reason: &str, exit_code: i32, message: &str) -> Option<Self> {
+        let cause = match reason {
+            _ if exit_code == 0 => return None,
+            "OOMKilled" => Cause::OutOfMemory,
+            "StartError" | "ContainerCannotRun" => Cause::Configuration,
+            _ => Cause::Exit,
+        };
+        let message = joined(&format!("exit code {exit_code}"), message);
+        Some(Self { cause, message: joined(reason, &message) })
+    }
+
+    /// A pod as a whole failed.
+    pub fn failed(reason: &str, message: &str) -> Self {
+        let cause = match reason {
+            "Evicted" | "Preempting" | "Preempted" => Cause::Evicted,
+            "NodeLost" | "NodeShutdown" | "Terminated" | "Shutdown" => Cause::NodeLost,
+            "DeadlineExceeded" => Cause::Exit,
+            _ => Cause::Refused,
+        };
+        Self { cause, message: joined(reason, message) }
+    }
+
+    /// Said of a container that people named.
+    #[must_use]
+    pub fn of(self, container: &str) -> Self {
+        Self { message: format!("{container}: {}", self.message), ..self }
+    }
+
+    /// Whether it may come by itself, like a node with room.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.cause == Cause::Unschedulable
+    }
+}
+
+/// Why the API server refuses a change, as a reason of a condition.
+pub(crate) fn refusal(error: &str) -> &'static str {
+    let reasons =
+        [("exceeded quota", "Quota"), ("violates PodSecurity", "Policy"), ("denied", "Policy")];
+    reasons.iter().find(|(words, _)| error.contains(words)).map_or("ApplyFailed", |(_, it)| it)
+}
+
+fn joined(first: &str, second: &str) -> String {
+    let second = second.trim();
+    if second.is_empty() { first.to_owned() } else { format!("{first}: {second}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_api::status::Cause;
+
+    use super::{Trouble, refusal};
+
+    #[test]
+    fn what_kubernetes_says_has_a_cause() {
+        let waiting = |reason| Trouble::waiting(reason, "words").map(|it| it.cause);
+        assert_eq!(waiting("PodInitializing"), None);
+        for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"]
+        {
+            assert_eq!(waiting(reason), Some(Cause::Image));
+        }
+        assert_eq!(waiting("CreateContainerConfigError"), Some(Cause::Configuration));
+        assert_eq!(waiting("CrashLoopBackOff"), Some(Cause::Exit));
+        let ended =
+            |reason, code| Trouble::ended(reason, code, " ").map(|it| (it.cause, it.message));
+        let of = |cause, message: &str| Some((cause, message.to_owned()));
+        assert_eq!(ended("Completed", 0), None);
+        assert_eq!(ended("OOMKilled", 137), of(Cause::OutOfMemory, "OOMKilled: exit code 137"));
+        assert_eq!(ended("StartError", 128), of(Cause::Configuration, "StartError: exit code 128"));
+        assert_eq!(ended("Error", 1), of(Cause::Exit, "Error: exit code 1"));
+        let failed = |reason| Trouble::failed(reason, "").cause;
+        assert_eq!(failed("Evicted"), Cause::Evicted);
+        assert_eq!(failed("NodeLost"), Cause::NodeLost);
+        assert_eq!(failed("OutOfcpu"), Cause::Refused);
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_has_a_reason() {
+        let quota = "pods \"w\" is forbidden: exceeded quota: small, requested: pods=1";
+        assert_eq!(refusal(quota), "Quota");
+        assert_eq!(refusal("violates PodSecurity \"restricted:latest\""), "Policy");
+        assert_eq!(refusal("ValidatingAdmissionPolicy 'x' denied request: no"), "Policy");
+        assert_eq!(refusal("the API server did not answer within 15s"), "ApplyFailed");
+    }
+}
