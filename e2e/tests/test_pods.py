@@ -171,8 +171,8 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
     assert "general: 0 of 1 ready, 1 starting" in told
     assert "1 pod: Unschedulable: 0/" in told
     assert "FailedScheduling: 0/" in told and "CreatedPod: create pod" in told
-    # The scheduler has said that there is no work.
-    wait(namespace, "{.status.idleSince}")
+    leader = ("pod", "-l", "ebbtide.dev/role=scheduler", "-n", namespace)
+    kubectl("wait", *leader, "--for=condition=Ready", "--timeout=60s")
     said = run("ebbtide", "logs", "mean", "-n", namespace)
     assert "the scheduler is ready" in said
     kubectl("apply", "-n", namespace, "-f", str(manifest()))
