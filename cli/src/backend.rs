@@ -6,6 +6,7 @@ mod local;
 use clap::ValueEnum;
 use ebbtide_api::Cluster;
 use ebbtide_node::client::Endpoint;
+use ebbtide_plan::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
 use crate::command::Place;
@@ -93,6 +94,14 @@ impl Backend {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.next(namespace, name, seen).await,
             Self::Local { .. } => local::next(namespace, name, seen).await,
+        }
+    }
+
+    /// What a change does, in words.
+    pub(crate) fn effect(&self, class: Class) -> &'static str {
+        match self {
+            Self::Kubernetes(_) => class.effect(),
+            Self::Local { .. } => "is refused on this machine; take the cluster down first",
         }
     }
 

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
+use ebbtide_plan::change::differences;
 use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,6 +77,13 @@ pub(crate) enum Command {
         /// Name of the cluster.
         #[arg(value_parser = cluster_name)]
         name: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Tell what `up` would change in a cluster that lives, field by field, and what each does.
+    Diff {
+        /// The manifest.
+        file: PathBuf,
         #[command(flatten)]
         place: Place,
     },
@@ -208,6 +216,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
         Command::Describe { name, place } => describe(&name, &place).await?,
+        Command::Diff { file, place } => diff(&file, &place).await?,
         Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
         Command::Env { command } => environment(&command)?,
         Command::Crd { output } => output::value(&Cluster::crd(), output)?,
@@ -243,11 +252,7 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
         bail!("there is no script {}", path.display());
     }
     let backend = Backend::connect(place).await?;
-    let namespace = place
-        .namespace
-        .clone()
-        .or_else(|| cluster.namespace())
-        .unwrap_or_else(|| backend.namespace());
+    let namespace = namespace(&cluster, place, &backend);
     cluster.metadata.namespace = Some(namespace.clone());
     let name = cluster.name_any();
     backend.apply(&cluster).await?;
@@ -373,6 +378,37 @@ async fn describe(name: &str, place: &Place) -> anyhow::Result<()> {
         output::line("")?;
     }
     events.iter().try_for_each(|line| output::line(line))
+}
+
+async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
+    let wanted = manifest::read(file)?;
+    ebbtide_plan::check(&wanted.spec).map_err(|error| anyhow!(error))?;
+    let backend = Backend::connect(place).await?;
+    let namespace = namespace(&wanted, place, &backend);
+    let name = wanted.name_any();
+    if !backend.is_there(&namespace, &name).await? {
+        return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
+    }
+    let cluster = backend.get(&namespace, &name).await?;
+    let mut differences = differences(&cluster.spec, &wanted.spec);
+    if differences.is_empty() {
+        return output::line("nothing differs");
+    }
+    differences.sort_by_key(|it| it.class);
+    let mut last = None;
+    for difference in differences {
+        if last.replace(difference.class) != Some(difference.class) {
+            output::line(&format!("{}:", backend.effect(difference.class)))?;
+        }
+        output::line(&format!("  {difference}"))?;
+    }
+    Ok(())
+}
+
+/// The namespace that a manifest goes to.
+fn namespace(cluster: &Cluster, place: &Place, backend: &Backend) -> String {
+    let named = place.namespace.clone().or_else(|| cluster.namespace());
+    named.unwrap_or_else(|| backend.namespace())
 }
 
 async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow::Result<()> {

@@ -180,6 +180,34 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
     run("ebbtide", "down", "mean", "-n", namespace)
 
 
+def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def changed(spec: dict) -> None:
+        spec["workers"][0].update(max=2, pod={"env": [{"name": "A", "value": "1"}]})
+
+    def diff(change: Change) -> str:
+        return run("ebbtide", "diff", str(manifest(change)), "-n", namespace)
+
+    assert "mean is not there" in diff(lambda spec: None)
+    with up(manifest(), namespace):
+        assert diff(lambda spec: None) == "nothing differs\n"
+        assert "is refused while the cluster lives" in diff(
+            lambda spec: spec["environment"].update(packages=["zarr"])
+        )
+        told = diff(changed)
+        assert "holds at once:\n  spec.workers[general].max: 3 -> 2" in told
+        assert "spec.workers[general].pod.env[A].value: nothing -> 1" in told
+        kubectl("apply", "-n", namespace, "-f", str(manifest(changed)))
+        kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=PendingChange")
+        # The worker that runs stays; when it goes, the next one has the variable.
+        worker = ("pod", "-n", namespace, "-l", "ebbtide.dev/role=worker")
+        kubectl("delete", *worker, "--wait=false")
+        kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=PendingChange=False")
+        with eb.Cluster("mean", namespace=namespace) as cluster:
+            assert cluster.submit(eval, "__import__('os').environ['A']").result(60) == "1"
+
+
 def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_room(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

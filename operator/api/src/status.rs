@@ -25,7 +25,8 @@ pub struct ClusterStatus {
     /// Generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the scheduler answers and `min` workers are registered.
+    /// `Ready`: the scheduler answers and `min` workers are registered. `PendingChange`: pods run that
+    /// were made from other settings.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
     #[schemars(length(max = 16))]

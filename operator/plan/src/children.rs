@@ -35,6 +35,8 @@ pub(crate) struct Children {
     pub(crate) ended: Vec<PodRef>,
     /// Workers of a group that the spec no longer has.
     pub(crate) strays: Vec<PodRef>,
+    /// How many of those that run were made from settings that are others now.
+    pub(crate) behind: usize,
     /// Pods that did not start and were made from settings that are others now.
     pub(crate) outdated: Vec<PodRef>,
     /// Why the scheduler cannot start, or ended, with its name.
@@ -59,9 +61,10 @@ impl Children {
         let (leader, group) = (&cluster.spec.scheduler, &cluster.spec.workers[0]);
         let leader_from = made_from(&leader.resources, &leader.pod);
         let group_from = made_from(&group.resources, &group.pod);
-        let is_outdated = |pod: &PodSeen, from: &String| {
-            pod.phase == PodPhase::Pending && pod.made_from.as_ref().is_some_and(|it| it != from)
-        };
+        let is_behind =
+            |pod: &PodSeen, from: &String| pod.made_from.as_ref().is_some_and(|it| it != from);
+        let is_outdated =
+            |pod: &PodSeen, from: &String| pod.phase == PodPhase::Pending && is_behind(pod, from);
         for pod in &observed.pods {
             if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
                 let is_leader = pod.name == scheduler;
@@ -83,6 +86,7 @@ impl Children {
                 if !is_over && observed.demand.is_none() && is_outdated(pod, &leader_from) {
                     children.outdated.push(pod_ref(pod));
                 }
+                children.behind += usize::from(!is_over && is_behind(pod, &leader_from));
                 continue;
             }
             let Some(index) = index(cluster, &group.name, pod) else {
@@ -105,6 +109,7 @@ impl Children {
                 children.held.push(index);
                 continue;
             }
+            children.behind += usize::from(is_behind(pod, &group_from));
             children.workers.insert(index, Worker { pod: pod_ref(pod), is_registered });
         }
         children

@@ -5,6 +5,7 @@
 //! and a condition that says why. Changes are in the order in which they must be applied; whoever
 //! applies them stops at the first error and plans again from fresh reads.
 
+pub mod change;
 mod children;
 mod lifetime;
 mod network;

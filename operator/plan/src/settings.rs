@@ -313,4 +313,4 @@ pub(crate) fn some<T>(items: impl IntoIterator<Item = T>) -> Option<Vec<T>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

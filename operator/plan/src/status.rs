@@ -15,6 +15,7 @@ use crate::trouble::{Trouble, refusal};
 use crate::{Observed, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
+const PENDING_CHANGE: &str = "PendingChange";
 
 pub(crate) struct Facts<'a> {
     pub(crate) cluster: &'a Cluster,
@@ -63,7 +64,10 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
             Some(bounded(&message))
         },
         observed_generation: cluster.metadata.generation,
-        conditions: vec![ready_condition(cluster, phase, (reason, &message), facts.now)],
+        conditions: vec![
+            ready_condition(cluster, phase, (reason, &message), facts.now),
+            pending_change(cluster, children.behind, facts.now),
+        ],
         workers: counts,
         groups: vec![GroupStatus {
             name: cluster.spec.workers[0].name.clone(),
@@ -150,22 +154,41 @@ pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
     }
 }
 
-/// The condition, with the time of its last change kept while it does not change.
 fn ready_condition(
     cluster: &Cluster,
     phase: Phase,
+    told: (&str, &str),
+    now: Timestamp,
+) -> Condition {
+    condition(cluster, READY, phase == Phase::Ready, told, now)
+}
+
+fn pending_change(cluster: &Cluster, behind: usize, now: Timestamp) -> Condition {
+    let message = match behind {
+        0 => return condition(cluster, PENDING_CHANGE, false, ("UpToDate", ""), now),
+        1 => "1 pod was made from other settings; the next one has these".to_owned(),
+        many => format!("{many} pods were made from other settings; the next ones have these"),
+    };
+    condition(cluster, PENDING_CHANGE, true, ("NextPods", &message), now)
+}
+
+/// A condition, with the time of its last change kept while it does not change.
+fn condition(
+    cluster: &Cluster,
+    kind: &str,
+    is_true: bool,
     (reason, message): (&str, &str),
     now: Timestamp,
 ) -> Condition {
-    let status = if phase == Phase::Ready { "True" } else { "False" };
+    let status = if is_true { "True" } else { "False" };
     let known = cluster.status.iter().flat_map(|status| &status.conditions);
     let since = known
-        .filter(|condition| condition.type_ == READY && condition.status == status)
+        .filter(|condition| condition.type_ == kind && condition.status == status)
         .map(|condition| condition.last_transition_time.clone())
         .next();
     let last_transition_time = since.or_else(|| whole_seconds(now)).unwrap_or(Time(now));
     Condition {
-        type_: READY.to_owned(),
+        type_: kind.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message: bounded(message),

@@ -465,7 +465,11 @@ fn what_did_not_start_is_made_again_when_its_settings_change_and_what_runs_stays
     world.run();
     set(&mut world, smaller("2Gi"));
     world.cluster.spec.scheduler.resources = serde_json::from_value(smaller("2Gi")).unwrap();
-    assert!(world.after(1).changes.is_empty());
+    let plan = world.after(1);
+    assert!(plan.changes.is_empty());
+    let condition = &plan.status.conditions[1];
+    assert_eq!((&*condition.type_, &*condition.status), ("PendingChange", "True"));
+    assert!(condition.message.starts_with("3 pods were made from other settings"));
     // A pod that an earlier operator made says nothing of it.
     world.observed.pods[0].made_from = None;
     world.observed.pods[0].phase = PodPhase::Pending;

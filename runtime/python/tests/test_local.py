@@ -418,6 +418,10 @@ def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_s
         with eb.Cluster("local", backend="local") as cluster:
             look = "[__import__('os').environ.get(it) for it in ('PLAIN', 'LENT', 'MAYBE')]"
             assert cluster.submit(eval, look).result(60) == ["plain", "secret word", None]
+        assert ebbtide("diff", path) == "nothing differs\n"
+        told = ebbtide("diff", manifest(max=2))
+        assert "is refused on this machine; take the cluster down first:" in told
+        assert "spec.workers[w].max: 1 -> 2" in told
         told = ebbtide("describe", "local")
         assert "w: 1 of 1 ready" in told and "create pod" in told
         assert "secret word" not in told + ebbtide("logs", "local")

@@ -47,13 +47,13 @@ const NEVER: [&str; 12] = [
     "dataSourceRef",
 ];
 
-fn schema() -> Value {
+pub(crate) fn schema() -> Value {
     let crd = serde_json::to_value(Cluster::crd()).unwrap();
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].clone()
 }
 
 /// For each leaf below a schema, its path and the smallest document that has it.
-fn leaves(schema: &Value, name: &str) -> Vec<(String, Value)> {
+pub(crate) fn leaves(schema: &Value, name: &str) -> Vec<(String, Value)> {
     if let Some(properties) = schema["properties"].as_object() {
         let mut all = Vec::new();
         for (property, below) in properties {

@@ -1,0 +1,193 @@
+//! What a change of a spec does to a cluster that lives, field by field.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ebbtide_api::ClusterSpec;
+use serde_json::Value;
+
+/// What a change of a field does.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Class {
+    /// It holds at once.
+    Live,
+    /// It holds for pods that are made from then on, and those that have not started are made again.
+    NextPods,
+    /// Pods go and others come.
+    Recreate,
+    /// The API server refuses it.
+    Immutable,
+}
+
+/// The class of each field, and of what is below it. `*` is any member of a list.
+const CLASSES: [(&str, Class); 10] = [
+    ("environment", Class::Immutable),
+    ("image", Class::Immutable),
+    ("lifetime", Class::Live),
+    ("scaling", Class::Live),
+    ("scheduler.pod", Class::NextPods),
+    ("scheduler.resources", Class::NextPods),
+    ("workers.*.max", Class::Live),
+    ("workers.*.min", Class::Live),
+    ("workers.*.pod", Class::NextPods),
+    ("workers.*.resources", Class::NextPods),
+];
+
+/// A field that differs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Difference {
+    /// Where it is, like `spec.workers[general].max`.
+    pub field: String,
+    /// What it was, if it was there.
+    pub old: Option<Value>,
+    /// What it is to be, if it is to be there.
+    pub new: Option<Value>,
+    /// What the change does.
+    pub class: Class,
+}
+
+impl Class {
+    /// What happens, in words.
+    pub fn effect(self) -> &'static str {
+        match self {
+            Self::Live => "holds at once",
+            Self::NextPods => {
+                "holds for pods that are made from then on; what runs stays, what has not started \
+                 is made again"
+            }
+            Self::Recreate => "the workers of the old group go, those of the new one come",
+            Self::Immutable => {
+                "is refused while the cluster lives; delete the cluster and create it again"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |value: &Option<Value>| match value {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => "nothing".to_owned(),
+        };
+        write!(f, "{}: {} -> {}", self.field, shown(&self.old), shown(&self.new))
+    }
+}
+
+/// Every field in which two specs differ, in the order of their names.
+pub fn differences(old: &ClusterSpec, new: &ClusterSpec) -> Vec<Difference> {
+    let leaves = |spec: &ClusterSpec| {
+        let mut leaves = BTreeMap::new();
+        // A spec has no keys but text, so that it always has a form in JSON.
+        let value = serde_json::to_value(spec).unwrap_or_default();
+        collect(&value, "", "spec", &mut leaves);
+        leaves
+    };
+    let (old, new) = (leaves(old), leaves(new));
+    let fields: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let changed = fields.into_iter().filter(|field| old.get(*field) != new.get(*field));
+    changed
+        .map(|field| {
+            let (old, new) = (old.get(field).cloned(), new.get(field).cloned());
+            let (path, _) = old.as_ref().or(new.as_ref()).cloned().unwrap_or_default();
+            let (old, new) = (old.map(|(_, value)| value), new.map(|(_, value)| value));
+            Difference { field: field.clone(), old, new, class: class(&path) }
+        })
+        .collect()
+}
+
+/// The class of the field at this path. A group is known by its name: another name, another group.
+fn class(path: &str) -> Class {
+    let is_within = |field: &str| {
+        path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let known = CLASSES.iter().find(|(field, _)| is_within(field));
+    known.map_or(Class::Recreate, |(_, class)| *class)
+}
+
+/// Leaves by the name that people read, each with its path in [`CLASSES`].
+fn collect(value: &Value, path: &str, name: &str, leaves: &mut BTreeMap<String, (String, Value)>) {
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (key, value) in fields {
+                collect(value, &below(key), &format!("{name}.{key}"), leaves);
+            }
+        }
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            for (at, item) in items.iter().enumerate() {
+                let key = item["name"].as_str().map_or_else(|| at.to_string(), str::to_owned);
+                collect(item, &below("*"), &format!("{name}[{key}]"), leaves);
+            }
+        }
+        Value::Null => {}
+        Value::Object(_)
+        | Value::Array(_)
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_) => {
+            leaves.insert(name.to_owned(), (path.to_owned(), value.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_api::ClusterSpec;
+    use serde_json::{Value, json};
+
+    use super::{CLASSES, Class, class, differences};
+    use crate::settings::tests::{leaves, schema};
+
+    fn spec(change: impl FnOnce(&mut Value)) -> ClusterSpec {
+        let mut spec = json!({
+            "image": "i",
+            "workers": [{ "name": "w", "resources": { "cpu": 2, "memory": "4Gi" }, "max": 4 }],
+        });
+        change(&mut spec);
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn every_field_has_a_class_and_every_class_a_field() {
+        let paths = leaves(&schema(), "spec").into_iter().map(|(path, _)| {
+            path.trim_start_matches('.').replace("[]", ".*").replace(".*.*", ".*")
+        });
+        let paths: Vec<String> = paths.collect();
+        let odd: Vec<&String> =
+            paths.iter().filter(|path| class(path) == Class::Recreate).collect();
+        assert_eq!(odd, ["workers.*.name"]);
+        for (field, _) in CLASSES {
+            assert!(paths.iter().any(|path| path.starts_with(field)), "{field} is no field");
+        }
+    }
+
+    #[test]
+    fn differences_are_told_with_what_they_do() {
+        let old = spec(|_| ());
+        assert_eq!(differences(&old, &old), []);
+        let new = spec(|spec| {
+            spec["image"] = json!("j");
+            spec["lifetime"] = json!({ "idle": { "after": "1h" } });
+            spec["workers"][0]["max"] = json!(7);
+            spec["workers"][0]["resources"]["nvidia.com/gpu"] = json!(1);
+            spec["workers"][0]["pod"] = json!({ "env": [{ "name": "A", "value": "1" }] });
+        });
+        let told: Vec<String> =
+            differences(&old, &new).iter().map(|it| format!("{:?} {it}", it.class)).collect();
+        assert_eq!(
+            told,
+            [
+                "Immutable spec.image: i -> j",
+                "Live spec.lifetime.idle.after: 20m -> 1h",
+                "Live spec.workers[w].max: 4 -> 7",
+                "NextPods spec.workers[w].pod.env[A].name: nothing -> A",
+                "NextPods spec.workers[w].pod.env[A].value: nothing -> 1",
+                "NextPods spec.workers[w].resources.nvidia.com/gpu: nothing -> 1",
+            ]
+        );
+        let renamed = spec(|spec| spec["workers"][0]["name"] = json!("v"));
+        let all = differences(&old, &renamed);
+        assert!(all.iter().any(|it| it.class == Class::Recreate), "{all:?}");
+    }
+}
