@@ -200,6 +200,10 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         assert "spec.workers[general].pod.env[A].value: nothing -> 1" in told
         kubectl("apply", "-n", namespace, "-f", str(manifest(changed)))
         kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=PendingChange")
+        kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=2")
+        wait(namespace, "{.status.replicas}=2")
+        too_many = kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=3", check=False)
+        assert "minWorkers must not be greater than max of the first group" in too_many
         # The worker that runs stays; when it goes, the next one has the variable.
         worker = ("pod", "-n", namespace, "-l", "ebbtide.dev/role=worker")
         kubectl("delete", *worker, "--wait=false")

@@ -34,6 +34,11 @@ pub const GROUP: &str = "ebbtide.dev";
     plural = "clusters",
     namespaced,
     status = "ClusterStatus",
+    scale(
+        spec_replicas_path = ".spec.minWorkers",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
     derive = "PartialEq",
     shortname = "ebb",
     category = "ebbtide",
@@ -78,6 +83,9 @@ pub const GROUP: &str = "ebbtide.dev";
     .message("image cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
 #[x_kube(validation = Rule::new("has(self.environment) == has(oldSelf.environment) && (!has(self.environment) || self.environment == oldSelf.environment)")
     .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
+#[x_kube(validation = Rule::new("!has(self.minWorkers) || self.minWorkers <= self.workers[0].max")
+    .message("minWorkers must not be greater than max of the first group")
+    .field_path(".minWorkers"))]
 pub struct ClusterSpec {
     /// Packages that everything in this cluster runs with. Give this or `image`. It cannot change
     /// while the cluster lives.
@@ -96,6 +104,11 @@ pub struct ClusterSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(min = 1, max = 1))]
     pub workers: Vec<WorkerGroup>,
+    /// Workers of the first group that are there even without work, if that is more than the group's
+    /// own `min`: what `kubectl scale` and other autoscalers write. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub min_workers: i32,
     /// How the number of workers follows the queue.
     #[serde(default)]
     pub scaling: Scaling,
@@ -207,6 +220,13 @@ pub enum AtLast {
     /// The cluster is deleted with everything that it made.
     #[default]
     Delete,
+}
+
+impl ClusterSpec {
+    /// Workers of the first group that are there even without work.
+    pub fn least(&self) -> i32 {
+        self.min_workers.max(self.workers[0].min)
+    }
 }
 
 impl Default for SchedulerSpec {

@@ -34,6 +34,14 @@ pub struct ClusterStatus {
     /// How many workers there are.
     #[serde(default)]
     pub workers: WorkerCounts,
+    /// Workers of the first group that live, for `kubectl scale` and other autoscalers.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub replicas: i32,
+    /// Labels of their pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub selector: Option<String>,
     /// The same for each group, and why some of its pods cannot work.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

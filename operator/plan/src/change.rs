@@ -20,10 +20,11 @@ pub enum Class {
 }
 
 /// The class of each field, and of what is below it. `*` is any member of a list.
-const CLASSES: [(&str, Class); 10] = [
+const CLASSES: [(&str, Class); 11] = [
     ("environment", Class::Immutable),
     ("image", Class::Immutable),
     ("lifetime", Class::Live),
+    ("minWorkers", Class::Live),
     ("scaling", Class::Live),
     ("scheduler.pod", Class::NextPods),
     ("scheduler.resources", Class::NextPods),

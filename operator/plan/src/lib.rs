@@ -248,6 +248,7 @@ enum Source<'a> {
 
 fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     check_workers(&spec.workers)?;
+    check_least(spec)?;
     settings::check(spec)?;
     match (&spec.image, &spec.environment) {
         (Some(image), None) => Ok(Source::Given(image)),
@@ -283,6 +284,16 @@ fn check_workers(workers: &[WorkerGroup]) -> Result<(), String> {
         return Err(format!("spec.workers: min {min} is greater than max {max}"));
     }
     Ok(())
+}
+
+fn check_least(spec: &ClusterSpec) -> Result<(), String> {
+    let (least, max) = (spec.min_workers, spec.workers[0].max);
+    if (0..=max).contains(&least) {
+        return Ok(());
+    }
+    Err(format!(
+        "spec.minWorkers: {least} must be at least 0 and at most max of the first group, {max}"
+    ))
 }
 
 fn packed(request: &Request, site: &Site) -> Image {

@@ -31,7 +31,7 @@ pub(crate) fn target(
     idle: &Idle,
 ) -> Target {
     let group = &cluster.spec.workers[0];
-    let (min, max) = (count(group.min), count(group.max));
+    let (min, max) = (count(cluster.spec.least()), count(group.max));
     let present = u32::try_from(children.workers.len()).unwrap_or(u32::MAX);
     let Some(demand) = &observed.demand else {
         // Nothing is known: nobody comes beyond the least number, and nobody goes.

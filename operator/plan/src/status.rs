@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::status::{CAUSES_MAX, Cause, CauseCount, GroupStatus};
-use ebbtide_api::{Cluster, ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
+use ebbtide_api::{Cluster, ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts, names};
 use ebbtide_environment::Key;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
 
 use crate::children::Children;
 use crate::lifetime::Idle;
@@ -32,7 +33,7 @@ pub(crate) struct Facts<'a> {
 pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     let Facts { cluster, children, observed, target, .. } = facts;
     let counts = counts(children, target);
-    let min = cluster.spec.workers[0].min;
+    let min = cluster.spec.least();
     // Without work a cluster needs `min` workers, with work at least one.
     let is_busy = observed.demand.as_ref().is_some_and(|it| it.tasks > 0 || it.running > 0);
     let needed = min.max(i32::from(is_busy));
@@ -69,6 +70,8 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
             pending_change(cluster, children.behind, facts.now),
         ],
         workers: counts,
+        replicas: counts.starting.saturating_add(counts.ready),
+        selector: Some(selector(cluster)),
         groups: vec![GroupStatus {
             name: cluster.spec.workers[0].name.clone(),
             workers: counts,
@@ -79,6 +82,17 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),
     }
+}
+
+/// The labels of the first group's workers, as a query.
+fn selector(cluster: &Cluster) -> String {
+    format!(
+        "{}={},{}={}",
+        names::CLUSTER_UID,
+        cluster.uid().unwrap_or_default(),
+        names::WORKER_GROUP,
+        cluster.spec.workers[0].name
+    )
 }
 
 fn counts(children: &Children, target: &Target) -> WorkerCounts {

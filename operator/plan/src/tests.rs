@@ -302,6 +302,21 @@ fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
 }
 
 #[test]
+fn the_least_number_of_workers_can_be_scaled_from_outside() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.cluster.spec.min_workers = 3;
+    world.step();
+    world.run();
+    let status = world.after(1).status;
+    assert_eq!((status.workers.desired, status.replicas, status.phase), (3, 3, Phase::Ready));
+    let selector = status.selector.unwrap();
+    assert_eq!(selector, "ebbtide.dev/cluster-uid=u-1,ebbtide.dev/group=w");
+    world.cluster.spec.min_workers = 5;
+    let status = world.after(1).status;
+    assert!(status.message.is_some_and(|it| it.starts_with("spec.minWorkers: 5 must be")));
+}
+
+#[test]
 fn a_pod_that_waits_for_a_node_is_no_failure_and_is_told() {
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
     world.step();
