@@ -16,7 +16,7 @@ help:
 	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
 	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
 	@echo "make bench [CASE=spine]         figures beside the peers'"
-	@echo "make crds                       crds/clusters.yaml from the types of operator/api"
+	@echo "make crds                       crds/clusters.yaml and docs/reference.md from the types of operator/api"
 	@echo "make dev-cluster                that Kubernetes with the chart installed; again: with what is new"
 	@echo "make dev-cluster-down           away again without a trace"
 
@@ -58,7 +58,8 @@ bench: wheel
 
 crds: setup
 	@. scripts/environment.sh && cargo build --quiet --workspace && \
-	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd >crds/clusters.yaml
+	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd >crds/clusters.yaml && \
+	  scripts/reference >docs/reference.md
 
 dev-cluster: wheel
 	@e2e/dev-cluster up

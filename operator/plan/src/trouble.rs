@@ -105,6 +105,23 @@ mod tests {
     }
 
     #[test]
+    fn every_cause_is_in_the_table_for_people_on_call() {
+        let table = include_str!("../../../docs/on-call.md");
+        for cause in [
+            Cause::Unschedulable,
+            Cause::Image,
+            Cause::Configuration,
+            Cause::OutOfMemory,
+            Cause::Exit,
+            Cause::Evicted,
+            Cause::NodeLost,
+            Cause::Refused,
+        ] {
+            assert!(table.contains(&format!("`{}`", cause.as_str())), "{cause:?}");
+        }
+    }
+
+    #[test]
     fn what_the_api_server_refuses_has_a_reason() {
         let quota = "pods \"w\" is forbidden: exceeded quota: small, requested: pods=1";
         assert_eq!(refusal(quota), "Quota");
