@@ -251,59 +251,114 @@ def test_what_fails_before_the_worker_starts_is_told_and_not_tried_in_haste(
 
 
 @pytest.fixture
-def analyst(namespace: str) -> Callable[..., None]:
-    """Give a person without rights the right to clusters; a call gives one more."""
+def may(namespace: str) -> Callable[..., None]:
+    """Give people a right in the namespace; both begin with the right to clusters."""
 
-    def may(name: str, group: str, resource: str, *verbs: str) -> None:
+    def give(person: str, group: str, resource: str, *verbs: str) -> None:
+        name = f"{person}-{resource}"
         rule = {"apiGroups": [group], "resources": [resource], "verbs": verbs}
         rbac = {"apiVersion": "rbac.authorization.k8s.io/v1"}
         apply(namespace, kind="Role", metadata={"name": name}, rules=[rule], **rbac)
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
-        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "analyst"}
+        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": person}
         binding = {"roleRef": role, "subjects": [subject]}
         apply(namespace, kind="RoleBinding", metadata={"name": name}, **binding, **rbac)
 
-    may("clusters", "ebbtide.dev", "clusters", "get", "create", "patch")
-    return may
+    for person in ("analyst", "engineer"):
+        give(person, "ebbtide.dev", "clusters", "get", "create", "patch")
+    give("engineer", "", "pods", "create")
+    return give
 
 
-def test_nobody_is_lent_secrets_or_accounts_that_they_may_not_have_themselves(
-    namespace: str, manifest: Callable[..., Path], analyst: Callable[..., None]
+SOURCE = {"name": "lent"}
+
+#: Settings that lend something, and how the refusal names it.
+LENT = [
+    ({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {**SOURCE, "key": "k"}}}]}, "Secrets"),
+    ({"envFrom": [{"secretRef": SOURCE}]}, "Secrets"),
+    ({"volumes": [{"name": "v", "secret": {"secretName": "lent"}}]}, "Secrets"),
+    ({"volumes": [{"name": "v", "projected": {"sources": [{"secret": SOURCE}]}}]}, "Secrets"),
+    ({"imagePullSecrets": [SOURCE]}, "Secrets"),
+    ({"initContainers": [{"name": "i", "envFrom": [{"secretRef": SOURCE}]}]}, "Secrets"),
+    ({"envFrom": [{"configMapRef": SOURCE}]}, "ConfigMaps"),
+    ({"volumes": [{"name": "v", "configMap": SOURCE}]}, "ConfigMaps"),
+    ({"serviceAccountName": "rates-s3"}, "a service account"),
+    ({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}, "volumes"),
+    ({"volumes": [{"name": "v", "ephemeral": {"storage": "1Gi"}}]}, "volumes"),
+    ({"labels": {"app": "payments"}}, "a place"),
+    ({"annotations": {"example.com/x": "seven"}}, "a place"),
+    ({"tolerations": [{"operator": "Exists"}]}, "a place"),
+    ({"priorityClassName": "first"}, "a place"),
+]
+
+
+def test_nobody_is_lent_what_they_may_not_have_themselves(
+    namespace: str, manifest: Callable[..., Path], may: Callable[..., None]
 ) -> None:
-    def tries(change: Change, name: str = "mean") -> str:
-        path = manifest(change, name)
-        answer = kubectl("apply", "--as=analyst", "-n", namespace, "-f", str(path), check=False)
-        return "taken" if f"{name} created" in answer or f"{name} configured" in answer else answer
+    def tries(change: Change, person: str = "analyst") -> str:
+        path = manifest(change)
+        asks = ("create", f"--as={person}", "--dry-run=server", "-n", namespace, "-f", str(path))
+        answer = kubectl(*asks, check=False)
+        return "taken" if "mean created (server dry run)" in answer else answer
 
-    source = {"name": "lent"}
-    ways = [
-        {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {**source, "key": "k"}}}]},
-        {"envFrom": [{"secretRef": source}]},
-        {"volumes": [{"name": "v", "secret": {"secretName": "lent"}}]},
-        {"volumes": [{"name": "v", "projected": {"sources": [{"secret": source}]}}]},
-        {"imagePullSecrets": [source]},
-        {"initContainers": [{"name": "i", "envFrom": [{"secretRef": source}]}]},
-    ]
-    for way in ways:
-        assert "Secrets that you may not read" in tries(workers(**way)), way
-        assert "Secrets that you may not read" in tries(
-            lambda spec, way=way: spec["scheduler"].update(pod=way)
-        ), way
-    account = workers(serviceAccountName="rates-s3")
-    assert "a service account that you may not use" in tries(account)
-    assert tries(workers(env=[{"name": "A", "value": "1"}]), "open") == "taken"
+    for way, what in LENT:
+        refused = f"the cluster's pods would have {what} that you may not"
+        assert refused in tries(workers(**way)), way
+        assert refused in tries(lambda spec, way=way: spec["scheduler"].update(pod=way)), way
+        assert tries(workers(**way), "engineer") == "taken", way
+    gpu = {"cpu": "1", "memory": "1Gi", "nvidia.com/gpu": 1}
+    assert "a place that you may not" in tries(lambda s: s["workers"][0].update(resources=gpu))
+    free = {
+        "env": [{"name": "A", "value": "1"}],
+        "nodeSelector": {"pool": "spot"},
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    }
+    assert tries(workers(**free)) == "taken"
 
-    # What somebody with the right described may be changed elsewhere, and not there.
-    kubectl("apply", "-n", namespace, "-f", str(manifest(workers(**ways[0]))))
-    patch = ("patch", "ebb/mean", "--as=analyst", "-n", namespace, "--type=json", "-p")
-    more = [{"op": "replace", "path": "/spec/workers/0/max", "value": 2}]
-    kubectl(*patch, json.dumps(more))
+    # Each right opens its own door and no other.
+    (secret, account, config) = (LENT[1][0], LENT[8][0], LENT[6][0])
+    may("analyst", "", "serviceaccounts", "impersonate")
+    assert tries(workers(**account)) == "taken"
+    assert "Secrets that you may not read" in tries(workers(**secret))
+    may("analyst", "", "configmaps", "get")
+    assert tries(workers(**config)) == "taken"
+    assert "Secrets that you may not read" in tries(workers(**secret))
+    may("analyst", "", "secrets", "get")
+    assert tries(workers(**secret)) == "taken"
+
+
+def test_what_somebody_with_the_right_described_stays_where_it_is(
+    namespace: str, manifest: Callable[..., Path], may: Callable[..., None]
+) -> None:
+    def patch(*changes: dict) -> str:
+        asks = ("patch", "ebb/mean", "--as=analyst", "-n", namespace, "--type=json", "-p")
+        return kubectl(*asks, json.dumps(changes), check=False)
+
+    kubectl("apply", "-n", namespace, "-f", str(manifest(workers(**LENT[0][0]))))
+    pod = "/spec/workers/0/pod"
+    assert "patched" in patch({"op": "replace", "path": "/spec/workers/0/max", "value": 2})
     other = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "another", "key": "k"}}}
-    swap = [{"op": "replace", "path": "/spec/workers/0/pod/env/0", "value": other}]
-    assert "Secrets that you may not read" in kubectl(*patch, json.dumps(swap), check=False)
+    for changes in [
+        [{"op": "replace", "path": f"{pod}/env/0", "value": other}],
+        [{"op": "move", "from": pod, "path": "/spec/scheduler/pod"}],
+        [{"op": "copy", "from": pod, "path": "/spec/scheduler/pod"}],
+    ]:
+        assert "Secrets that you may not read" in patch(*changes), changes
+    account = {"op": "add", "path": f"{pod}/serviceAccountName", "value": "rates-s3"}
+    assert "you may not" in patch(account)
+    # To take something away lends nothing.
+    assert "patched" in patch({"op": "remove", "path": pod})
+    kubectl("delete", "ebb/mean", "-n", namespace)
 
-    analyst("secrets", "", "secrets", "get")
-    analyst("accounts", "", "serviceaccounts", "impersonate")
-    assert tries(workers(**ways[1]), "reader") == "taken"
-    assert tries(account, "impersonator") == "taken"
-    kubectl("delete", "ebb", "--all", "-n", namespace)
+
+def test_a_scheduler_that_cannot_live_is_made_again_when_it_is_corrected(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def lost(spec: dict) -> None:
+        spec["scheduler"]["pod"] = {"env": [{"name": "PATH", "value": "/nowhere"}]}
+
+    kubectl("apply", "-n", namespace, "-f", str(manifest(lost)))
+    wait(namespace, "{.status.phase}=Degraded")
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)

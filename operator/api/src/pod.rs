@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
     ConfigMapEnvSource, ConfigMapKeySelector, ConfigMapProjection, ConfigMapVolumeSource,
-    EmptyDirVolumeSource, LocalObjectReference, NodeAffinity, PersistentVolumeClaimVolumeSource,
-    SecretEnvSource, SecretKeySelector, SecretProjection, SecretVolumeSource, Toleration,
-    TopologySpreadConstraint,
+    LocalObjectReference, NodeAffinity, PersistentVolumeClaimVolumeSource, SecretEnvSource,
+    SecretKeySelector, SecretProjection, SecretVolumeSource, Toleration, TopologySpreadConstraint,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::KubeSchema;
@@ -25,8 +24,8 @@ pub struct PodSettings {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub labels: BTreeMap<String, String>,
-    /// Annotations. Those that change what a pod may do, like the ones of `kubernetes.io`, are
-    /// refused.
+    /// Annotations. Those of the domains that nodes, networks and webhooks listen to, like
+    /// `kubernetes.io`, are refused.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub annotations: BTreeMap<String, String>,
@@ -138,7 +137,7 @@ pub struct VariableSource {
 #[x_kube(validation = Rule::new("has(self.configMapRef) != has(self.secretRef)")
     .message("give either configMapRef or secretRef"))]
 pub struct Variables {
-    /// What is put before each name.
+    /// What is put before each name. What Ebbtide sets itself is not replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub prefix: Option<String>,
@@ -170,7 +169,7 @@ pub struct PodVolume {
     pub secret: Option<SecretVolumeSource>,
     /// An empty folder that goes with the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub empty_dir: Option<EmptyDirVolumeSource>,
+    pub empty_dir: Option<EmptyDir>,
     /// A claim of this namespace. Claims that only one node may mount keep all workers on that node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
@@ -180,6 +179,25 @@ pub struct PodVolume {
     /// A claim that is made for each pod and goes with it: a large scratch disk, for example.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Ephemeral>,
+}
+
+/// An empty folder that goes with the pod.
+#[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EmptyDir {
+    /// What it lies on. Default: the node's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub medium: Option<Medium>,
+    /// How much it may hold, like `10Gi`; a pod that writes more is evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_limit: Option<Amount>,
+}
+
+/// What an empty folder lies on, if not on the node's disk.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum Medium {
+    /// Memory, which counts as the pod's.
+    Memory,
 }
 
 /// Several ConfigMaps and Secrets in one folder.

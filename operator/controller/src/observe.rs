@@ -25,6 +25,14 @@ pub(crate) struct SlimPod {
     status: Option<SlimStatus>,
 }
 
+impl SlimPod {
+    /// Leaves out what nobody here asks for: people's annotations may be long.
+    pub(crate) fn slim(&mut self) {
+        self.metadata.managed_fields = None;
+        self.annotations_mut().retain(|key, _| key == names::MADE_FROM);
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SlimStatus {

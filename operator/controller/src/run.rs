@@ -87,7 +87,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         .predicate_filter(predicates::generation, PredicateConfig::default());
     let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
     let pod_events = watcher(Api::<SlimPod>::all(client), watch.labels(&managed))
-        .modify(|pod| pod.metadata.managed_fields = None)
+        .modify(SlimPod::slim)
         .default_backoff()
         .reflect(pod_writer)
         .touched_objects();

@@ -67,7 +67,8 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
         // What a Secret or ConfigMap would give, the shell gives.
         let is_theirs = from.is_some_and(settings::is_from_elsewhere);
         let inherited = || is_theirs.then(|| env::var(&variable.name).ok()).flatten();
-        if let Some(value) = given.or_else(read).or_else(inherited) {
+        let empty = || from.is_none().then(String::new);
+        if let Some(value) = given.or_else(read).or_else(inherited).or_else(empty) {
             process.env(&variable.name, value);
         }
     }

@@ -83,7 +83,11 @@ impl Children {
             if pod.name == scheduler {
                 children.is_scheduler_held = true;
                 children.scheduler = (!is_over).then(|| pod.clone());
-                if !is_over && observed.demand.is_none() && is_outdated(pod, &leader_from) {
+                // It starts again and again in the same pod, and counts as running meanwhile.
+                let is_stuck = pod.trouble.as_ref().is_some_and(|it| !it.may_pass());
+                let is_due =
+                    is_outdated(pod, &leader_from) || is_stuck && is_behind(pod, &leader_from);
+                if !is_over && observed.demand.is_none() && is_due {
                     children.outdated.push(pod_ref(pod));
                 }
                 children.behind += usize::from(!is_over && is_behind(pod, &leader_from));

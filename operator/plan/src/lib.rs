@@ -201,6 +201,7 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
     let target = scaling::target(cluster, &children, observed, &idle);
 
     let mut changes = Vec::new();
+    let mut are_more_due = false;
     if idle.is_over {
         let uid = cluster.uid().unwrap_or_default();
         changes
@@ -211,7 +212,9 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         changes.extend(pods::scheduler_due(&made, &children));
-        changes.extend(pods::workers_due(&made, &children, &target));
+        let workers = pods::workers_due(&made, &children, &target);
+        are_more_due = workers.len() == pods::AT_ONCE_MAX;
+        changes.extend(workers);
         changes.extend(scaling::fewer(cluster, &children, &target));
     }
     let status = status::observed(&status::Facts {
@@ -225,8 +228,9 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         target: &target,
         now,
     });
-    let next_look =
-        [children.next_look, idle.next_look, target.next_look].into_iter().flatten().min();
+    let at_once = are_more_due.then_some(Duration::from_secs(1));
+    let looks = [children.next_look, idle.next_look, target.next_look, at_once];
+    let next_look = looks.into_iter().flatten().min();
     Plan { changes, status, next_look }
 }
 

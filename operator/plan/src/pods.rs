@@ -26,6 +26,9 @@ use crate::{Change, Op, Site, metadata, scheduler_addresses, settings};
 /// Where a pod's credentials are mounted.
 pub const CREDENTIALS_PATH: &str = "/etc/ebbtide/credentials";
 
+/// Pods of a group that are made in one reconcile; the next follows when they are seen.
+pub(crate) const AT_ONCE_MAX: usize = 64;
+
 /// Volumes that every pod has.
 pub const OWN_VOLUMES: [&str; 2] = ["credentials", "tmp"];
 
@@ -87,6 +90,7 @@ pub(crate) fn workers_due(
 ) -> Vec<Change> {
     let present = children.workers.len() + children.stillborn;
     let missing = usize::try_from(target.desired).unwrap_or_default().saturating_sub(present);
+    let missing = missing.min(AT_ONCE_MAX);
     (0..)
         .filter(|index| !children.workers.contains_key(index) && !children.held.contains(index))
         .take(missing)

@@ -3,33 +3,51 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::pod::{
-    Ephemeral, InitContainer, Mount, Neighbours, PodPlacement, PodSettings, PodVolume, Projected,
-    Projection, Variable, Variables,
+    Ephemeral, InitContainer, Medium, Mount, Neighbours, PodPlacement, PodSettings, PodVolume,
+    Projected, Projection, Variable, Variables,
 };
-use ebbtide_api::{ClusterSpec, GROUP, names};
+use ebbtide_api::{ClusterSpec, GROUP, Resources, names};
 use k8s_openapi::api::core::v1::{
-    Affinity, EnvFromSource, EnvVar, EnvVarSource, EphemeralVolumeSource,
+    Affinity, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource, EphemeralVolumeSource,
     PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PodAffinity, PodAffinityTerm,
     PodAntiAffinity, ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
     VolumeResourceRequirements, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::json;
 
 use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, TMP_PATH};
 
-/// Domains whose annotations tell the node, the network or a webhook what a pod may do.
-const INFRASTRUCTURE: [&str; 10] = [
-    "kubernetes.io",
-    "k8s.io",
-    "openshift.io",
-    "cncf.io",
-    "crio.io",
+/// Domains whose annotations tell the node, the network or a webhook what a pod may do. Their keys
+/// come with and without a name behind a slash.
+const INFRASTRUCTURE: [&str; 20] = [
+    "amazonaws.com",
+    "banzaicloud.io",
     "cilium.io",
-    "projectcalico.org",
-    "istio.io",
-    "linkerd.io",
+    "cncf.io",
+    "cri-o.io",
+    "crio.io",
+    "dapr.io",
+    "datadoghq.com",
+    "gke.io",
     "hashicorp.com",
+    "istio.io",
+    "k8s.io",
+    "k8s.ovn.org",
+    "katacontainers.io",
+    "kubernetes.io",
+    "linkerd.io",
+    "multus-cni.io",
+    "openshift.io",
+    "projectcalico.org",
+    "x-k8s.io",
 ];
+
+/// Beginnings of keys that container runtimes listen to.
+const RUNTIMES: [&str; 2] = ["io.kubernetes.", "io.katacontainers."];
+
+/// Longest settings of a pod, in bytes of JSON: each pod that is made has a copy.
+const BYTES_MAX: usize = 64 << 10;
 
 /// Annotations of those domains that people need and that lend them nothing.
 const HARMLESS: [&str; 3] = [
@@ -40,17 +58,39 @@ const HARMLESS: [&str; 3] = [
 
 /// Whether pods can have all of this: if not, which field cannot be and why.
 pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
+    check_resources(&spec.scheduler.resources)
+        .map_err(|error| format!("spec.scheduler.resources: {error}"))?;
     check_pod(&spec.scheduler.pod).map_err(|error| format!("spec.scheduler.pod.{error}"))?;
     for group in &spec.workers {
         let name = &group.name;
+        check_resources(&group.resources)
+            .map_err(|error| format!("spec.workers[{name}].resources: {error}"))?;
         check_pod(&group.pod).map_err(|error| format!("spec.workers[{name}].pod.{error}"))?;
     }
     Ok(())
 }
 
+/// What is counted in devices comes whole.
+fn check_resources(resources: &Resources) -> Result<(), String> {
+    for (kind, amount) in resources.iter().filter(|(kind, _)| kind.contains('/')) {
+        if amount.value().is_ok_and(|value| value.fract() != 0.0) {
+            return Err(format!("{kind}: {amount} is not whole; expected a number like 1"));
+        }
+    }
+    Ok(())
+}
+
 fn check_pod(pod: &PodSettings) -> Result<(), String> {
-    for key in pod.labels.keys() {
+    let bytes = json!(pod).to_string().len();
+    if bytes > BYTES_MAX {
+        return Err(format!(
+            "env: everything in pod is {bytes} bytes long; expected at most {BYTES_MAX}: put long \
+             values into a ConfigMap"
+        ));
+    }
+    for (key, value) in &pod.labels {
         check_key(key).map_err(|error| format!("labels: {error}"))?;
+        check_label(key, value).map_err(|error| format!("labels: {error}"))?;
     }
     for key in pod.annotations.keys() {
         check_key(key).map_err(|error| format!("annotations: {error}"))?;
@@ -80,9 +120,27 @@ fn check_key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn check_label(key: &str, value: &str) -> Result<(), String> {
+    let is_outer = |it: char| it.is_ascii_alphanumeric();
+    let is_inner = |it: char| is_outer(it) || "-_.".contains(it);
+    if value.len() <= 63
+        && value.chars().all(is_inner)
+        && value.starts_with(is_outer) == value.ends_with(is_outer)
+        && (value.is_empty() || value.starts_with(is_outer))
+    {
+        return Ok(());
+    }
+    Err(format!(
+        "{key}: {value:?} is no value of a label; expected at most 63 letters, digits, '-', '_' and \
+         '.', beginning and ending with a letter or digit"
+    ))
+}
+
 fn check_annotation(key: &str) -> Result<(), String> {
-    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-    if INFRASTRUCTURE.iter().any(|it| is_within(domain, it)) && !HARMLESS.contains(&key) {
+    let domain = key.split_once('/').map_or(key, |(domain, _)| domain);
+    let is_infrastructure = INFRASTRUCTURE.iter().any(|it| is_within(domain, it))
+        || RUNTIMES.iter().any(|it| key.starts_with(it));
+    if is_infrastructure && !HARMLESS.contains(&key) {
         return Err(format!(
             "{key} may change what a pod is allowed to do; of such domains only {} can be set",
             HARMLESS.join(", "),
@@ -110,10 +168,15 @@ fn check_environment(env: &[Variable], env_from: &[Variables]) -> Result<(), Str
             ));
         }
     }
-    if env_from.iter().all(|it| is_one_of([it.config_map_ref.is_some(), it.secret_ref.is_some()])) {
-        return Ok(());
+    for Variables { prefix, config_map_ref, secret_ref } in env_from {
+        if !is_one_of([config_map_ref.is_some(), secret_ref.is_some()]) {
+            return Err("envFrom: give one of configMapRef and secretRef".to_owned());
+        }
+        if prefix.as_ref().is_some_and(|it| it.starts_with("EBBTIDE_")) {
+            return Err("envFrom: names that begin with EBBTIDE_ are Ebbtide's own".to_owned());
+        }
     }
-    Err("envFrom: give one of configMapRef and secretRef".to_owned())
+    Ok(())
 }
 
 fn check_volumes(volumes: &[PodVolume]) -> Result<(), String> {
@@ -122,6 +185,9 @@ fn check_volumes(volumes: &[PodVolume]) -> Result<(), String> {
         let PodVolume { name, projected, .. } = volume;
         if OWN_VOLUMES.contains(&name.as_str()) {
             return Err(format!("volumes: {name} is Ebbtide's own; choose another name"));
+        }
+        if volume.secret.as_ref().is_some_and(|it| it.secret_name.is_none()) {
+            return Err(format!("volumes: {name}: secret has no secretName; give its name"));
         }
         let kinds = [
             volume.config_map.is_some(),
@@ -221,7 +287,10 @@ pub(crate) fn volumes(volumes: &[PodVolume]) -> impl Iterator<Item = Volume> {
         name: it.name.clone(),
         config_map: it.config_map.clone(),
         secret: it.secret.clone(),
-        empty_dir: it.empty_dir.clone(),
+        empty_dir: it.empty_dir.as_ref().map(|it| EmptyDirVolumeSource {
+            medium: it.medium.map(|Medium::Memory| "Memory".to_owned()),
+            size_limit: it.size_limit.as_ref().map(|it| Quantity(it.to_string())),
+        }),
         persistent_volume_claim: it.persistent_volume_claim.clone(),
         projected: it.projected.as_ref().map(projected),
         ephemeral: it.ephemeral.as_ref().map(ephemeral),

@@ -302,6 +302,18 @@ fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
 }
 
 #[test]
+fn so_many_pods_are_made_at_once_and_the_rest_after_them() {
+    let mut world = World::new(cluster(|spec| {
+        (spec["workers"][0]["min"], spec["workers"][0]["max"]) = (100.into(), 100.into());
+    }));
+    let plan = world.step();
+    assert_eq!(world.observed.pods.len(), 65);
+    assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(1));
+    world.after(1);
+    assert_eq!(world.observed.pods.len(), 101);
+}
+
+#[test]
 fn the_least_number_of_workers_can_be_scaled_from_outside() {
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
     world.cluster.spec.min_workers = 3;
@@ -485,6 +497,13 @@ fn what_did_not_start_is_made_again_when_its_settings_change_and_what_runs_stays
     let condition = &plan.status.conditions[1];
     assert_eq!((&*condition.type_, &*condition.status), ("PendingChange", "True"));
     assert!(condition.message.starts_with("3 pods were made from other settings"));
+    // A scheduler that starts again and again in the same pod counts as running.
+    world.observed.demand = None;
+    let leader = world.observed.pods[0].name.clone();
+    world.observed.pods[0].trouble = Trouble::waiting("CrashLoopBackOff", "back-off");
+    assert_eq!(deleted(&world.after(1)), [leader]);
+    world.after(1);
+    world.run();
     // A pod that an earlier operator made says nothing of it.
     world.observed.pods[0].made_from = None;
     world.observed.pods[0].phase = PodPhase::Pending;
