@@ -1,6 +1,7 @@
 //! One connection after its handshake: a task that writes what is queued, and how to accept and
 //! dial. Knows frames and identities, not what they say.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,10 @@ use crate::frame::{self, Frame, FrameError};
 pub(crate) const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a connection may take to open before another one is tried beside it.
-const DIAL_INTERVAL: Duration = Duration::from_millis(250);
+const DIAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Connections that one dial may have on their way; the oldest is given up for a new one.
+const DIALS_MAX: usize = 32;
 
 /// How long a peer may take for TLS and the greeting.
 pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -137,20 +141,26 @@ pub(crate) async fn dial(addresses: &[String]) -> Result<TcpStream, FrameError> 
     Ok(stream)
 }
 
-/// Begins once more at each address every [`DIAL_INTERVAL`], and takes the connection that opens first. In a
-/// network that is being set up, a connection that began too early may never open: it keeps the
-/// way that it had at its first packet, and TCP repeats that only after a second (RFC 6298, 2.1).
+/// Begins once more at each address every [`DIAL_INTERVAL`], and takes the connection that opens
+/// first. In a network that is being set up, a connection that began too early may never open: it
+/// keeps the way that it had at its first packet, and TCP repeats that only after a second (RFC
+/// 6298, 2.1).
 async fn connect_eagerly(addresses: &[String]) -> io::Result<TcpStream> {
     let (mut tries, mut starts) = (JoinSet::new(), interval(DIAL_INTERVAL));
+    let mut begun = VecDeque::new();
     loop {
         tokio::select! {
             _ = starts.tick() => for address in addresses {
-                tries.spawn(TcpStream::connect(address.clone()));
+                begun.push_back(tries.spawn(TcpStream::connect(address.clone())));
+                if begun.len() > DIALS_MAX && let Some(oldest) = begun.pop_front() {
+                    oldest.abort();
+                }
             },
-            Some(ended) = tries.join_next() => match ended.map_err(io::Error::other)? {
-                Ok(stream) => return Ok(stream),
-                Err(error) if tries.is_empty() => return Err(error),
-                Err(_) => {}
+            Some(ended) = tries.join_next() => match ended {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) if tries.is_empty() => return Err(error),
+                Err(error) if !error.is_cancelled() => return Err(io::Error::other(error)),
+                Ok(Err(_)) | Err(_) => {}
             },
         }
     }
