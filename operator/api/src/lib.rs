@@ -223,6 +223,15 @@ pub enum AtLast {
 }
 
 impl ClusterSpec {
+    /// Each kind of pod: the field that describes it, what it may use, and what else it has.
+    pub fn pods(&self) -> impl Iterator<Item = (String, &Resources, &PodSettings)> {
+        let scheduler = &self.scheduler;
+        let scheduler = ("spec.scheduler".to_owned(), &scheduler.resources, &scheduler.pod);
+        let field = |group: &WorkerGroup| format!("spec.workers[{}]", group.name);
+        let workers = self.workers.iter().map(move |it| (field(it), &it.resources, &it.pod));
+        std::iter::once(scheduler).chain(workers)
+    }
+
     /// Workers of the first group that are there even without work.
     pub fn least(&self) -> i32 {
         self.min_workers.max(self.workers[0].min)

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ebbtide_api::{Cluster, names};
-use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble};
+use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
@@ -139,8 +139,7 @@ fn seen(pod: &SlimPod) -> PodSeen {
 /// What is wrong with a container. People named those that run before ours.
 fn trouble(container: &ContainerStatus) -> Option<Trouble> {
     let what = what_is_wrong(container.state.as_ref()?)?;
-    let is_ours = ["scheduler", "worker"].contains(&container.name.as_str());
-    Some(if is_ours { what } else { what.of(&container.name) })
+    Some(if is_own_container(&container.name) { what } else { what.of(&container.name) })
 }
 
 fn what_is_wrong(state: &ContainerState) -> Option<Trouble> {

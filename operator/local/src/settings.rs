@@ -1,7 +1,7 @@
 //! What this machine cannot give of a pod's settings: it has no Secrets, volumes or init containers.
 
 use ebbtide_api::ClusterSpec;
-use ebbtide_api::pod::{PodSettings, Variable};
+use ebbtide_api::pod::Variable;
 use k8s_openapi::api::core::v1::EnvVarSource;
 
 /// Whether a Secret or ConfigMap of a namespace has the value.
@@ -19,26 +19,19 @@ pub fn from_shell(spec: &ClusterSpec) -> impl Iterator<Item = &str> {
             secret.or(map).is_some_and(|optional| optional != Some(true))
         })
     };
-    pods(spec).flat_map(|(_, pod)| &pod.env).filter(is_needed).map(|it| it.name.as_str())
+    spec.pods().flat_map(|(_, _, pod)| &pod.env).filter(is_needed).map(|it| it.name.as_str())
 }
 
 /// Fields that have no effect on this machine though people may count on them.
 pub fn left_out(spec: &ClusterSpec) -> Vec<String> {
-    let fields = pods(spec).flat_map(|(site, pod)| {
+    let fields = spec.pods().flat_map(|(site, _, pod)| {
         let parts = [
             ("envFrom", !pod.env_from.is_empty()),
             ("volumeMounts", !pod.volume_mounts.is_empty()),
             ("initContainers", !pod.init_containers.is_empty()),
         ];
         let given = parts.into_iter().filter(|(_, is_given)| *is_given);
-        given.map(move |(field, _)| format!("{site}.{field}")).collect::<Vec<_>>()
+        given.map(move |(field, _)| format!("{site}.pod.{field}")).collect::<Vec<_>>()
     });
     fields.collect()
-}
-
-fn pods(spec: &ClusterSpec) -> impl Iterator<Item = (String, &PodSettings)> {
-    let scheduler = ("spec.scheduler.pod".to_owned(), &spec.scheduler.pod);
-    let groups = &spec.workers;
-    let workers = groups.iter().map(|it| (format!("spec.workers[{}].pod", it.name), &it.pod));
-    std::iter::once(scheduler).chain(workers)
 }

@@ -30,7 +30,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
-pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES};
+pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
 pub use crate::secrets::{Content, SecretWanted, client_secret, token_secret};
 pub use crate::trouble::Trouble;
 

@@ -41,6 +41,11 @@ const USER: i64 = 65_532;
 /// Only the owner reads keys.
 const KEY_MODE: i32 = 0o440;
 
+/// Whether a container of this name is the one that every pod has.
+pub fn is_own_container(name: &str) -> bool {
+    [Role::Scheduler, Role::Worker].iter().any(|role| role.as_str() == name)
+}
+
 /// What pods are made from.
 pub(crate) struct Context<'a> {
     pub(crate) cluster: &'a Cluster,

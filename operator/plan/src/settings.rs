@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 
-use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, TMP_PATH};
+use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, TMP_PATH, is_own_container};
 
 /// Domains whose annotations tell the node, the network or a webhook what a pod may do. Their keys
 /// come with and without a name behind a slash.
@@ -58,14 +58,9 @@ const HARMLESS: [&str; 3] = [
 
 /// Whether pods can have all of this: if not, which field cannot be and why.
 pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
-    check_resources(&spec.scheduler.resources)
-        .map_err(|error| format!("spec.scheduler.resources: {error}"))?;
-    check_pod(&spec.scheduler.pod).map_err(|error| format!("spec.scheduler.pod.{error}"))?;
-    for group in &spec.workers {
-        let name = &group.name;
-        check_resources(&group.resources)
-            .map_err(|error| format!("spec.workers[{name}].resources: {error}"))?;
-        check_pod(&group.pod).map_err(|error| format!("spec.workers[{name}].pod.{error}"))?;
+    for (field, resources, pod) in spec.pods() {
+        check_resources(resources).map_err(|error| format!("{field}.resources: {error}"))?;
+        check_pod(pod).map_err(|error| format!("{field}.pod.{error}"))?;
     }
     Ok(())
 }
@@ -240,7 +235,7 @@ fn check_mounts(mounts: &[Mount], volumes: &[PodVolume]) -> Result<(), String> {
 }
 
 fn check_init(init: &InitContainer, volumes: &[PodVolume]) -> Result<(), String> {
-    if ["scheduler", "worker"].contains(&init.name.as_str()) {
+    if is_own_container(&init.name) {
         return Err("name is Ebbtide's own; choose another".to_owned());
     }
     check_environment(&init.env, &init.env_from)?;
