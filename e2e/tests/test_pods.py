@@ -212,6 +212,56 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
             assert cluster.submit(eval, "__import__('os').environ['A']").result(60) == "1"
 
 
+@pytest.fixture
+def one_gpu() -> Iterator[str]:
+    """Let a node say that it has a device, as a device plugin would."""
+    node = kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
+    path = "/status/capacity/example.com~1gpu"
+
+    def patch(**change: object) -> None:
+        patch = json.dumps([{"path": path, **change}])
+        kubectl("patch", "node", node, "--subresource=status", "--type=json", "-p", patch)
+
+    patch(op="add", value="1")
+    allocatable = r"--for=jsonpath={.status.allocatable.example\.com/gpu}=1"
+    kubectl("wait", f"node/{node}", allocatable, "--timeout=60s")
+    yield node
+    patch(op="remove")
+
+
+@on_the_dev_cluster
+def test_groups_come_for_what_only_their_workers_have_and_one_that_no_node_takes_says_so(
+    namespace: str, one_gpu: str, manifest: Callable[..., Path]
+) -> None:
+    def groups(spec: dict) -> None:
+        general = spec["workers"][0]
+        for kind in ("gpu", "tpu"):
+            resources = {**general["resources"], f"example.com/{kind}": 1}
+            spec["workers"].append({"name": kind, "resources": resources, "max": 1})
+
+    where = "(lambda it: (it['EBBTIDE_GROUP'], it['EBBTIDE_POD_NAME']))(__import__('os').environ)"
+    with (
+        up(manifest(groups), namespace),
+        eb.Cluster("mean", namespace=namespace) as cluster,
+    ):
+        assert cluster.submit(eval, where).result(60)[0] == "general"
+        nowhere = cluster.submit(eval, where, resources={"example.com/tpu": 1})
+        group, pod = cluster.submit(eval, where, resources={"example.com/gpu": 1}).result(60)
+        node = kubectl("get", f"pod/{pod}", "-n", namespace, "-o", "jsonpath={.spec.nodeName}")
+        assert (group, node) == ("gpu", one_gpu)
+        wait(namespace, "{.status.groups[2].causes[0].cause}=Unschedulable")
+        assert "Insufficient example.com/tpu" in message(namespace)
+        wait(namespace, "{.status.conditions[0].reason}=Unschedulable")
+        assert cluster.submit(eval, where).result(60)[0] in ("general", "gpu")
+        nowhere.cancel()
+        wait(namespace, "{.status.phase}=Ready")
+        # A group that is no longer in the manifest goes with its workers.
+        kubectl("apply", "-n", namespace, "-f", str(manifest()))
+        gone = ("pod", "-n", namespace, "-l", "ebbtide.dev/group=gpu")
+        kubectl("wait", *gone, "--for=delete", "--timeout=60s")
+        wait(namespace, "{.status.groups[*].name}=general")
+
+
 def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_room(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

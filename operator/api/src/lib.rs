@@ -22,6 +22,9 @@ pub use crate::pod::PodSettings;
 pub use crate::resources::Resources;
 pub use crate::status::{ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
 
+/// Most worker groups of a cluster.
+pub const GROUPS_MAX: usize = 16;
+
 /// API group of everything here.
 pub const GROUP: &str = "ebbtide.dev";
 
@@ -100,9 +103,10 @@ pub struct ClusterSpec {
     /// The one process that plans and hands out work.
     #[serde(default)]
     pub scheduler: SchedulerSpec,
-    /// Kinds of workers, exactly one.
+    /// Kinds of workers, sixteen at most. Work goes to the first group that can take it: write the
+    /// one for most of the work first, those with more memory or with devices after it.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    #[schemars(length(min = 1, max = 1))]
+    #[schemars(length(min = 1, max = GROUPS_MAX))]
     pub workers: Vec<WorkerGroup>,
     /// Workers of the first group that are there even without work, if that is more than the group's
     /// own `min`: what `kubectl scale` and other autoscalers write. Default: 0.
@@ -232,9 +236,10 @@ impl ClusterSpec {
         std::iter::once(scheduler).chain(workers)
     }
 
-    /// Workers of the first group that are there even without work.
-    pub fn least(&self) -> i32 {
-        self.min_workers.max(self.workers[0].min)
+    /// Each worker group with the number of its workers that are there even without work.
+    pub fn groups(&self) -> impl Iterator<Item = (&WorkerGroup, i32)> {
+        let of_first = [self.min_workers].into_iter().chain(std::iter::repeat(0));
+        self.workers.iter().zip(of_first).map(|(group, least)| (group, group.min.max(least)))
     }
 }
 

@@ -15,6 +15,9 @@ const MEMORY: &str = "memory";
 /// Most kinds of resources that one process may ask for.
 const KINDS_MAX: usize = 16;
 
+/// Longest name of a kind: those of all groups of a cluster fit one line of the contract.
+const KIND_MAX: usize = 128;
+
 /// What one process may use, by the kind of resource: at least `cpu` and `memory`.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
@@ -31,17 +34,37 @@ impl Resources {
         &self.0[CPU]
     }
 
+    /// Bytes of memory.
+    pub fn memory_bytes(&self) -> u64 {
+        whole(&self.0[MEMORY])
+    }
+
+    /// What there is beside cores and memory, in whole numbers.
+    pub fn others(&self) -> BTreeMap<String, u64> {
+        let others = self.0.iter().filter(|(kind, _)| ![CPU, MEMORY].contains(&kind.as_str()));
+        others.map(|(kind, amount)| (kind.clone(), whole(amount))).collect()
+    }
+
     /// Every kind and how much of it.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Amount)> {
         self.0.iter().map(|(kind, amount)| (kind.as_str(), amount))
     }
 }
 
+fn whole(amount: &Amount) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an amount is above zero, and one beyond u64 is as good as the largest"
+    )]
+    let whole = amount.value().unwrap_or_default() as u64;
+    whole
+}
+
 /// Whether Kubernetes could know this kind: its own, or one with a domain like `nvidia.com/gpu`.
 fn is_kind(kind: &str) -> bool {
-    [CPU, MEMORY, "ephemeral-storage"].contains(&kind)
-        || kind.starts_with("hugepages-")
-        || kind.contains('/')
+    let is_known = [CPU, MEMORY, "ephemeral-storage"].contains(&kind);
+    is_known || (kind.starts_with("hugepages-") || kind.contains('/')) && kind.len() <= KIND_MAX
 }
 
 impl<'de> Deserialize<'de> for Resources {
@@ -81,7 +104,7 @@ impl JsonSchema for Resources {
                 },
                 {
                     "rule": "self.all(it, it in ['cpu', 'memory', 'ephemeral-storage'] || \
-                        it.startsWith('hugepages-') || it.contains('/'))",
+                        ((it.startsWith('hugepages-') || it.contains('/')) && it.size() <= 128))",
                     "message": "expected cpu, memory, ephemeral-storage, or a kind with its domain, \
                         like nvidia.com/gpu",
                 },

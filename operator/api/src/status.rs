@@ -45,7 +45,7 @@ pub struct ClusterStatus {
     /// The same for each group, and why some of its pods cannot work.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 32))]
     pub groups: Vec<GroupStatus>,
     /// Where programs inside the Kubernetes cluster reach the scheduler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,6 +113,9 @@ pub struct GroupStatus {
     /// How many workers there are.
     #[serde(flatten)]
     pub workers: WorkerCounts,
+    /// Since when there has been no work for this group, as far as the scheduler said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Time>,
     /// Why some of its pods cannot work, the commonest first.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -92,6 +92,8 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
     let pods = timeout(PODS_MAX, context.pods.wait_until_ready()).await;
     pods.ok().and_then(Result::ok).ok_or(ReconcileError::NotReady)?;
     let observed = observe(context, cluster);
+    let uid = cluster.uid().unwrap_or_default();
+    context.schedulers.tell_groups(&uid, &ebbtide_plan::groups(&cluster.spec));
     let plan = plan(cluster, &observed, &context.site, Timestamp::now());
     if let Err(error) = apply(context, cluster, &plan.changes).await {
         let status = plan.stuck(cluster, &error.to_string(), Timestamp::now());

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebbtide_contract::demand::{Down, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Up};
+use ebbtide_contract::demand::{Down, Group, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Up};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::view::{Demand, Heard, View};
 use rustls::ServerConfig;
@@ -69,6 +69,8 @@ struct Connection {
     /// When there last was work, as far as this connection told.
     busy_at: Option<Instant>,
     orders: mpsc::Sender<Down>,
+    /// The worker groups that this scheduler was told of.
+    told: Vec<Group>,
 }
 
 /// One of the connections that a cluster may have, given back when it is dropped.
@@ -104,6 +106,20 @@ impl Schedulers {
         }
     }
 
+    /// Tells a scheduler which worker groups its cluster has, unless it was told so. One that is away
+    /// is told when it is back and this is said again.
+    pub fn tell_groups(&self, cluster_uid: &str, groups: &[Group]) {
+        if let Some(connection) = self.lock().connections.get_mut(cluster_uid)
+            && connection.told != groups
+        {
+            let order = Down::Groups { groups: groups.to_vec() };
+            // One that does not read its orders now is told at the next look.
+            if connection.orders.try_send(order).is_ok() {
+                connection.told = groups.to_vec();
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,7 +135,7 @@ impl Schedulers {
         let jobs = connection.view.demand().map(|demand| demand.jobs);
         let heard = connection.view.hear(line).map_err(|violation| violation.to_string())?;
         if let Some(demand) = connection.view.demand()
-            && (demand.tasks > 0 || demand.running > 0 || jobs.is_some_and(|it| it != demand.jobs))
+            && (demand.is_busy() || jobs.is_some_and(|it| it != demand.jobs))
         {
             connection.busy_at = Some(Instant::now());
         }
@@ -225,7 +241,14 @@ async fn session(
         return Err(io::Error::other("the first line is not hello"));
     };
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    let connection = Connection { number, view: View::default(), epoch, busy_at: None, orders };
+    let connection = Connection {
+        number,
+        view: View::default(),
+        epoch,
+        busy_at: None,
+        orders,
+        told: Vec::new(),
+    };
     let uid = cluster_uid.as_str();
     schedulers.enter(uid, connection).map_err(io::Error::other)?;
     let hear = |up| schedulers.hear(uid, number, up).map_err(io::Error::other);

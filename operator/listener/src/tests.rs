@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ebbtide_authority::Authority;
-use ebbtide_contract::demand::{Down, Fact, Outcome, PROTOCOL, Up};
+use ebbtide_contract::demand::{Down, Fact, Group, Outcome, PROTOCOL, Up};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::tls::{Credentials, any_name};
 use jiff::Timestamp;
@@ -61,7 +62,7 @@ impl Operator {
         for up in [
             Up::Hello { protocol: PROTOCOL, epoch },
             Up::Begin { sequence: 1 },
-            Up::Fact { sequence: 2, fact: queue(0, 0) },
+            Up::Fact { sequence: 2, fact: Fact::Jobs { ever: 0 } },
             Up::Fact { sequence: 3, fact: worker },
             Up::End { sequence: 4 },
         ] {
@@ -81,10 +82,6 @@ fn credentials(authority: &Authority, identity: &Identity) -> Credentials {
     let leaf = authority.leaf(identity, Timestamp::now()).unwrap();
     let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
     Credentials::from_pem(authority.certificate().as_bytes(), certificate, key).unwrap()
-}
-
-fn queue(tasks: u64, jobs: u64) -> Fact {
-    Fact::Queue { tasks, core_seconds: 0.0, running: 0, jobs }
 }
 
 async fn say(connection: &mut Connection, up: &Up) {
@@ -143,8 +140,8 @@ async fn a_later_life_of_a_scheduler_takes_over_and_an_earlier_one_does_not() {
 async fn what_no_scheduler_says_ends_its_connection_and_its_demand() {
     let mut operator = Operator::start().await;
     let long = format!("{{\"type\":\"begin\",\"sequence\":{}1}}\n", " ".repeat(70_000));
-    let infinite = "{\"type\":\"fact\",\"sequence\":5,\"fact\":{\"fact\":\"queue\",\"tasks\":1,\
-                    \"coreSeconds\":1e999,\"running\":0,\"jobs\":0}}\n";
+    let infinite = "{\"type\":\"fact\",\"sequence\":5,\"fact\":{\"fact\":\"queue\",\"fits\":[],\
+                    \"tasks\":1,\"coreSeconds\":1e999,\"running\":0}}\n";
     for line in ["garbage\n", &long, infinite, "{\"type\":\"fact\"}\n"] {
         let mut connection = operator.scheduler("a", 1).await;
         connection.write_all(line.as_bytes()).await.unwrap();
@@ -159,10 +156,8 @@ async fn a_worker_is_asked_to_retire_once_and_its_answer_is_kept() {
     let mut operator = Operator::start().await;
     let mut connection = operator.scheduler("a", 1).await;
     operator.schedulers.retire("a", &["w".to_owned()], 7);
-    let mut line = String::new();
-    timeout(PATIENCE, connection.read_line(&mut line)).await.unwrap().unwrap();
-    let order = Down::Retire { workers: vec!["w".to_owned()], deadline_seconds: 7 };
-    assert_eq!(serde_json::from_str::<Down>(&line).unwrap(), order);
+    let retire = Down::Retire { workers: vec!["w".to_owned()], deadline_seconds: 7 };
+    assert_eq!(order(&mut connection).await, retire);
     assert!(operator.schedulers.demand("a").unwrap().asked.contains("w"));
     let outcome = Outcome::Released;
     say(&mut connection, &Up::Retired { worker: "w".to_owned(), outcome }).await;
@@ -177,7 +172,37 @@ async fn work_that_came_and_went_between_two_lines_is_known() {
     let mut operator = Operator::start().await;
     let mut connection = operator.scheduler("a", 1).await;
     assert_eq!(operator.schedulers.busy_ago("a"), None);
-    say(&mut connection, &Up::Fact { sequence: 5, fact: queue(0, 1) }).await;
+    say(&mut connection, &Up::Fact { sequence: 5, fact: Fact::Jobs { ever: 1 } }).await;
     operator.hear("a").await;
     assert!(operator.schedulers.busy_ago("a").is_some());
+}
+
+async fn order(connection: &mut Connection) -> Down {
+    let mut line = String::new();
+    timeout(PATIENCE, connection.read_line(&mut line)).await.unwrap().unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[tokio::test]
+async fn each_connection_is_told_of_the_worker_groups_once_and_of_every_change() {
+    let mut operator = Operator::start().await;
+    let group = |name: &str| Group {
+        name: name.to_owned(),
+        memory_bytes: 1,
+        resources: BTreeMap::from([("nvidia.com/gpu".to_owned(), 2)]),
+    };
+    let mut before = None;
+    for epoch in 1..=2 {
+        let mut connection = operator.scheduler("a", epoch).await;
+        for groups in [vec![group("w")], vec![group("w"), group("v")]] {
+            operator.schedulers.tell_groups("a", &groups);
+            operator.schedulers.tell_groups("a", &groups);
+            assert_eq!(order(&mut connection).await, Down::Groups { groups });
+        }
+        operator.schedulers.retire("a", &["w".to_owned()], 7);
+        let next = order(&mut connection).await;
+        assert!(matches!(next, Down::Retire { .. }), "{next:?} was said twice");
+        before = Some(connection);
+    }
+    drop(before);
 }

@@ -193,6 +193,7 @@ impl Supervisor {
 
     fn observe(&self) -> Observed {
         let uid = self.cluster.uid().unwrap_or_default();
+        self.schedulers.tell_groups(&uid, &ebbtide_plan::groups(&self.cluster.spec));
         let secrets = fs::read_dir(self.secrets()).into_iter().flatten().flatten();
         let secrets: BTreeSet<String> =
             secrets.filter_map(|entry| entry.file_name().into_string().ok()).collect();

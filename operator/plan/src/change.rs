@@ -56,7 +56,7 @@ impl Class {
                 "holds for pods that are made from then on; what runs stays, what has not started \
                  is made again"
             }
-            Self::Recreate => "the workers of the old group go, those of the new one come",
+            Self::Recreate => "a group that is new comes, one that is gone goes with its workers",
             Self::Immutable => {
                 "is refused while the cluster lives; delete the cluster and create it again"
             }

@@ -19,33 +19,37 @@ const LIFE_MIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 pub(crate) struct Children {
-    /// The scheduler's pod, unless it has ended.
-    pub(crate) scheduler: Option<PodSeen>,
     /// Whether the scheduler cannot start or ended.
     pub(crate) is_scheduler_in_trouble: bool,
     /// Whether the scheduler's name is taken, by a pod in whatever state.
     pub(crate) is_scheduler_held: bool,
-    /// Workers that live, by index.
-    pub(crate) workers: BTreeMap<u32, Worker>,
-    /// Indices whose name is taken by a pod that ended or is going.
-    pub(crate) held: Vec<u32>,
-    /// How many of those could not live.
-    pub(crate) stillborn: usize,
+    /// The workers of each group of the spec, in its order, and of groups that it no longer has.
+    pub(crate) groups: Vec<Workers>,
     /// Pods that ended and have waited long enough.
     pub(crate) ended: Vec<PodRef>,
-    /// Workers of a group that the spec no longer has.
-    pub(crate) strays: Vec<PodRef>,
     /// How many of those that run were made from settings that are others now.
     pub(crate) behind: usize,
     /// Pods that did not start and were made from settings that are others now.
     pub(crate) outdated: Vec<PodRef>,
     /// Why the scheduler cannot start, or ended, with its name.
     pub(crate) of_scheduler: Option<(String, Trouble)>,
-    /// Why workers cannot start, or ended, with their names.
-    pub(crate) troubles: Vec<(String, Trouble)>,
-    /// How many workers ended and are not made again yet.
-    pub(crate) failed: usize,
     pub(crate) next_look: Option<Duration>,
+}
+
+/// The workers of one group.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    pub(crate) group: String,
+    /// Those that live, by index.
+    pub(crate) living: BTreeMap<u32, Worker>,
+    /// Indices whose name is taken by a pod that ended or is going.
+    pub(crate) held: Vec<u32>,
+    /// How many of those could not live.
+    pub(crate) stillborn: usize,
+    /// How many ended and are not made again yet.
+    pub(crate) failed: usize,
+    /// Why some cannot start, or ended, with their names.
+    pub(crate) troubles: Vec<(String, Trouble)>,
 }
 
 #[derive(Debug)]
@@ -54,69 +58,85 @@ pub(crate) struct Worker {
     pub(crate) is_registered: bool,
 }
 
+impl Workers {
+    fn of(group: &str) -> Self {
+        Self { group: group.to_owned(), ..Self::default() }
+    }
+
+    pub(crate) fn registered(&self) -> usize {
+        self.living.values().filter(|it| it.is_registered).count()
+    }
+}
+
 impl Children {
     pub(crate) fn sort(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Self {
-        let mut children = Self::default();
+        let groups = cluster.spec.workers.iter().map(|group| Workers::of(&group.name));
+        let mut children = Self { groups: groups.collect(), ..Self::default() };
         let scheduler = names::scheduler(&cluster.name_any());
-        let (leader, group) = (&cluster.spec.scheduler, &cluster.spec.workers[0]);
-        let leader_from = made_from(&leader.resources, &leader.pod);
-        let group_from = made_from(&group.resources, &group.pod);
-        let is_behind =
-            |pod: &PodSeen, from: &String| pod.made_from.as_ref().is_some_and(|it| it != from);
-        let is_outdated =
-            |pod: &PodSeen, from: &String| pod.phase == PodPhase::Pending && is_behind(pod, from);
         for pod in &observed.pods {
-            if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
-                let is_leader = pod.name == scheduler;
-                children.is_scheduler_in_trouble |= is_leader && !trouble.may_pass();
-                let named = (pod.name.clone(), trouble.clone());
-                if is_leader {
-                    children.of_scheduler = Some(named);
-                } else {
-                    children.troubles.push(named);
-                }
-            }
-            let is_over = pod.is_deleting || pod.phase == PodPhase::Ended;
             if pod.phase == PodPhase::Ended && !pod.is_deleting {
                 children.end(pod, now);
             }
             if pod.name == scheduler {
-                children.is_scheduler_held = true;
-                children.scheduler = (!is_over).then(|| pod.clone());
-                // It starts again and again in the same pod, and counts as running meanwhile.
-                let is_stuck = pod.trouble.as_ref().is_some_and(|it| !it.may_pass());
-                let is_due =
-                    is_outdated(pod, &leader_from) || is_stuck && is_behind(pod, &leader_from);
-                if !is_over && observed.demand.is_none() && is_due {
-                    children.outdated.push(pod_ref(pod));
-                }
-                children.behind += usize::from(!is_over && is_behind(pod, &leader_from));
-                continue;
+                children.take_scheduler(cluster, observed, pod);
+            } else {
+                children.take_worker(cluster, observed, pod);
             }
-            let Some(index) = index(cluster, &group.name, pod) else {
-                let of_old = pod.labels.get(names::WORKER_GROUP);
-                if !is_over && of_old.is_some_and(|old| index(cluster, old, pod).is_some()) {
-                    children.strays.push(pod_ref(pod));
-                }
-                continue;
-            };
-            if is_over {
-                children.failed += usize::from(!pod.is_deleting);
-                children.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
-                children.held.push(index);
-                continue;
-            }
-            let is_registered =
-                observed.demand.as_ref().is_some_and(|it| it.workers.contains_key(&pod.name));
-            if !is_registered && is_outdated(pod, &group_from) {
-                children.outdated.push(pod_ref(pod));
-                children.held.push(index);
-                continue;
-            }
-            children.behind += usize::from(is_behind(pod, &group_from));
-            children.workers.insert(index, Worker { pod: pod_ref(pod), is_registered });
         }
         children
+    }
+
+    fn take_scheduler(&mut self, cluster: &Cluster, observed: &Observed, pod: &PodSeen) {
+        let spec = &cluster.spec.scheduler;
+        let from = made_from(&spec.resources, &spec.pod);
+        let trouble = pod.trouble.as_ref().filter(|_| !pod.is_deleting);
+        let is_stuck = trouble.is_some_and(|it| !it.may_pass());
+        self.is_scheduler_in_trouble |= is_stuck;
+        self.of_scheduler = trouble.map(|it| (pod.name.clone(), it.clone()));
+        self.is_scheduler_held = true;
+        // It starts again and again in the same pod, and counts as running meanwhile.
+        let is_due = is_outdated(pod, &from) || is_stuck && is_behind(pod, &from);
+        if !is_over(pod) && observed.demand.is_none() && is_due {
+            self.outdated.push(pod_ref(pod));
+        }
+        self.behind += usize::from(is_alive(pod) && is_behind(pod, &from));
+    }
+
+    fn take_worker(&mut self, cluster: &Cluster, observed: &Observed, pod: &PodSeen) {
+        let Some(name) = pod.labels.get(names::WORKER_GROUP) else { return };
+        let Some(index) = index(cluster, name, pod) else { return };
+        let spec = cluster.spec.workers.iter().find(|it| it.name == *name);
+        let from = spec.map(|group| made_from(&group.resources, &group.pod));
+        let is_registered =
+            observed.demand.as_ref().is_some_and(|it| it.workers.contains_key(&pod.name));
+        let is_outdated = from.as_ref().is_some_and(|from| is_outdated(pod, from));
+        let is_behind = from.as_ref().is_none_or(|from| is_behind(pod, from));
+        self.behind += usize::from(is_alive(pod) && is_behind && !is_outdated);
+        if is_outdated && !is_registered && !is_over(pod) {
+            self.outdated.push(pod_ref(pod));
+        }
+        let workers = self.group(name);
+        if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
+            workers.troubles.push((pod.name.clone(), trouble.clone()));
+        }
+        if is_over(pod) {
+            workers.failed += usize::from(!pod.is_deleting);
+            workers.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
+            workers.held.push(index);
+        } else if is_outdated && !is_registered {
+            workers.held.push(index);
+        } else {
+            workers.living.insert(index, Worker { pod: pod_ref(pod), is_registered });
+        }
+    }
+
+    /// The workers of a group of this name, which the spec may no longer have.
+    fn group(&mut self, name: &str) -> &mut Workers {
+        let at = self.groups.iter().position(|it| it.group == name).unwrap_or_else(|| {
+            self.groups.push(Workers::of(name));
+            self.groups.len() - 1
+        });
+        &mut self.groups[at]
     }
 
     fn end(&mut self, pod: &PodSeen, now: Timestamp) {
@@ -132,14 +152,27 @@ impl Children {
     /// Pods that ended give their names free.
     pub(crate) fn clear_away(&self) -> impl Iterator<Item = Change> {
         let ended = self.ended.iter().map(|pod| (pod, "it has ended"));
-        let strays = self.strays.iter().map(|pod| (pod, "the spec has no such worker group"));
         let outdated =
             self.outdated.iter().map(|pod| (pod, "its settings changed before it started"));
-        ended
-            .chain(strays)
-            .chain(outdated)
-            .map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
+        ended.chain(outdated).map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
     }
+}
+
+fn is_over(pod: &PodSeen) -> bool {
+    pod.is_deleting || pod.phase == PodPhase::Ended
+}
+
+/// Whether its processes may still run: one that is being deleted works on until it is gone.
+fn is_alive(pod: &PodSeen) -> bool {
+    pod.phase != PodPhase::Ended
+}
+
+fn is_behind(pod: &PodSeen, from: &String) -> bool {
+    pod.made_from.as_ref().is_some_and(|it| it != from)
+}
+
+fn is_outdated(pod: &PodSeen, from: &String) -> bool {
+    pod.phase == PodPhase::Pending && is_behind(pod, from)
 }
 
 fn is_stillborn(pod: &PodSeen) -> bool {

@@ -20,7 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, ClusterSpec, ClusterStatus, EnvironmentSpec, WorkerGroup, names};
+use ebbtide_api::{
+    Cluster, ClusterSpec, ClusterStatus, EnvironmentSpec, GROUPS_MAX, WorkerGroup, names,
+};
+use ebbtide_contract::demand::Group;
 use ebbtide_contract::view::Demand;
 use ebbtide_environment::{Key, Request, RequestError};
 use jiff::Timestamp;
@@ -198,7 +201,7 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
     };
     let children = children::Children::sort(cluster, observed, now);
     let idle = lifetime::idle(cluster, observed, now);
-    let target = scaling::target(cluster, &children, observed, &idle);
+    let targets = scaling::targets(cluster, &children, observed, &idle, now);
 
     let mut changes = Vec::new();
     let mut are_more_due = false;
@@ -212,10 +215,10 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         changes.extend(pods::scheduler_due(&made, &children));
-        let workers = pods::workers_due(&made, &children, &target);
+        let workers = pods::workers_due(&made, &children, &targets);
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
         changes.extend(workers);
-        changes.extend(scaling::fewer(cluster, &children, &target));
+        changes.extend(scaling::fewer(cluster, &children, &targets));
     }
     let status = status::observed(&status::Facts {
         cluster,
@@ -225,13 +228,13 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         image: &image,
         key,
         idle: &idle,
-        target: &target,
+        targets: &targets,
         now,
     });
     let at_once = are_more_due.then_some(Duration::from_secs(1));
-    let looks = [children.next_look, idle.next_look, target.next_look, at_once];
-    let next_look = looks.into_iter().flatten().min();
-    Plan { changes, status, next_look }
+    let looks = [children.next_look, idle.next_look, at_once];
+    let looks = looks.into_iter().chain(targets.iter().map(|it| it.next_look));
+    Plan { changes, status, next_look: looks.flatten().min() }
 }
 
 /// The key of the package list that a cluster asks for.
@@ -274,18 +277,39 @@ fn image(cluster: &Cluster, site: &Site) -> Image {
     }
 }
 
+/// The worker groups of a cluster, as its scheduler must know them.
+pub fn groups(spec: &ClusterSpec) -> Vec<Group> {
+    let group = |it: &WorkerGroup| Group {
+        name: it.name.clone(),
+        memory_bytes: it.resources.memory_bytes(),
+        resources: it.resources.others(),
+    };
+    spec.workers.iter().map(group).collect()
+}
+
 /// What the API server checks too; manifests for this machine have only this.
 fn check_workers(workers: &[WorkerGroup]) -> Result<(), String> {
-    let [group] = workers else {
-        return Err(format!("spec.workers: expected exactly one group, not {}", workers.len()));
-    };
+    if !(1..=GROUPS_MAX).contains(&workers.len()) {
+        let count = workers.len();
+        return Err(format!("spec.workers: expected 1 to {GROUPS_MAX} groups, not {count}"));
+    }
+    let mut names = BTreeSet::new();
+    if let Some(twice) = workers.iter().find(|group| !names.insert(&group.name)) {
+        return Err(format!("spec.workers: two groups have the name {:?}", twice.name));
+    }
+    workers.iter().try_for_each(check_group)
+}
+
+fn check_group(group: &WorkerGroup) -> Result<(), String> {
     let WorkerGroup { name, min, max, .. } = group;
     names::check_group(name).map_err(|error| format!("spec.workers: name: {error}"))?;
     if *min < 0 || *max < 1 {
-        return Err(format!("spec.workers: min {min} must be at least 0 and max {max} at least 1"));
+        return Err(format!(
+            "spec.workers[{name}]: min {min} must be at least 0 and max {max} at least 1"
+        ));
     }
     if min > max {
-        return Err(format!("spec.workers: min {min} is greater than max {max}"));
+        return Err(format!("spec.workers[{name}]: min {min} is greater than max {max}"));
     }
     Ok(())
 }

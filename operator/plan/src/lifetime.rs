@@ -11,15 +11,13 @@ use crate::Observed;
 pub(crate) struct Idle {
     /// Since when the scheduler says that there is no work.
     pub(crate) since: Option<Timestamp>,
-    /// For how long.
-    pub(crate) length: Duration,
     /// Whether the cluster's time is up.
     pub(crate) is_over: bool,
     pub(crate) next_look: Option<Duration>,
 }
 
 pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Idle {
-    let is_idle = observed.demand.as_ref().is_some_and(|it| it.tasks == 0 && it.running == 0);
+    let is_idle = observed.demand.as_ref().is_some_and(|it| !it.is_busy());
     if !is_idle {
         return Idle::default();
     }
@@ -32,7 +30,7 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
     let is_over = rest.is_zero();
-    Idle { since: Some(since), length, is_over, next_look: (!is_over).then_some(rest) }
+    Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
 }
 
 pub(crate) fn since(at: Timestamp, now: Timestamp) -> Duration {

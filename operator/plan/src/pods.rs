@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::pod::{InitContainer, PodSettings};
-use ebbtide_api::{Cluster, Resources, names};
+use ebbtide_api::{Cluster, Resources, WorkerGroup, names};
 use ebbtide_contract::identity::Role;
 use ebbtide_contract::{port, variable};
 use k8s_openapi::api::core::v1::{
@@ -26,7 +26,7 @@ use crate::{Change, Op, Site, metadata, scheduler_addresses, settings};
 /// Where a pod's credentials are mounted.
 pub const CREDENTIALS_PATH: &str = "/etc/ebbtide/credentials";
 
-/// Pods of a group that are made in one reconcile; the next follows when they are seen.
+/// Workers that are made in one reconcile; the next follow when they are seen.
 pub(crate) const AT_ONCE_MAX: usize = 64;
 
 /// Volumes that every pod has.
@@ -91,24 +91,27 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
 pub(crate) fn workers_due(
     context: &Context<'_>,
     children: &Children,
-    target: &Target,
+    targets: &[Target],
 ) -> Vec<Change> {
-    let present = children.workers.len() + children.stillborn;
-    let missing = usize::try_from(target.desired).unwrap_or_default().saturating_sub(present);
-    let missing = missing.min(AT_ONCE_MAX);
-    (0..)
-        .filter(|index| !children.workers.contains_key(index) && !children.held.contains(index))
-        .take(missing)
-        .map(|index| Change {
-            op: Op::CreatePod(Box::new(worker(context, index))),
+    let groups = context.cluster.spec.workers.iter().zip(&children.groups).zip(targets);
+    let due = groups.flat_map(|((group, workers), target)| {
+        let present = workers.living.len() + workers.stillborn;
+        let missing = usize::try_from(target.desired).unwrap_or_default().saturating_sub(present);
+        let is_free =
+            |index: &u32| !workers.living.contains_key(index) && !workers.held.contains(index);
+        (0..).filter(is_free).take(missing).map(move |index| (group, index))
+    });
+    due.take(AT_ONCE_MAX)
+        .map(|(group, index)| Change {
+            op: Op::CreatePod(Box::new(worker(context, group, index))),
             why: "fewer workers than the queue asks for",
         })
         .collect()
 }
 
-fn worker(context: &Context<'_>, index: u32) -> Pod {
+fn worker(context: &Context<'_>, group: &WorkerGroup, index: u32) -> Pod {
     let cluster = context.cluster;
-    let (name, group) = (cluster.name_any(), &cluster.spec.workers[0]);
+    let name = cluster.name_any();
     let labels = BTreeMap::from([
         (names::WORKER_GROUP.to_owned(), group.name.clone()),
         (names::INDEX.to_owned(), index.to_string()),
@@ -116,6 +119,7 @@ fn worker(context: &Context<'_>, index: u32) -> Pod {
     let env = vec![
         plain(variable::SCHEDULER, scheduler_addresses(cluster, context.site).join(",")),
         plain(variable::GROUP, group.name.clone()),
+        plain(variable::RESOURCES, json!(group.resources.others()).to_string()),
         limit(variable::MEMORY_BYTES, "limits.memory"),
         limit(variable::CORES, "limits.cpu"),
     ];

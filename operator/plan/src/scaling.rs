@@ -1,19 +1,26 @@
-//! How many workers there should be, and which of those that are there may go.
+//! How many workers each group should have, and which of those that are there may go.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ebbtide_api::{Cluster, WorkerGroup};
 use ebbtide_contract::demand::Outcome;
 use ebbtide_contract::view::Demand;
+use jiff::Timestamp;
 
-use crate::children::Children;
-use crate::lifetime::Idle;
+use crate::children::{Children, Workers};
+use crate::lifetime::{self, Idle};
 use crate::{Change, Observed, Op};
 
+/// What one group of [`Children::groups`] should be, in the same order.
 #[derive(Debug, Default)]
 pub(crate) struct Target {
     /// What the queue asks for, within `min` and `max`.
     pub(crate) desired: u32,
+    /// The least number of workers that it must have for what there is to do.
+    pub(crate) needed: u32,
+    /// Since when there has been no work for it.
+    pub(crate) idle_since: Option<Timestamp>,
     /// Registered workers that are to be asked to go, and why.
     pub(crate) to_retire: Vec<String>,
     pub(crate) why_retire: &'static str,
@@ -24,62 +31,151 @@ pub(crate) struct Target {
     pub(crate) next_look: Option<Duration>,
 }
 
-pub(crate) fn target(
+/// What is to be done by one group.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    is_busy: bool,
+    core_seconds: f64,
+}
+
+/// How many workers a group may have.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    min: u32,
+    max: u32,
+}
+
+pub(crate) fn targets(
     cluster: &Cluster,
     children: &Children,
     observed: &Observed,
     idle: &Idle,
-) -> Target {
-    let group = &cluster.spec.workers[0];
-    let (min, max) = (count(cluster.spec.least()), count(group.max));
-    let present = u32::try_from(children.workers.len()).unwrap_or(u32::MAX);
+    now: Timestamp,
+) -> Vec<Target> {
     let Some(demand) = &observed.demand else {
         // Nothing is known: nobody comes beyond the least number, and nobody goes.
-        return Target { desired: present.clamp(min, max), ..Target::default() };
+        let groups = children.groups.iter().enumerate();
+        return groups
+            .map(|(nth, workers)| {
+                let Bounds { min, max } = bounds(cluster, nth);
+                let desired = count_of(workers.living.len()).clamp(min, max);
+                Target { desired, needed: min, ..Target::default() }
+            })
+            .collect();
     };
-    let busy = demand.tasks > 0 || demand.running > 0;
-    let asked = if busy { workers_for(cluster, group, demand.core_seconds).max(1) } else { 0 };
+    let shares = shares(&cluster.spec.workers, demand);
     let window = cluster.spec.scaling.down.window.as_duration();
-    let is_settled = idle.since.is_some() && idle.length >= window;
-    // Down only when there was no work for the whole window.
-    let floor = if is_settled { min } else { present };
-    let mut target = Target { desired: asked.max(floor).clamp(min, max), ..Target::default() };
-    if idle.since.is_some() && !is_settled && present > min {
-        target.next_look = Some(window.saturating_sub(idle.length));
-    }
-    let mut surplus = present.saturating_sub(target.desired);
-    let excess = present.saturating_sub(max);
-    // Those that hold nothing yet go first, then the ones that came last.
-    for (index, _) in children.workers.iter().rev().filter(|(_, it)| !it.is_registered) {
-        if surplus > 0 {
-            target.to_delete.push((*index, "it is not registered and no longer needed"));
-            surplus -= 1;
+    let groups = children.groups.iter().enumerate();
+    groups
+        .map(|(nth, workers)| {
+            let share = shares.get(nth).copied().unwrap_or_default();
+            let idle_since = idle_since(cluster, workers, share, idle, now);
+            let asked = cluster.spec.workers.get(nth).map_or(0, |group| {
+                let least = u32::from(share.is_busy);
+                workers_for(cluster, group, share.core_seconds).max(least)
+            });
+            let bounds = bounds(cluster, nth);
+            let needed = bounds.min.max(u32::from(share.is_busy));
+            let target = Target { needed, idle_since, ..Target::default() };
+            let idle = idle_since.map(|since| lifetime::since(since, now));
+            let is_settled = idle.is_some_and(|length| length >= window);
+            let target = target.sized(workers, demand, (asked, bounds), is_settled);
+            let is_more = count_of(workers.living.len()) > bounds.min;
+            let rest = idle.filter(|_| !is_settled && is_more).map(|it| window.saturating_sub(it));
+            Target { next_look: rest, ..target }
+        })
+        .collect()
+}
+
+/// How many tasks no group of the spec can take.
+pub(crate) fn homeless(cluster: &Cluster, demand: &Demand) -> u64 {
+    let groups = &cluster.spec.workers;
+    let queues = demand.queues.iter().filter(|(fits, _)| first_of(groups, fits).is_none());
+    queues.map(|(_, queue)| queue.tasks).fold(0, u64::saturating_add)
+}
+
+/// Work is for the first group of the manifest that can take it.
+fn shares(groups: &[WorkerGroup], demand: &Demand) -> Vec<Share> {
+    let mut shares = vec![Share::default(); groups.len()];
+    for (fits, queue) in &demand.queues {
+        if let Some(nth) = first_of(groups, fits) {
+            shares[nth].is_busy = true;
+            shares[nth].core_seconds += queue.core_seconds;
         }
     }
-    for (index, worker) in children.workers.iter().rev().filter(|(_, it)| it.is_registered) {
-        let name = &worker.pod.name;
-        if demand.retired.get(name) == Some(&Outcome::Released) {
-            target.to_delete.push((*index, "its scheduler does without it"));
-            surplus = surplus.saturating_sub(1);
-        } else if demand.asked.contains(name) {
-            target.retiring += 1;
-            surplus = surplus.saturating_sub(1);
+    shares
+}
+
+fn first_of(groups: &[WorkerGroup], fits: &BTreeSet<String>) -> Option<usize> {
+    groups.iter().position(|group| fits.contains(&group.name))
+}
+
+/// Since when a group has had no work: what others had may have been work of its own too, as long as
+/// nobody looked.
+fn idle_since(
+    cluster: &Cluster,
+    workers: &Workers,
+    share: Share,
+    idle: &Idle,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let groups = cluster.status.iter().flat_map(|status| &status.groups);
+    let known = groups.filter(|it| it.name == workers.group).find_map(|it| it.idle_since.as_ref());
+    let known = known.map_or(now, |time| time.0);
+    (!share.is_busy).then(|| idle.since.map_or(known, |since| since.max(known)))
+}
+
+impl Target {
+    fn sized(
+        mut self,
+        workers: &Workers,
+        demand: &Demand,
+        (asked, Bounds { min, max }): (u32, Bounds),
+        is_settled: bool,
+    ) -> Self {
+        let present = count_of(workers.living.len());
+        // Down only when there was no work for the whole window.
+        let floor = if is_settled { min } else { present };
+        self.desired = asked.max(floor).clamp(min, max);
+        let mut surplus = present.saturating_sub(self.desired);
+        let excess = present.saturating_sub(max);
+        // Those that hold nothing yet go first, then the ones that came last.
+        for (index, _) in workers.living.iter().rev().filter(|(_, it)| !it.is_registered) {
+            if surplus > 0 {
+                self.to_delete.push((*index, "it is not registered and no longer needed"));
+                surplus -= 1;
+            }
         }
+        for (index, worker) in workers.living.iter().rev().filter(|(_, it)| it.is_registered) {
+            let name = &worker.pod.name;
+            if demand.retired.get(name) == Some(&Outcome::Released) {
+                self.to_delete.push((*index, "its scheduler does without it"));
+                surplus = surplus.saturating_sub(1);
+            } else if demand.asked.contains(name) {
+                self.retiring += 1;
+                surplus = surplus.saturating_sub(1);
+            }
+        }
+        let going = count_of(self.to_delete.len()).saturating_add(self.retiring);
+        let over = excess.saturating_sub(going);
+        self.to_retire = to_retire(workers, demand, surplus, over);
+        self.why_retire = match (over, max) {
+            (0, _) => "there was no work",
+            (_, 0) => "the spec has no such worker group",
+            (_, _) => "there are more than max",
+        };
+        self
     }
-    let over = excess.saturating_sub(count_of(&target.to_delete)).saturating_sub(target.retiring);
-    target.to_retire = to_retire(children, demand, surplus, over);
-    target.why_retire = if over > 0 { "there are more than max" } else { "there was no work" };
-    target
 }
 
 /// Registered workers to ask next. What holds chunks stays, but where there are more than `max`:
 /// its scheduler would have to make them again.
-fn to_retire(children: &Children, demand: &Demand, surplus: u32, over: u32) -> Vec<String> {
+fn to_retire(workers: &Workers, demand: &Demand, surplus: u32, over: u32) -> Vec<String> {
     let may_be_asked = |name: &&String| {
         let is_released = demand.retired.get(*name) == Some(&Outcome::Released);
         !is_released && !demand.asked.contains(*name)
     };
-    let registered = children.workers.values().rev().filter(|it| it.is_registered);
+    let registered = workers.living.values().rev().filter(|it| it.is_registered);
     let names: Vec<&String> = registered.map(|it| &it.pod.name).filter(may_be_asked).collect();
     let held = |name: &String| demand.workers.get(name).map_or(0, |it| it.held_bytes);
     let (empty, holders): (Vec<&String>, Vec<&String>) =
@@ -91,20 +187,28 @@ fn to_retire(children: &Children, demand: &Demand, surplus: u32, over: u32) -> V
 }
 
 /// Changes that make the cluster smaller.
-pub(crate) fn fewer(cluster: &Cluster, children: &Children, target: &Target) -> Vec<Change> {
+pub(crate) fn fewer(cluster: &Cluster, children: &Children, targets: &[Target]) -> Vec<Change> {
+    let deadline_seconds =
+        u64::try_from(cluster.spec.scaling.down.retire_seconds).unwrap_or_default();
     let mut changes = Vec::new();
-    if !target.to_retire.is_empty() {
-        let deadline_seconds =
-            u64::try_from(cluster.spec.scaling.down.retire_seconds).unwrap_or_default();
-        let workers = target.to_retire.clone();
-        let op = Op::Retire { workers, deadline_seconds };
-        changes.push(Change { op, why: target.why_retire });
+    for (workers, target) in children.groups.iter().zip(targets) {
+        if !target.to_retire.is_empty() {
+            let op = Op::Retire { workers: target.to_retire.clone(), deadline_seconds };
+            changes.push(Change { op, why: target.why_retire });
+        }
+        changes.extend(target.to_delete.iter().map(|(index, why)| {
+            let pod = workers.living[index].pod.clone();
+            Change { op: Op::DeletePod(pod), why }
+        }));
     }
-    changes.extend(target.to_delete.iter().map(|(index, why)| {
-        let pod = children.workers[index].pod.clone();
-        Change { op: Op::DeletePod(pod), why }
-    }));
     changes
+}
+
+/// How many workers the group may have that is the `nth` of the spec: none, if the spec has fewer.
+fn bounds(cluster: &Cluster, nth: usize) -> Bounds {
+    let group = cluster.spec.groups().nth(nth);
+    let (min, max) = group.map_or((0, 0), |(group, least)| (least, group.max));
+    Bounds { min: count(min), max: count(max) }
 }
 
 /// Workers that finish so many core-seconds in the target time.
@@ -124,6 +228,6 @@ fn count(number: i32) -> u32 {
     u32::try_from(number).unwrap_or_default()
 }
 
-fn count_of<T>(items: &[T]) -> u32 {
-    u32::try_from(items.len()).unwrap_or(u32::MAX)
+fn count_of(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }

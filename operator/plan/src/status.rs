@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::status::{CAUSES_MAX, Cause, CauseCount, GroupStatus};
-use ebbtide_api::{Cluster, ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts, names};
+use ebbtide_api::{Cluster, ClusterStatus, GROUPS_MAX, MESSAGE_MAX, Phase, WorkerCounts, names};
 use ebbtide_environment::Key;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -11,12 +11,15 @@ use kube::ResourceExt as _;
 
 use crate::children::Children;
 use crate::lifetime::Idle;
-use crate::scaling::Target;
+use crate::scaling::{Target, homeless};
 use crate::trouble::{Trouble, refusal};
 use crate::{Observed, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
 const PENDING_CHANGE: &str = "PendingChange";
+
+/// Groups that a status tells of: as many as there can be, and as many that are going.
+const GROUPS_TOLD_MAX: usize = 2 * GROUPS_MAX;
 
 pub(crate) struct Facts<'a> {
     pub(crate) cluster: &'a Cluster,
@@ -26,23 +29,20 @@ pub(crate) struct Facts<'a> {
     pub(crate) image: &'a str,
     pub(crate) key: Option<Key>,
     pub(crate) idle: &'a Idle,
-    pub(crate) target: &'a Target,
+    /// One for each group of the children.
+    pub(crate) targets: &'a [Target],
     pub(crate) now: Timestamp,
 }
 
 pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
-    let Facts { cluster, children, observed, target, .. } = facts;
-    let counts = counts(children, target);
-    let min = cluster.spec.least();
-    // Without work a cluster needs `min` workers, with work at least one.
-    let is_busy = observed.demand.as_ref().is_some_and(|it| it.tasks > 0 || it.running > 0);
-    let needed = min.max(i32::from(is_busy));
-    let is_short = observed.demand.is_none() || counts.ready < needed;
-    let is_hurt = children.is_scheduler_in_trouble || is_short;
-    let (passing, lasting): (Vec<_>, Vec<_>) =
-        children.of_scheduler.iter().chain(&children.troubles).partition(|(_, it)| it.may_pass());
-    let (trouble, waits) = (lasting.first(), passing.first());
-    let words = |(pod, trouble): &(String, Trouble)| format!("{pod}: {}", trouble.message);
+    let Facts { cluster, children, observed, targets, .. } = facts;
+    let groups: Vec<GroupStatus> = groups(children, targets);
+    let lacking = cluster.spec.groups().zip(&groups);
+    let lacking = lacking
+        .map(|((_, min), group)| (min, group))
+        .find(|(min, group)| group.workers.ready < *min);
+    let Found { lasting: trouble, passing: waits, is_hurt, is_short } = Found::of(facts, &groups);
+    let homeless = observed.demand.as_ref().map_or(0, |demand| homeless(cluster, demand));
     let (phase, reason, message) = if facts.idle.is_over {
         (Phase::Deleting, "Idle", "there was no work for spec.lifetime.idle.after".to_owned())
     } else if let Some(trouble) = trouble.filter(|_| is_hurt) {
@@ -51,8 +51,8 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         (Phase::Starting, waits.1.cause.as_str(), words(waits))
     } else if observed.demand.is_none() {
         (Phase::Starting, "SchedulerStarting", "waiting for the scheduler to answer".to_owned())
-    } else if counts.ready < min {
-        let message = format!("{} of {min} workers are registered", counts.ready);
+    } else if let Some((min, GroupStatus { name, workers, .. })) = lacking {
+        let message = format!("{} of {min} workers of {name} are registered", workers.ready);
         (Phase::Starting, "WorkersStarting", message)
     } else {
         (Phase::Ready, "SchedulerAnswers", "the scheduler answers".to_owned())
@@ -60,7 +60,8 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     ClusterStatus {
         phase,
         message: if phase == Phase::Ready {
-            trouble.or(waits).map(|it| bounded(&words(it)))
+            let of_pods = trouble.or(waits).map(|it| bounded(&words(it)));
+            of_pods.or_else(|| (homeless > 0).then(|| fits_nowhere(homeless)))
         } else {
             Some(bounded(&message))
         },
@@ -69,14 +70,12 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
             ready_condition(cluster, phase, (reason, &message), facts.now),
             pending_change(cluster, children.behind, facts.now),
         ],
-        workers: counts,
-        replicas: counts.starting.saturating_add(counts.ready),
+        workers: sum(&groups),
+        replicas: groups
+            .first()
+            .map_or(0, |it| it.workers.starting.saturating_add(it.workers.ready)),
         selector: Some(selector(cluster)),
-        groups: vec![GroupStatus {
-            name: cluster.spec.workers[0].name.clone(),
-            workers: counts,
-            causes: causes(&children.troubles),
-        }],
+        groups,
         scheduler_address: scheduler_addresses(cluster, facts.site).into_iter().next(),
         environment_key: facts.key.as_ref().map(ToString::to_string),
         image: Some(facts.image.to_owned()),
@@ -95,15 +94,84 @@ fn selector(cluster: &Cluster) -> String {
     )
 }
 
-fn counts(children: &Children, target: &Target) -> WorkerCounts {
-    let ready = children.workers.values().filter(|it| it.is_registered).count();
-    WorkerCounts {
-        desired: i32::try_from(target.desired).unwrap_or(i32::MAX),
-        starting: count(children.workers.len() - ready),
-        ready: count(ready),
-        retiring: count(target.to_retire.len() + target.retiring as usize),
-        failed: count(children.failed),
+/// What goes wrong, and whom it hurts.
+struct Found<'a> {
+    /// What does not pass by itself.
+    lasting: Option<&'a (String, Trouble)>,
+    /// What may.
+    passing: Option<&'a (String, Trouble)>,
+    /// Whether what lasts keeps the cluster from what it has to do.
+    is_hurt: bool,
+    /// Whether what may pass does.
+    is_short: bool,
+}
+
+impl<'a> Found<'a> {
+    /// Trouble of the scheduler comes before that of workers, and that of a group that lacks workers
+    /// before others'.
+    fn of(facts: &Facts<'a>, groups: &[GroupStatus]) -> Self {
+        let children = facts.children;
+        let is_unheard = facts.observed.demand.is_none();
+        let lacks = |nth: usize| -> bool {
+            let needed = i32::try_from(facts.targets[nth].needed).unwrap_or(i32::MAX);
+            is_unheard || groups[nth].workers.ready < needed
+        };
+        let of_scheduler = children.of_scheduler.iter().map(|it| (it, is_unheard));
+        let of_groups = children.groups.iter().enumerate();
+        let of_groups = of_groups.flat_map(|(nth, it)| it.troubles.iter().map(move |it| (it, nth)));
+        let of_groups = of_groups.map(|(it, nth)| (it, lacks(nth)));
+        let mut all: Vec<(&(String, Trouble), bool)> = of_scheduler.chain(of_groups).collect();
+        all.sort_by_key(|(_, hurts)| !hurts);
+        let first = |may_pass| all.iter().find(|((_, it), _)| it.may_pass() == may_pass);
+        let (lasting, passing) = (first(false), first(true));
+        Self {
+            is_hurt: children.is_scheduler_in_trouble || lasting.is_some_and(|(_, hurts)| *hurts),
+            is_short: passing.is_some_and(|(_, hurts)| *hurts),
+            lasting: lasting.map(|(it, _)| *it),
+            passing: passing.map(|(it, _)| *it),
+        }
     }
+}
+
+fn words((pod, trouble): &(String, Trouble)) -> String {
+    format!("{pod}: {}", trouble.message)
+}
+
+fn fits_nowhere(tasks: u64) -> String {
+    format!("{tasks} tasks wait for more memory or other resources than a worker of any group has")
+}
+
+/// What there is of each group, those last that the spec no longer has.
+fn groups(children: &Children, targets: &[Target]) -> Vec<GroupStatus> {
+    let groups = children.groups.iter().zip(targets);
+    groups
+        .map(|(workers, target)| {
+            let ready = workers.registered();
+            GroupStatus {
+                name: workers.group.clone(),
+                workers: WorkerCounts {
+                    desired: i32::try_from(target.desired).unwrap_or(i32::MAX),
+                    starting: count(workers.living.len() - ready),
+                    ready: count(ready),
+                    retiring: count(target.to_retire.len() + target.retiring as usize),
+                    failed: count(workers.failed),
+                },
+                idle_since: target.idle_since.and_then(whole_seconds),
+                causes: causes(&workers.troubles),
+            }
+        })
+        .take(GROUPS_TOLD_MAX)
+        .collect()
+}
+
+fn sum(groups: &[GroupStatus]) -> WorkerCounts {
+    groups.iter().map(|it| it.workers).fold(WorkerCounts::default(), |sum, it| WorkerCounts {
+        desired: sum.desired.saturating_add(it.desired),
+        starting: sum.starting.saturating_add(it.starting),
+        ready: sum.ready.saturating_add(it.ready),
+        retiring: sum.retiring.saturating_add(it.retiring),
+        failed: sum.failed.saturating_add(it.failed),
+    })
 }
 
 /// The commonest causes, each with what is said of its first pod.

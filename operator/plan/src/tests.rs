@@ -1,10 +1,12 @@
-use std::collections::BTreeMap;
+mod groups;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_contract::demand::Outcome;
-use ebbtide_contract::view::WorkerView;
+use ebbtide_contract::view::{Queue, WorkerView};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
@@ -113,8 +115,17 @@ impl World {
     }
 
     fn queue(&mut self, tasks: u64, core_seconds: f64) {
-        let demand = self.observed.demand.as_mut().unwrap();
-        (demand.tasks, demand.core_seconds) = (tasks, core_seconds);
+        self.queue_for(&["w"], tasks, core_seconds);
+    }
+
+    fn queue_for(&mut self, groups: &[&str], tasks: u64, core_seconds: f64) {
+        let queues = &mut self.observed.demand.as_mut().unwrap().queues;
+        let fits: BTreeSet<String> = groups.iter().map(|&it| it.to_owned()).collect();
+        if tasks == 0 {
+            queues.remove(&fits);
+        } else {
+            queues.insert(fits, Queue { tasks, core_seconds, running: 0 });
+        }
     }
 
     fn after(&mut self, seconds: i64) -> Plan {
@@ -198,10 +209,15 @@ fn a_requirement_that_cannot_be_read_creates_nothing() {
     assert!(plan.status.message.unwrap().contains("\"numpy=>1\""));
 }
 
+fn group(name: &str, max: i32) -> Value {
+    json!({ "name": name, "resources": { "cpu": 2, "memory": "4Gi" }, "max": max })
+}
+
 #[test]
 fn a_spec_that_no_server_checked_is_refused_in_words() {
     for (change, words) in [
-        (json!([]), "exactly one"),
+        (json!([]), "expected 1 to 16 groups, not 0"),
+        (json!([group("a", 1), group("b", 1), group("a", 2)]), "two groups have the name \"a\""),
         (
             json!([{ "name": "w", "resources": { "cpu": 1, "memory": "1Gi" }, "min": 3, "max": 2 }]),
             "min 3 is greater than max 2",
@@ -297,6 +313,9 @@ fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
     world.cluster.spec.workers[0].name = "other".to_owned();
     let plan = world.after(1);
     let whys: Vec<&str> = plan.changes.iter().map(|it| it.why).collect();
+    let retiring: Vec<(String, i32)> =
+        plan.status.groups.iter().map(|it| (it.name.clone(), it.workers.retiring)).collect();
+    assert_eq!(retiring, [("other".to_owned(), 0), ("w".to_owned(), 1)]);
     assert!(whys.contains(&"the spec has no such worker group"), "{whys:?}");
     assert!(whys.contains(&"fewer workers than the queue asks for"), "{whys:?}");
 }
@@ -509,4 +528,20 @@ fn what_did_not_start_is_made_again_when_its_settings_change_and_what_runs_stays
     world.observed.pods[0].phase = PodPhase::Pending;
     world.observed.demand = None;
     assert!(world.after(1).changes.is_empty());
+}
+
+#[test]
+fn a_pod_with_old_settings_that_is_going_is_a_pending_change_until_it_is_gone() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    world.cluster.spec.workers[0].resources = serde_json::from_value(json!({
+        "cpu": 1, "memory": "1Gi",
+    }))
+    .unwrap();
+    let pending = |plan: Plan| plan.status.conditions[1].status.clone();
+    world.observed.pods[1].is_deleting = true;
+    assert_eq!(pending(world.after(1)), "True");
+    world.observed.pods.remove(1);
+    assert_eq!(pending(world.after(1)), "False");
 }

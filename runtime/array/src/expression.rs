@@ -3,6 +3,7 @@
 mod infer;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,8 @@ pub struct Call {
     pub shape: Vec<u64>,
     /// Memory that its process may take, in bytes.
     pub memory_bytes: u64,
+    /// What it takes of its worker beside cores and memory, by kind.
+    pub resources: BTreeMap<String, u64>,
     /// How often it is tried again when it raises.
     pub retries: u32,
 }

@@ -83,7 +83,8 @@ struct Draft<'a> {
     space: Space,
     inputs: Vec<Input>,
     cost: Cost,
-    retries: u32,
+    /// The Python function, if it is one.
+    call: Option<&'a Call>,
     program: &'a Program,
 }
 
@@ -138,7 +139,7 @@ impl Lowering<'_> {
                 let cost = map_cost(&map, node.grid.largest_chunk());
                 let (name, program, space) =
                     (node.op.name(), &Program::Map(map), node.grid.space()?);
-                self.push(Draft { name, space, inputs, cost, retries: 0, program })?
+                self.push(Draft { name, space, inputs, cost, call: None, program })?
             }
         };
         self.made.insert(array.address(), group);
@@ -154,7 +155,7 @@ impl Lowering<'_> {
         let (map, inputs) = self.map(array);
         let cost = map_cost(&map, array.node().grid.largest_chunk());
         let (space, program) = (array.node().grid.space()?, &Program::Map(map));
-        self.push(Draft { name: "copy", space, inputs, cost, retries: 0, program })
+        self.push(Draft { name: "copy", space, inputs, cost, call: None, program })
     }
 
     /// The map that makes an array, with everything inlined that can be.
@@ -172,8 +173,8 @@ impl Lowering<'_> {
         cost.scratch_bytes = cost.scratch_bytes.saturating_add(elements);
         let mut space = grid.space()?;
         let program = Program::Reduce { map, op, axes: axes.to_vec() };
-        let (name, retries) = (op.name(), 0);
-        let draft = Draft { name, space: space.clone(), inputs, cost, retries, program: &program };
+        let (name, call) = (op.name(), None);
+        let draft = Draft { name, space: space.clone(), inputs, cost, call, program: &program };
         let mut group = self.push(draft)?;
 
         let chunk_bytes = kept.saturating_mul(item);
@@ -199,7 +200,7 @@ impl Lowering<'_> {
             });
             let inputs = vec![Input { group, relation: Relation(relation.collect()) }];
             let program = &combine;
-            group = self.push(Draft { name, space: up.clone(), inputs, cost, retries, program })?;
+            group = self.push(Draft { name, space: up.clone(), inputs, cost, call, program })?;
             space = up;
         }
         let mut kept_axes = 0;
@@ -212,7 +213,7 @@ impl Lowering<'_> {
         });
         let inputs = vec![Input { group, relation: Relation(relation.collect()) }];
         let (space, program) = (without(&grid, axes).space()?, &combine);
-        self.push(Draft { name, space, inputs, cost, retries, program })
+        self.push(Draft { name, space, inputs, cost, call, program })
     }
 
     fn call(&mut self, call: &Call, array: &Array) -> Result<GroupId, ArrayError> {
@@ -235,8 +236,8 @@ impl Lowering<'_> {
         };
         let grids = array.node().inputs.iter().map(|it| (it.dtype(), it.node().grid.clone()));
         let program = &Program::Call { call: call.clone(), inputs: grids.collect() };
-        let (name, retries, space) = (&call.name, call.retries, array.node().grid.space()?);
-        self.push(Draft { name, space, inputs, cost, retries, program })
+        let (name, call, space) = (&call.name, Some(call), array.node().grid.space()?);
+        self.push(Draft { name, space, inputs, cost, call, program })
     }
 
     fn slice(&mut self, along: &[(u64, u64)], array: &Array) -> Result<GroupId, ArrayError> {
@@ -251,11 +252,11 @@ impl Lowering<'_> {
             nanoseconds: elements + 100,
         };
         let (space, program) = (array.node().grid.space()?, &Program::Slice(slice));
-        self.push(Draft { name: "slice", space, inputs, cost, retries: 0, program })
+        self.push(Draft { name: "slice", space, inputs, cost, call: None, program })
     }
 
     fn push(&mut self, draft: Draft<'_>) -> Result<GroupId, ArrayError> {
-        let Draft { name, space, inputs, cost, retries, program } = draft;
+        let Draft { name, space, inputs, cost, call, program } = draft;
         if cost.output_bytes > CHUNK_BYTES_MAX {
             return Err(ArrayError::ChunkTooLarge {
                 op: name.to_owned(),
@@ -264,7 +265,9 @@ impl Lowering<'_> {
         }
         let (id, name, program) = (self.next, name.to_owned(), program.encode().into());
         self.next = GroupId(id.0 + 1);
-        self.groups.push(Group { id, name, space, inputs, cost, retries, program });
+        let retries = call.map_or(0, |call| call.retries);
+        let resources = call.map(|call| call.resources.clone()).unwrap_or_default();
+        self.groups.push(Group { id, name, space, inputs, cost, resources, retries, program });
         Ok(id)
     }
 }

@@ -4,10 +4,12 @@
 //! they change. A gap in the numbers makes the operator answer [`Down::Resend`]. Silence says
 //! nothing: neither that the cluster is idle nor that its scheduler is dead.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Longest line, in bytes, that either side accepts.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -56,17 +58,23 @@ pub enum Up {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "fact", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Fact {
-    /// What waits and runs.
+    /// What waits and runs of one resource class: tasks that the same worker groups can take.
     #[serde(rename_all = "camelCase")]
     Queue {
+        /// Names of the groups, of those that the operator told of. Without any, no worker that may
+        /// come can take the tasks.
+        fits: Vec<String>,
         /// Tasks that wait.
         tasks: u64,
         /// Core-seconds that they are expected to need.
         core_seconds: f64,
         /// Tasks that run.
         running: u64,
-        /// Jobs that ever came: tells of work that came and went between two lines.
-        jobs: u64,
+    },
+    /// How many jobs ever came: tells of work that came and went between two lines.
+    Jobs {
+        /// Jobs.
+        ever: u64,
     },
     /// A worker is registered.
     #[serde(rename_all = "camelCase")]
@@ -90,6 +98,18 @@ pub enum Fact {
     },
 }
 
+/// A worker group, as an engine must know it to tell which tasks its workers can take.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Memory limit of a worker, in bytes.
+    pub memory_bytes: u64,
+    /// What a worker has beside cores and memory, by kind, like `nvidia.com/gpu`.
+    pub resources: BTreeMap<String, u64>,
+}
+
 /// What became of a worker that was to be retired.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -108,6 +128,11 @@ pub enum Outcome {
 pub enum Down {
     /// Send a new snapshot.
     Resend,
+    /// Which worker groups the cluster has. Everything that was said of them before is void.
+    Groups {
+        /// In the order of the manifest.
+        groups: Vec<Group>,
+    },
     /// Give these workers no more work and move what they alone hold.
     #[serde(rename_all = "camelCase")]
     Retire {

@@ -27,6 +27,8 @@ pub mod variable {
     pub const POD_IP: &str = "EBBTIDE_POD_IP";
     /// Worker group of this worker.
     pub const GROUP: &str = "EBBTIDE_GROUP";
+    /// What this worker has beside cores and memory: a JSON object of amounts by kind.
+    pub const RESOURCES: &str = "EBBTIDE_RESOURCES";
     /// Memory limit of this container, in bytes.
     pub const MEMORY_BYTES: &str = "EBBTIDE_MEMORY_BYTES";
     /// CPU limit of this container, in whole cores, rounded up: its number of kernel threads.

@@ -20,17 +20,27 @@ pub struct WorkerView {
     pub assigned: u64,
 }
 
-/// The demand of one cluster.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Demand {
-    /// Life of the scheduler that said so.
-    pub epoch: u64,
+/// Most resource classes that one scheduler may tell of, and most groups of each.
+pub const QUEUES_MAX: usize = 1024;
+
+/// What waits and runs of one resource class.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Queue {
     /// Tasks that wait.
     pub tasks: u64,
     /// Core-seconds that they are expected to need.
     pub core_seconds: f64,
     /// Tasks that run.
     pub running: u64,
+}
+
+/// The demand of one cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Life of the scheduler that said so.
+    pub epoch: u64,
+    /// What waits and runs, by the names of the worker groups that can take it. None is empty.
+    pub queues: BTreeMap<BTreeSet<String>, Queue>,
     /// Jobs that ever came.
     pub jobs: u64,
     /// Connected clients.
@@ -41,6 +51,13 @@ pub struct Demand {
     pub asked: BTreeSet<String>,
     /// Answers to retire requests, by worker, until the worker is gone.
     pub retired: BTreeMap<String, Outcome>,
+}
+
+impl Demand {
+    /// Whether anything waits or runs.
+    pub fn is_busy(&self) -> bool {
+        !self.queues.is_empty()
+    }
 }
 
 /// What a line changed.
@@ -69,8 +86,11 @@ pub enum Violation {
     /// More workers than are kept track of.
     #[error("more than {WORKERS_MAX} workers")]
     Workers,
-    /// A name that no pod has.
-    #[error("a worker's name of {0} bytes; expected at most {NAME_BYTES_MAX}")]
+    /// More resource classes than are kept track of.
+    #[error("more than {QUEUES_MAX} resource classes, or groups of one")]
+    Queues,
+    /// A name that no pod or group has.
+    #[error("a name of {0} bytes; expected at most {NAME_BYTES_MAX}")]
     Name(usize),
 }
 
@@ -157,19 +177,25 @@ impl View {
 
 fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
     match fact {
-        Fact::Queue { tasks, core_seconds, running, jobs } => {
+        Fact::Queue { fits, tasks, core_seconds, running } => {
             if !core_seconds.is_finite() || core_seconds < 0.0 {
                 return Err(Violation::Amount(core_seconds));
             }
-            demand.tasks = tasks;
-            demand.core_seconds = core_seconds;
-            demand.running = running;
-            demand.jobs = jobs;
-        }
-        Fact::Worker { name, held_bytes, assigned } => {
-            if name.len() > NAME_BYTES_MAX {
-                return Err(Violation::Name(name.len()));
+            fits.iter().try_for_each(|name| check_name(name))?;
+            let fits: BTreeSet<String> = fits.into_iter().collect();
+            if tasks == 0 && running == 0 {
+                demand.queues.remove(&fits);
+                return Ok(());
             }
+            let is_new = !demand.queues.contains_key(&fits);
+            if fits.len() > QUEUES_MAX || is_new && demand.queues.len() >= QUEUES_MAX {
+                return Err(Violation::Queues);
+            }
+            demand.queues.insert(fits, Queue { tasks, core_seconds, running });
+        }
+        Fact::Jobs { ever } => demand.jobs = ever,
+        Fact::Worker { name, held_bytes, assigned } => {
+            check_name(&name)?;
             if demand.workers.len() >= WORKERS_MAX && !demand.workers.contains_key(&name) {
                 return Err(Violation::Workers);
             }
@@ -185,9 +211,13 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
     Ok(())
 }
 
+fn check_name(name: &str) -> Result<(), Violation> {
+    if name.len() > NAME_BYTES_MAX { Err(Violation::Name(name.len())) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Heard, View, Violation, WORKERS_MAX};
+    use super::{Demand, Heard, QUEUES_MAX, View, Violation, WORKERS_MAX};
     use crate::demand::{Fact, Outcome, PROTOCOL, Up};
 
     fn clients(sequence: u64, connected: u64) -> Up {
@@ -233,7 +263,7 @@ mod tests {
     #[test]
     fn amounts_that_no_cluster_can_mean_close_the_connection() {
         for core_seconds in [f64::NAN, f64::INFINITY, -1.0] {
-            let fact = Fact::Queue { tasks: 1, core_seconds, running: 0, jobs: 1 };
+            let fact = Fact::Queue { fits: Vec::new(), tasks: 1, core_seconds, running: 0 };
             let heard = greeted().hear(Up::Fact { sequence: 13, fact });
             assert!(matches!(heard, Err(Violation::Amount(_))), "{core_seconds}");
         }
@@ -260,6 +290,37 @@ mod tests {
             view.hear(Up::Retired { worker, outcome: Outcome::Released }).unwrap();
         }
         assert_eq!(view.demand().map(|it| it.retired.len()), Some(0));
+    }
+
+    fn queue(sequence: u64, group: &str, tasks: u64) -> Up {
+        let fits = vec![group.to_owned()];
+        Up::Fact { sequence, fact: Fact::Queue { fits, tasks, core_seconds: 1.0, running: 0 } }
+    }
+
+    #[test]
+    fn a_class_of_which_nothing_waits_or_runs_is_forgotten() {
+        let mut view = greeted();
+        let mut busy = |sequence, tasks| {
+            view.hear(queue(sequence, "w", tasks)).unwrap();
+            view.demand().map(Demand::is_busy)
+        };
+        assert_eq!([busy(13, 2), busy(14, 0), busy(15, 1)], [Some(true), Some(false), Some(true)]);
+    }
+
+    #[test]
+    fn resource_classes_are_bounded() {
+        let mut view = greeted();
+        for nth in 0..QUEUES_MAX as u64 {
+            view.hear(queue(13 + nth, &nth.to_string(), 1)).unwrap();
+        }
+        let sequence = 13 + QUEUES_MAX as u64;
+        assert_eq!(view.hear(queue(sequence, "0", 2)), Ok(Heard::News));
+        assert_eq!(view.hear(queue(sequence + 1, "one more", 1)), Err(Violation::Queues));
+        let long = queue(13, &"x".repeat(64), 1);
+        assert_eq!(greeted().hear(long), Err(Violation::Name(64)));
+        let fits = (0..=QUEUES_MAX).map(|nth| nth.to_string()).collect();
+        let fact = Fact::Queue { fits, tasks: 1, core_seconds: 1.0, running: 0 };
+        assert_eq!(greeted().hear(Up::Fact { sequence: 13, fact }), Err(Violation::Queues));
     }
 
     #[test]

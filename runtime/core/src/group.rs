@@ -1,5 +1,6 @@
 //! Groups of tasks and the relations between their index spaces. Pure arithmetic.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -80,6 +81,9 @@ pub struct Cost {
     pub nanoseconds: u64,
 }
 
+/// Amounts of kinds of resources beside cores and memory, like `nvidia.com/gpu`.
+pub type Resources = BTreeMap<String, u64>;
+
 /// An operation times an index space.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Group {
@@ -93,6 +97,8 @@ pub struct Group {
     pub inputs: Vec<Input>,
     /// What each takes.
     pub cost: Cost,
+    /// What each takes of its worker for as long as it runs, beside cores and memory.
+    pub resources: Resources,
     /// How often a task whose program fails is tried again.
     pub retries: u32,
     /// What each does: a text for the worker's kernels that nobody here reads.

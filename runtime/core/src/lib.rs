@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::group::{AxisRelation, Cost, Group, GroupError, Input, Overlap, Relation, Space};
+pub use crate::group::{
+    AxisRelation, Cost, Group, GroupError, Input, Overlap, Relation, Resources, Space,
+};
 
 /// Names a group for the life of one scheduler.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]

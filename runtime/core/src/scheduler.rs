@@ -10,10 +10,12 @@
 //! | `InMemory` | a worker holds the chunk and somebody will use it | absent |
 
 mod event;
+mod fit;
 mod jobs;
 mod keep;
 mod load;
 mod place;
+mod ready;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,10 +23,11 @@ use std::time::Duration;
 
 use crate::frontier::Frontier;
 use crate::message::{Attempt, Failure, FromWorker, ToWorker};
-pub use crate::scheduler::event::{Demand, Effect, Event, Joining, WorkerView};
+pub use crate::scheduler::event::{Demand, Effect, Event, Joining, Offer, WorkerView};
 use crate::scheduler::load::Load;
+use crate::scheduler::ready::Ready;
 use crate::table::Table;
-use crate::{GroupId, JobId, TaskId, Time, WorkerId};
+use crate::{GroupId, JobId, Resources, TaskId, Time, WorkerId};
 
 /// How long a worker may be silent before it counts as lost: five heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -78,8 +81,9 @@ struct Task {
 struct Job {
     frontier: Frontier,
     undelivered: u64,
-    /// The group whose tasks need most memory at once, and how much.
-    largest: (u64, GroupId),
+    /// For what its tasks take beside cores and memory: those that need most memory at once, and
+    /// how much.
+    largest: BTreeMap<Resources, (u64, GroupId)>,
     /// Jobs whose kept chunks it takes.
     needs: BTreeSet<JobId>,
     /// Whether its client no longer wants it, though others still need it.
@@ -123,8 +127,12 @@ pub struct Scheduler {
     /// Jobs whose walk is not over.
     walking: BTreeSet<JobId>,
     tasks: BTreeMap<TaskId, Task>,
-    ready: BTreeSet<(u64, TaskId)>,
+    ready: Ready,
     workers: BTreeMap<WorkerId, Worker>,
+    /// Sizes of their memory, ascending, each once.
+    sizes: Vec<u64>,
+    /// Kinds of workers that may come.
+    offers: Vec<Offer>,
     next_order: u64,
     effects: VecDeque<Effect>,
 }
@@ -138,10 +146,12 @@ impl Scheduler {
                     return;
                 }
                 self.workers.insert(worker, Worker::new(joining, now));
-                let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
-                for job in jobs {
-                    self.refuse_unless_fitting(job);
-                }
+                self.measure();
+                self.refuse_what_fits_nowhere();
+            }
+            Event::Offered(offers) => {
+                self.offers = offers;
+                self.refuse_what_fits_nowhere();
             }
             Event::WorkerLost(worker) => self.lose_worker(worker),
             Event::Worker(worker, message) => {
@@ -197,21 +207,6 @@ impl Scheduler {
         silent.chain(retire).min()
     }
 
-    /// What waits and runs, as far as it is known.
-    pub fn demand(&self) -> Demand {
-        let assigned = self.workers.values().map(|worker| worker.load.len()).sum();
-        let mut demand = Demand { assigned, ..Demand::default() };
-        for entry in self.table.iter() {
-            let tasks = u64::from(entry.group.space.tasks() - entry.done.ones());
-            demand.tasks += tasks;
-            demand.nanoseconds = demand
-                .nanoseconds
-                .saturating_add(tasks.saturating_mul(entry.expected_nanoseconds()));
-        }
-        demand.tasks = demand.tasks.saturating_sub(assigned);
-        demand
-    }
-
     /// The registered workers.
     pub fn workers(&self) -> impl Iterator<Item = (WorkerId, WorkerView<'_>)> {
         self.workers.iter().map(|(id, worker)| {
@@ -241,6 +236,9 @@ impl Scheduler {
                 !worker.load.is_empty() || worker.load.bytes() == 0,
                 "nothing takes {worker:?}"
             );
+            for (kind, amount) in &worker.joining.resources {
+                assert!(worker.load.taken(kind) <= *amount, "{kind} of {id:?}");
+            }
             for task in worker.load.tasks() {
                 let state = &self.tasks[&task].state;
                 assert!(matches!(state, State::Assigned(to, _) if to == id), "{task} of {id:?}");
@@ -261,7 +259,7 @@ impl Scheduler {
                     assert_eq!(away.count() as u64, u64::from(missing), "inputs of {task}");
                     assert!(missing > 0, "{task} waits for nothing");
                 }
-                State::Ready => assert!(self.ready.contains(&(live.order, *task)), "{task}"),
+                State::Ready => assert!(self.is_ready(*task, live.order), "{task}"),
                 State::Assigned(worker, _) => {
                     let known = self.workers.get(&worker);
                     assert!(known.is_some_and(|it| it.load.contains(*task)), "{task}");
@@ -413,7 +411,8 @@ impl Scheduler {
             *missing -= 1;
             if *missing == 0 {
                 live.state = State::Ready;
-                self.ready.insert((live.order, user));
+                let order = live.order;
+                self.make_ready(user, order);
             }
         }
     }

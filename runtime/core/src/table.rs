@@ -9,6 +9,8 @@ use crate::{Group, GroupId, JobId, TaskId};
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) group: Group,
+    /// Bytes that one of its tasks needs at once, its inputs included.
+    pub(crate) needed_bytes: u64,
     pub(crate) job: JobId,
     /// Groups that take this one as an input, once for each time they do.
     pub(crate) consumers: Vec<(GroupId, usize)>,
@@ -43,7 +45,12 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn insert(&mut self, job: JobId, group: Group, (is_target, is_kept): (bool, bool)) {
+    pub(crate) fn insert(
+        &mut self,
+        job: JobId,
+        (group, needed_bytes): (Group, u64),
+        (is_target, is_kept): (bool, bool),
+    ) {
         for (nth, input) in group.inputs.iter().enumerate() {
             let producer =
                 self.entries.get_mut(&input.group).expect("inputs are checked on submission");
@@ -58,6 +65,7 @@ impl Table {
             done: Bits::zeros(tasks),
             attempt: Attempt::default(),
             measured: Measured::default(),
+            needed_bytes,
             group,
         };
         self.by_job.entry(job).or_default().push(entry.group.id);

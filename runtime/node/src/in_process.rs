@@ -11,7 +11,7 @@ use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::Pool;
 use ebbtide_core::message::Failure;
 use ebbtide_core::scheduler::{self, Effect, Joining, Scheduler};
-use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId, worker};
+use ebbtide_core::{GroupId, JobId, Resources, TaskId, Time, WorkerId, worker};
 use ebbtide_kernels::level::{Level, TooOld};
 
 use crate::client::session;
@@ -127,6 +127,7 @@ impl InProcess {
             address: String::new(),
             cores,
             memory_bytes,
+            resources: Resources::new(),
             incarnation: 0,
         };
         scheduler.handle_event(scheduler::Event::WorkerJoined(SELF, joining), Time::default());

@@ -151,7 +151,13 @@ impl Speech {
             .filter(|(key, _)| !facts.contains_key(*key))
             .filter_map(|(_, fact)| match fact {
                 Fact::Worker { name, .. } => Some(Fact::WorkerGone { name: name.clone() }),
-                Fact::Queue { .. } | Fact::Clients { .. } | Fact::WorkerGone { .. } => None,
+                Fact::Queue { fits, .. } => Some(Fact::Queue {
+                    fits: fits.clone(),
+                    tasks: 0,
+                    core_seconds: 0.0,
+                    running: 0,
+                }),
+                Fact::Jobs { .. } | Fact::Clients { .. } | Fact::WorkerGone { .. } => None,
             })
             .collect();
         let new = facts.iter().filter(|(key, fact)| self.said.get(*key) != Some(fact));

@@ -1,5 +1,6 @@
 //! What this process may use and how it was started, from its environment.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -107,7 +108,20 @@ pub fn worker_cores() -> Result<u32, SettingsError> {
 
 /// Bytes that a worker's chunks and tasks may take.
 pub fn worker_memory_bytes() -> Result<u64, SettingsError> {
-    Ok(number(variable::MEMORY_BYTES)?.map_or_else(memory_bytes, |limit| part(limit, CHUNKS_PART)))
+    Ok(number(variable::MEMORY_BYTES)?.map_or_else(memory_bytes, chunks_bytes))
+}
+
+/// What a worker has beside cores and memory, by kind.
+pub fn worker_resources() -> Result<BTreeMap<String, u64>, SettingsError> {
+    let name = variable::RESOURCES;
+    let Ok(value) = env::var(name) else { return Ok(BTreeMap::new()) };
+    let expected = "a JSON object of whole numbers";
+    serde_json::from_str(&value).map_err(|_| SettingsError::Unreadable { name, value, expected })
+}
+
+/// Bytes that the chunks and tasks of a process with this memory limit may take.
+pub fn chunks_bytes(limit: u64) -> u64 {
+    part(limit, CHUNKS_PART)
 }
 
 /// Threads of a process without a limit: the processors that it may run on.

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use ebbtide_core::TaskId;
-use ebbtide_core::WorkerId;
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
+use ebbtide_core::{Resources, TaskId, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// The first frame of whoever dials.
@@ -20,6 +19,8 @@ pub enum Hello {
         cores: u32,
         /// Bytes that its chunks and tasks may take.
         memory_bytes: u64,
+        /// What it has beside cores and memory, by kind.
+        resources: Resources,
         /// Tells this life of the worker from others of the same name.
         incarnation: u64,
     },
@@ -190,7 +191,7 @@ mod tests {
     use ebbtide_array::lower::lower;
     use ebbtide_array::{Array, DType, Distribution, ReduceOp};
     use ebbtide_core::message::{Assignment, Attempt, Failure, FromWorker, ToWorker};
-    use ebbtide_core::{GroupId, TaskId, WorkerId};
+    use ebbtide_core::{GroupId, Resources, TaskId, WorkerId};
     use serde::Serialize;
     use xxhash_rust::xxh3::xxh3_64;
 
@@ -233,6 +234,7 @@ mod tests {
                 address,
                 cores: 1,
                 memory_bytes: 2,
+                resources: Resources::from([("a/b".to_owned(), 1)]),
                 incarnation: 3,
             },
             Hello::Client { token: Token("t".to_owned()) },
@@ -274,7 +276,7 @@ mod tests {
         protocol.add(&[PeerRequest { chunk: task }]);
         protocol.add(&[PeerReply::Chunk(task), PeerReply::NotHere(task)]);
         protocol.0.extend(graph.encode());
-        let known = (2, 10_964_877_705_822_323_736);
+        let known = (3, 5_441_812_483_008_490_416);
         let found = (VERSION, xxh3_64(&protocol.0));
         assert_eq!(found, known, "messages have changed: raise VERSION, and say so here");
     }

@@ -132,6 +132,7 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         address: format!("{}:{}", settings.pod_ip, port::WORKER),
         cores,
         memory_bytes,
+        resources: settings::worker_resources()?,
         incarnation: incarnation(),
     };
     tracing::info!(%level, cores, memory_bytes, "the worker is ready");

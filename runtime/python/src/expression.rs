@@ -1,6 +1,8 @@
 //! Expressions as Python objects: each method makes one operation, or raises what is wrong with it.
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
+use std::collections::BTreeMap;
+
 use ebbtide_array::{
     Array, ArrayError, BinaryOp, Call, CompareOp, DType, Distribution, Op, ReduceOp,
 };
@@ -67,13 +69,14 @@ impl Expression {
     }
 
     /// What a Python function makes of arrays: its name, number and Python version; function and
-    /// arguments, pickled; dtype and shape of what it returns; bytes of memory and retries.
+    /// arguments, pickled; dtype and shape of what it returns; bytes of memory, retries, and
+    /// what it takes of other resources.
     #[staticmethod]
     fn call(
         title: (String, u64, (u8, u8)),
         pickled: (PyBackedBytes, PyBackedBytes),
         returns: (String, Vec<u64>),
-        limits: (u64, u32),
+        limits: (u64, u32, BTreeMap<String, u64>),
         inputs: Vec<PyRef<'_, Self>>,
     ) -> PyResult<Self> {
         let (name, number, python) = title;
@@ -87,6 +90,7 @@ impl Expression {
             shape: returns.1,
             memory_bytes: limits.0,
             retries: limits.1,
+            resources: limits.2,
         };
         let inputs = inputs.iter().map(|input| input.0.clone()).collect();
         Array::new(Op::Call(call), inputs).map(Self).map_err(raise)

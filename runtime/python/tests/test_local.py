@@ -443,3 +443,62 @@ def test_settings_of_pods_that_cannot_be_are_refused_before_anything_starts(
     refused = ebbtide("up", with_pod(manifest, mount), check=False)
     assert "spec.workers[w].pod.volumeMounts: /data: there is no volume v in volumes" in refused
     assert not (state / "local").exists()
+
+
+#: A second group, whose workers have two of what nobody else has.
+GPUS = "    - {{ name: gpus, resources: {{ cpu: 2, memory: 1Gi, example.com/gpu: {count} }}, max: 1 }}\n"
+
+
+def group() -> str:
+    return os.environ["EBBTIDE_GROUP"]
+
+
+def span() -> tuple[float, float]:
+    """Take a while, and tell when."""
+    begin = time.monotonic()
+    time.sleep(0.2)
+    return begin, time.monotonic()
+
+
+def test_what_takes_a_resource_brings_a_worker_that_has_it_and_shares_it(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    gpu = {"example.com/gpu": 1}
+    ebbtide("up", manifest(min=1, max=1, change=GPUS.format(count=1)))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            assert cluster.submit(group).result(60) == "w"
+            assert "gpus: 0 of 0 ready" in ebbtide("describe", "local")
+            assert cluster.submit(group, resources=gpu).result(60) == "gpus"
+            # The worker has two cores, and one of these.
+            spans = [cluster.submit(span, resources=gpu) for _ in range(4)]
+            times = sorted(future.result(60) for future in spans)
+            assert all(before[1] <= after[0] for before, after in zip(times, times[1:]))
+            made = xp.from_delayed(lambda: [len(group())], (1,), xp.int64, resources=gpu)
+            assert made.compute().tolist() == [4]
+            with pytest.raises(eb.TaskFailed, match="example.com/gpu: 2, and no worker that is"):
+                cluster.submit(group, resources={"example.com/gpu": 2}).result(60)
+            with pytest.raises(eb.TaskFailed, match="GiB of memory .* example.com/gpu: 1 has"):
+                cluster.submit(group, resources=gpu, memory="2 GiB").result(60)
+    finally:
+        ebbtide("down", "local")
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"gpu": 1}, "'gpu' is no kind of resource"),
+        ({"memory": 1}, "leave 'memory' out"),
+        ({"example.com/gpu": 0}, "0 of example.com/gpu is no amount"),
+        ({"example.com/gpu": 0.5}, "0.5 of example.com/gpu is no amount"),
+    ],
+)
+def test_resources_that_cannot_be_are_refused_at_once(resources: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        xp.from_delayed(group, (), xp.int64, resources=resources)
+
+
+def test_this_process_has_nothing_but_cores_and_memory() -> None:
+    made = xp.from_delayed(group, (), xp.int64, resources={"example.com/gpu": 1})
+    with pytest.raises(eb.TaskFailed, match="use a cluster with a worker group"):
+        made.compute()

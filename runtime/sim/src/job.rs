@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ebbtide_core::{AxisRelation, Cost, Group, GroupId, Input, Relation, Space, TaskId};
+use ebbtide_core::{AxisRelation, Cost, Group, GroupId, Input, Relation, Resources, Space, TaskId};
 
 use crate::random::Random;
+
+/// What some tasks take and some workers have, two each.
+pub(crate) const GPU: &str = "gpu";
 
 /// A job whose chunks are numbers that tell how they were made.
 #[derive(Debug)]
@@ -71,7 +74,12 @@ impl SimJob {
         });
         let cost = Cost { output_bytes: 10, scratch_bytes: 5, nanoseconds: 1_000_000 };
         let (name, program) = (format!("group {}", id.0), Arc::from([]));
-        Group { id, name, space, inputs, cost, retries: random.roll(3), program }
+        let resources = if random.once_in(4) {
+            Resources::from([(GPU.to_owned(), u64::from(1 + random.roll(2)))])
+        } else {
+            Resources::new()
+        };
+        Group { id, name, space, inputs, cost, resources, retries: random.roll(3), program }
     }
 
     fn relation(random: &mut Random, producer: &Space, extents: &mut Vec<u32>) -> Relation {
@@ -124,6 +132,12 @@ impl SimJob {
     /// How often tasks of each group are tried again.
     pub(crate) fn retries(&self) -> BTreeMap<GroupId, u32> {
         self.all().iter().map(|group| (group.id, group.retries)).collect()
+    }
+
+    /// What one task of each group takes of its worker.
+    pub(crate) fn resources(&self) -> BTreeMap<GroupId, u64> {
+        let gpus = |group: &Group| group.resources.get(GPU).copied().unwrap_or_default();
+        self.all().iter().map(|group| (group.id, gpus(group))).collect()
     }
 
     /// Bytes that its largest task needs at once.

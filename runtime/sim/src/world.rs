@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
-use ebbtide_core::scheduler::{self, Demand, Joining, Scheduler};
+use ebbtide_core::scheduler::{self, Joining, Offer, Scheduler};
 use ebbtide_core::worker::{self, RunId, SpillId, Worker};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 
-use crate::job::{SimJob, make};
+use crate::job::{GPU, SimJob, make};
 use crate::random::Random;
 
 /// Steps after which a world that has not come to rest never will.
@@ -73,6 +73,8 @@ struct SimWorker {
     spilled: BTreeSet<TaskId>,
     /// What an execution just made.
     made: Option<(RunId, u64)>,
+    /// What each execution takes of it.
+    running: BTreeMap<RunId, u64>,
     /// Milliseconds that a task takes at most.
     slowness: u32,
     is_silent: bool,
@@ -93,8 +95,10 @@ pub struct World {
     next_worker: u64,
     /// The name that a worker got with its next connection.
     renamed: BTreeMap<WorkerId, WorkerId>,
-    /// Memory without which a worker could not run every task of the job.
-    needed_bytes: u64,
+    /// Kinds of workers that may come.
+    kinds: Vec<Offer>,
+    /// What one task of each group takes of its worker.
+    resources: BTreeMap<GroupId, u64>,
     lost: u32,
     /// How often tasks of each group are tried again, and how often each failed.
     retries: BTreeMap<GroupId, u32>,
@@ -134,7 +138,8 @@ impl World {
             last_to_worker: BTreeMap::new(),
             next_worker: 0,
             renamed: BTreeMap::new(),
-            needed_bytes: job.needed_bytes(),
+            kinds: Vec::new(),
+            resources: job.resources(),
             lost: 0,
             retries: job.retries(),
             failed: BTreeMap::new(),
@@ -142,6 +147,7 @@ impl World {
             is_done: false,
             trace: String::new(),
         };
+        world.offer(job.needed_bytes());
         for _ in 0..=world.random.roll(3) {
             world.join();
         }
@@ -183,7 +189,7 @@ impl World {
         if self.collected != self.wanted {
             return Err("the job is done without all of its result".to_owned());
         }
-        if self.scheduler.demand() != Demand::default() {
+        if !self.scheduler.demand().is_empty() {
             return Err(format!("demand is left: {:?}", self.scheduler.demand()));
         }
         for (id, worker) in &self.workers {
@@ -232,16 +238,18 @@ impl World {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         let cores = 1 + self.random.roll(3);
-        let memory_bytes = self.needed_bytes + u64::from(self.random.roll(100));
+        let nth = self.random.roll(u32::try_from(self.kinds.len()).expect("a few kinds"));
+        let Offer { memory_bytes, resources, .. } = self.kinds[nth as usize].clone();
         let slowness = if self.random.once_in(4) { 30_000 } else { 100 };
         let (name, address) = (format!("w{}", id.0), String::new());
-        let joining = Joining { name, address, cores, memory_bytes, incarnation: 1 };
+        let joining = Joining { name, address, cores, memory_bytes, resources, incarnation: 1 };
         let worker = SimWorker {
             joining: joining.clone(),
             core: Worker::new(cores, memory_bytes),
             values: BTreeMap::new(),
             spilled: BTreeSet::new(),
             made: None,
+            running: BTreeMap::new(),
             slowness,
             is_silent: false,
         };
@@ -264,6 +272,7 @@ impl World {
             Happening::Executed { at, run, made } => {
                 let at = self.now_named(at);
                 if let Some(worker) = self.workers.get_mut(&at) {
+                    worker.running.remove(&run);
                     let event = match made {
                         Ok(value) => {
                             worker.made = Some((run, value));
@@ -294,6 +303,9 @@ impl World {
             }
             Happening::Unreadable { at, run, chunk } => {
                 let at = self.now_named(at);
+                if let Some(worker) = self.workers.get_mut(&at) {
+                    worker.running.remove(&run);
+                }
                 self.tell_worker(at, worker::Event::Unreadable(chunk))?;
                 let failure = Failure::new("an input could not be read");
                 self.tell_worker(at, worker::Event::ExecutionFailed { run, failure })?;
@@ -425,8 +437,10 @@ impl World {
                     self.schedule(delay, Happening::Collected(at, chunk, value));
                 }
             }
+            worker::Effect::Interrupt(run) => {
+                worker.running.remove(&run);
+            }
             worker::Effect::Define(_)
-            | worker::Effect::Interrupt(_)
             | worker::Effect::Undefine(_)
             | worker::Effect::Introduce(..) => {}
         }
@@ -440,7 +454,12 @@ impl World {
         (run, task): (RunId, TaskId),
         inputs: &[TaskId],
     ) -> Result<(), String> {
-        let worker = &self.workers[&at];
+        let worker = self.workers.get_mut(&at).expect("it just said so");
+        worker.running.insert(run, self.resources[&task.group]);
+        let there = worker.joining.resources.get(GPU).copied().unwrap_or_default();
+        if worker.running.values().sum::<u64>() > there {
+            return Err(format!("{task} takes what {at:?} has given to others"));
+        }
         let on_disk = inputs.iter().copied().find(|it| worker.spilled.contains(it));
         let inputs: Option<Vec<u64>> =
             inputs.iter().map(|input| worker.values.get(input).copied()).collect();

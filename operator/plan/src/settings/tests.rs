@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 use crate::{Observed, Op, SchedulerAddress, Site, plan};
 
 /// What settings may change in a pod, as far as they reach it at all. `[it]` is what they name.
-const OPEN: [&str; 16] = [
+const OPEN: [&str; 17] = [
     "metadata.annotations.example.com/canary",
     "metadata.labels.example.com/canary",
     "spec.affinity",
+    "spec.containers[own].env[EBBTIDE_RESOURCES].value",
     "spec.containers[own].env[canary]",
     "spec.containers[own].envFrom",
     "spec.containers[own].image",

@@ -25,7 +25,7 @@ impl Lowering<'_> {
             cost.scratch_bytes = cost.scratch_bytes.saturating_add(cost.output_bytes);
             cost.output_bytes = HISTOGRAM_BYTES;
             let program = &Program::Histogram { map, round };
-            let draft = Draft { name, space: space.clone(), inputs, cost, retries: 0, program };
+            let draft = Draft { name, space: space.clone(), inputs, cost, call: None, program };
             let leaves = self.push(draft)?;
             let combine = Program::Combine { op: ReduceOp::Sum, dtype: DType::Int64 };
             let (top, shape) =
@@ -35,12 +35,12 @@ impl Lowering<'_> {
             inputs.extend(before());
             let program = &Program::Narrow { q, round };
             let (space, cost) = (Space::new(Vec::new())?, small(STATE_BYTES));
-            state = Some(self.push(Draft { name, space, inputs, cost, retries: 0, program })?);
+            state = Some(self.push(Draft { name, space, inputs, cost, call: None, program })?);
         }
         let inputs = state.map(|group| Input { group, relation: Relation(Vec::new()) });
         let (space, program) = (Space::new(Vec::new())?, &Program::Interpolate { q });
         let inputs = inputs.into_iter().collect();
-        self.push(Draft { name, space, inputs, cost: small(8), retries: 0, program })
+        self.push(Draft { name, space, inputs, cost: small(8), call: None, program })
     }
 
     pub(super) fn topk(&mut self, k: u64, from: &Array) -> Result<GroupId, ArrayError> {
@@ -51,7 +51,7 @@ impl Lowering<'_> {
         cost.scratch_bytes = cost.scratch_bytes.saturating_add(largest.saturating_mul(16));
         cost.output_bytes = largest.min(k).saturating_mul(8);
         let program = &Program::TopK { map, k };
-        let draft = Draft { name, space: space.clone(), inputs, cost, retries: 0, program };
+        let draft = Draft { name, space: space.clone(), inputs, cost, call: None, program };
         let leaves = self.push(draft)?;
         let merge = Program::MergeTopK { dtype: from.dtype(), k };
         let bytes = k.saturating_mul(8);
@@ -65,7 +65,7 @@ impl Lowering<'_> {
         let inputs = vec![Input { group: top, relation: all }];
         // One chunk of the result's one axis.
         let space = Space::new(vec![1])?;
-        self.push(Draft { name, space, inputs, cost, retries: 0, program: &merge })
+        self.push(Draft { name, space, inputs, cost, call: None, program: &merge })
     }
 
     /// Levels of a tree over all axes, up to one that a single task can take together.
@@ -84,7 +84,7 @@ impl Lowering<'_> {
             let relation = Relation((0..space.extents().len()).map(level).collect());
             let inputs = vec![Input { group, relation }];
             space = Space::new(up)?;
-            let draft = Draft { name, space: space.clone(), inputs, cost, retries: 0, program };
+            let draft = Draft { name, space: space.clone(), inputs, cost, call: None, program };
             group = self.push(draft)?;
         }
         Ok((group, space))

@@ -1,7 +1,7 @@
 //! What goes into the scheduler and what comes out of it.
 
 use crate::message::{Failure, FromWorker, ToWorker};
-use crate::{Group, GroupId, JobId, TaskId, Time, WorkerId};
+use crate::{Group, GroupId, JobId, Resources, TaskId, Time, WorkerId};
 
 /// Something that happened outside.
 #[derive(Clone, Debug)]
@@ -30,6 +30,19 @@ pub enum Event {
     Cancelled(JobId),
     /// The operator wants to do without this worker.
     Retire(WorkerId, Time),
+    /// These kinds of workers may come, and no others.
+    Offered(Vec<Offer>),
+}
+
+/// A kind of worker that may come when there is work for it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Offer {
+    /// The worker group's name.
+    pub name: String,
+    /// Bytes that a worker's chunks and running tasks may take.
+    pub memory_bytes: u64,
+    /// What it has beside cores and memory.
+    pub resources: Resources,
 }
 
 /// What a worker says of itself when it joins.
@@ -43,6 +56,8 @@ pub struct Joining {
     pub cores: u32,
     /// Bytes that its chunks and running tasks may take.
     pub memory_bytes: u64,
+    /// What it has beside cores and memory.
+    pub resources: Resources,
     /// Which life of the worker this is: larger after every restart.
     pub incarnation: u64,
 }
@@ -64,9 +79,11 @@ pub enum Effect {
     Kept(WorkerId),
 }
 
-/// What waits and runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What waits and runs of one resource class: tasks that the same kinds of workers can take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
+    /// Which of the kinds of workers that may come can take them, in the order of the offers.
+    pub fits: Vec<String>,
     /// Tasks that wait.
     pub tasks: u64,
     /// Nanoseconds on one core that they are expected to need.

@@ -1,11 +1,11 @@
 //! Jobs as they come and go: what is checked, counted and refused before a task of theirs runs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::frontier::Frontier;
 use crate::message::Failure;
 use crate::scheduler::{Effect, Job, Scheduler};
-use crate::{Bytes, Cost, Group, GroupError, GroupId, JobId, TaskId, WorkerId};
+use crate::{Group, GroupError, GroupId, JobId, Resources, TaskId, WorkerId};
 
 impl Scheduler {
     /// Tasks of a job that are done, and all its tasks.
@@ -33,13 +33,15 @@ impl Scheduler {
             .map(|group| (group.id, group.space.tasks()))
             .collect();
         let all: Vec<Group> = groups.iter().chain(&kept).cloned().collect();
-        let largest = groups.iter().map(|group| (group.needed_bytes(&all), group.id)).max();
+        let mut largest = BTreeMap::<Resources, (u64, GroupId)>::new();
         for group in groups {
+            let needed = group.needed_bytes(&all);
+            let known = largest.entry(group.resources.clone()).or_insert((needed, group.id));
+            *known = (*known).max((needed, group.id));
             let is_target = targets.contains(&group.id);
-            self.table.insert(job, group, (is_target, is_kept));
+            self.table.insert(job, (group, needed), (is_target, is_kept));
         }
         let undelivered = sizes.iter().map(|(_, tasks)| u64::from(*tasks)).sum();
-        let largest = largest.unwrap_or((0, GroupId(0)));
         // Chunks that are kept have more uses from now on.
         for group in kept {
             self.count_uses(group.id);
@@ -57,45 +59,21 @@ impl Scheduler {
         self.refuse_unless_fitting(job);
     }
 
-    /// Fails a job with a task that needs more memory than any worker has, before it starts.
-    pub(super) fn refuse_unless_fitting(&mut self, job: JobId) {
-        let room = self.workers.values().map(|it| it.joining.memory_bytes).max();
-        let largest = self.jobs.get(&job).map(|it| it.largest);
-        let (Some(room), Some((needed, id))) = (room, largest) else { return };
-        if needed <= room {
-            return;
-        }
-        let Group { name, cost: Cost { output_bytes, scratch_bytes, .. }, .. } =
-            &self.table.entry(id).group;
-        let inputs = needed.saturating_sub(*output_bytes).saturating_sub(*scratch_bytes);
-        let error = format!(
-            "{name}: one task needs {} of memory ({} for inputs, {} for its output, {} beside \
-             them), and the largest worker has {} for tasks and chunks; use smaller chunks, or \
-             workers with more memory",
-            Bytes(needed),
-            Bytes(inputs),
-            Bytes(*output_bytes),
-            Bytes(*scratch_bytes),
-            Bytes(room),
-        );
-        self.fail_with_users(job, &Failure::new(error));
-    }
-
     pub(super) fn drop_job(&mut self, job: JobId) {
         let Some(Job { needs, .. }) = self.jobs.remove(&job) else { return };
         let used = self.foreign_inputs(job);
         self.walking.remove(&job);
-        let groups: BTreeSet<GroupId> = self.table.remove_job(job).into_iter().collect();
-        for group in &groups {
-            let all =
-                TaskId { group: *group, index: 0 }..=TaskId { group: *group, index: u32::MAX };
+        let ids: Vec<GroupId> = self.table.of_job(job).map(|entry| entry.group.id).collect();
+        for group in ids {
+            let all = TaskId { group, index: 0 }..=TaskId { group, index: u32::MAX };
             let tasks: Vec<TaskId> = self.tasks.range(all).map(|(task, _)| *task).collect();
             for task in tasks {
                 if let Some(live) = self.tasks.remove(&task) {
-                    self.ready.remove(&(live.order, task));
+                    self.not_ready(task, live.order);
                 }
             }
         }
+        let groups: BTreeSet<GroupId> = self.table.remove_job(job).into_iter().collect();
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for id in ids {
             self.forget(id, &groups);

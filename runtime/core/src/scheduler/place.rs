@@ -1,14 +1,18 @@
 //! Which task comes next, and which worker gets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::{Assignment, Attempt, ToWorker};
+use crate::scheduler::ready::{Class, Entrant, Ready};
 use crate::scheduler::{Effect, Retiring, Scheduler, State, Task, Worker};
 use crate::{JobId, TaskId, WorkerId};
 
 /// Work that a worker has in hand beyond what runs, per core, in nanoseconds: long enough to hide
 /// a round trip, short enough to leave work for others.
 const AHEAD_NANOSECONDS: u64 = 20_000_000;
+
+/// Tasks of a job that may run and wait for a worker that suits them, before its walk waits too.
+pub(super) const READY_MAX: usize = 256;
 
 /// Most tasks per core that a worker has in hand, however short they are.
 const AHEAD_MAX: u64 = 64;
@@ -17,12 +21,60 @@ impl Scheduler {
     /// Gives out tasks while a worker has room for the next one.
     pub(super) fn assign(&mut self) {
         self.take_back_if_needed();
-        while self.workers.values().any(Worker::is_open) {
-            let Some((order, task)) = self.next_ready() else { return };
-            let Some(worker) = self.place(task) else { return };
-            self.ready.remove(&(order, task));
-            self.give(task, worker);
+        let (mut closed, mut blocked) = (BTreeSet::new(), BTreeSet::new());
+        while self.workers.iter().any(|(id, it)| it.is_open() && !closed.contains(id)) {
+            let Some((class, task)) = self.next_ready(&blocked) else { return };
+            if let Some(worker) = self.place(task, &closed) {
+                self.not_ready(task, self.tasks[&task].order);
+                self.give(task, worker);
+            } else {
+                // No later task takes the room that this one waits for.
+                let need = self.table.entry(task.group).need();
+                let lacks_room =
+                    |worker: &&Worker| worker.suits(need) && worker.has_free(need.resources);
+                let full = self.workers.iter().filter(|(_, it)| lacks_room(it));
+                closed.extend(full.map(|(id, _)| *id));
+                blocked.insert(class);
+            }
         }
+    }
+
+    /// Workers came or went: which sizes there are, and so which classes.
+    pub(super) fn measure(&mut self) {
+        let sizes: BTreeSet<u64> =
+            self.workers.values().map(|it| it.joining.memory_bytes).collect();
+        let sizes: Vec<u64> = sizes.into_iter().collect();
+        if sizes == self.sizes {
+            return;
+        }
+        self.sizes = sizes;
+        self.ready = Ready::default();
+        let ready = self.tasks.iter().filter(|(_, live)| live.state == State::Ready);
+        let ready: Vec<(TaskId, u64)> = ready.map(|(task, live)| (*task, live.order)).collect();
+        for (task, order) in ready {
+            self.make_ready(task, order);
+        }
+    }
+
+    pub(super) fn make_ready(&mut self, task: TaskId, order: u64) {
+        let (class, entrant) = self.entrant(task, order);
+        self.ready.insert(class, entrant);
+    }
+
+    pub(super) fn not_ready(&mut self, task: TaskId, order: u64) {
+        let (class, entrant) = self.entrant(task, order);
+        self.ready.remove(&class, entrant);
+    }
+
+    pub(super) fn is_ready(&self, task: TaskId, order: u64) -> bool {
+        let (class, entrant) = self.entrant(task, order);
+        self.ready.contains(&class, entrant)
+    }
+
+    fn entrant(&self, task: TaskId, order: u64) -> (Class, Entrant) {
+        let entry = self.table.entry(task.group);
+        let class = Class::new(&entry.group.resources, entry.needed_bytes, &self.sizes);
+        (class, Entrant { task, order, job: entry.job })
     }
 
     /// When there is work and every worker is to go, those that are not empty work on: what they
@@ -40,14 +92,20 @@ impl Scheduler {
         }
     }
 
-    fn next_ready(&mut self) -> Option<(u64, TaskId)> {
-        while self.ready.is_empty()
-            && let Some(job) = self.walking.first().copied()
-            && !self.advance(job)
-        {
-            self.walking.remove(&job);
+    /// The first task that may run, but of these classes. Walks on for it, not without bound: a
+    /// job of which many may run waits for its workers.
+    fn next_ready(&mut self, blocked: &BTreeSet<Class>) -> Option<(Class, TaskId)> {
+        loop {
+            let first = self.ready.first(blocked);
+            if first.is_some() {
+                return first;
+            }
+            let job = self.walking.iter().find(|job| self.ready.of_job(**job) < READY_MAX);
+            let job = *job?;
+            if !self.advance(job) {
+                self.walking.remove(&job);
+            }
         }
-        self.ready.first().copied()
     }
 
     /// Walks on through a job until one task is ready. False when the walk is over.
@@ -115,7 +173,7 @@ impl Scheduler {
         if missing.is_empty() {
             live.state = State::Ready;
             let order = live.order;
-            self.ready.insert((order, task));
+            self.make_ready(task, order);
             return true;
         }
         let count = u32::try_from(missing.len()).expect("a task has fewer than 2³² inputs");
@@ -128,7 +186,7 @@ impl Scheduler {
     }
 
     /// The open worker that holds most of the inputs, else the one with least in hand.
-    fn place(&self, task: TaskId) -> Option<WorkerId> {
+    fn place(&self, task: TaskId, closed: &BTreeSet<WorkerId>) -> Option<WorkerId> {
         let inputs = self.table.dependencies(task);
         let entry = self.table.entry(task.group);
         let local_bytes = |id: WorkerId| -> u64 {
@@ -140,8 +198,10 @@ impl Scheduler {
         };
         self.workers
             .iter()
+            .filter(|(id, it)| !closed.contains(id) && it.suits(entry.need()))
             .filter(|(id, it)| {
-                it.has_room(self.cost_at(task, **id, &inputs), entry.expected_nanoseconds())
+                it.has_free(&entry.group.resources)
+                    && it.has_room(self.cost_at(task, **id, &inputs), entry.expected_nanoseconds())
             })
             .max_by_key(|(id, it)| {
                 let in_hand = it.load.len() * 1024 / u64::from(it.joining.cores.max(1));
@@ -159,12 +219,12 @@ impl Scheduler {
         entry.attempt = Attempt(entry.attempt.0 + 1);
         let attempt = entry.attempt;
         self.live(task).state = State::Assigned(to, attempt);
-        let bytes = self.reservation(task);
+        let taking = (self.reservation(task), self.table.entry(task.group).group.resources.clone());
         let away = inputs.iter().filter(|(_, holder)| *holder != to);
         let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
         let away: BTreeMap<TaskId, u64> = away.collect();
         let worker = self.workers.get_mut(&to).expect("place chose one of ours");
-        worker.load.give(task, bytes, &away);
+        worker.load.give(task, taking, &away);
         self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
     }
 

@@ -7,6 +7,7 @@ use crate::{TaskId, WorkerId};
 impl Scheduler {
     pub(super) fn lose_worker(&mut self, lost: WorkerId) {
         let Some(worker) = self.workers.remove(&lost) else { return };
+        self.measure();
         let chunks: Vec<(TaskId, WorkerId)> =
             worker.held.iter().map(|task| (*task, lost)).collect();
         self.lose_chunks(&chunks);
@@ -111,8 +112,9 @@ impl Scheduler {
             match &mut live.state {
                 State::Waiting { missing } => *missing += 1,
                 State::Ready => {
-                    self.ready.remove(&(live.order, user));
                     live.state = State::Waiting { missing: 1 };
+                    let order = live.order;
+                    self.not_ready(user, order);
                 }
                 State::Planned | State::Assigned(..) | State::InMemory { .. } => (),
             }

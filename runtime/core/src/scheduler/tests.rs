@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Demand, Effect, Event, Joining, LOSSES_MAX, SILENCE_MAX, Scheduler};
+use super::place::READY_MAX;
+use super::{Demand, Effect, Event, Joining, LOSSES_MAX, Offer, SILENCE_MAX, Scheduler};
 use crate::message::{Attempt, Failure, FromWorker, ToWorker};
 use crate::{
-    AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Space, TaskId, Time, WorkerId,
+    AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Resources, Space, TaskId, Time,
+    WorkerId,
 };
 
 const COST: Cost = Cost { output_bytes: 100, scratch_bytes: 0, nanoseconds: 1_000_000_000 };
@@ -12,7 +14,8 @@ const COST: Cost = Cost { output_bytes: 100, scratch_bytes: 0, nanoseconds: 1_00
 fn group(id: u64, extents: &[u32], inputs: Vec<Input>) -> Group {
     let space = Space::new(extents.to_vec()).unwrap();
     let (name, program) = (format!("group {id}"), Arc::from([]));
-    Group { id: GroupId(id), name, space, inputs, cost: COST, retries: 0, program }
+    let resources = Resources::new();
+    Group { id: GroupId(id), name, space, inputs, cost: COST, resources, retries: 0, program }
 }
 
 /// `leaves` tasks and one that needs them all.
@@ -28,6 +31,7 @@ fn joining(cores: u32) -> Joining {
         address: "127.0.0.1:1".to_owned(),
         cores,
         memory_bytes: 10_000,
+        resources: Resources::new(),
         incarnation: 1,
     }
 }
@@ -98,7 +102,7 @@ fn a_job_runs_from_its_leaves_to_its_target_and_is_delivered() {
     assert_eq!(play.tasks(), [task(1, 0), task(1, 1), task(2, 0)]);
     play.at(0, Event::Collected(task(2, 0)));
     assert!(play.others.contains(&Effect::JobDone(JobId(1))), "{:?}", play.others);
-    assert_eq!(play.scheduler.demand(), Demand::default());
+    assert_eq!(play.scheduler.demand(), []);
 }
 
 #[test]
@@ -205,8 +209,8 @@ fn a_worker_that_is_not_empty_in_time_works_on() {
 #[test]
 fn demand_counts_what_waits_and_what_runs() {
     let play = Play::of([tree(9)]);
-    let demand = play.scheduler.demand();
-    assert_eq!((demand.tasks, demand.assigned, demand.nanoseconds), (10, 0, 10_000_000_000));
+    let all = Demand { fits: vec![], tasks: 10, assigned: 0, nanoseconds: 10_000_000_000 };
+    assert_eq!(play.scheduler.demand(), [all]);
 }
 
 #[test]
@@ -305,7 +309,7 @@ fn what_is_kept_stays_until_its_job_and_every_user_are_over() {
     play.at(0, Event::Collected(task(2, 0)));
     let forget = |id| Effect::Send(WorkerId(1), ToWorker::Forget(vec![GroupId(id)]));
     assert!(play.others.contains(&Effect::JobDone(JobId(2))) && play.others.contains(&forget(1)));
-    assert_eq!(play.scheduler.demand(), Demand::default());
+    assert_eq!(play.scheduler.demand(), []);
 }
 
 #[test]
@@ -389,7 +393,7 @@ fn a_task_that_only_waited_on_a_lost_worker_is_not_blamed() {
     for id in 1..=u64::from(LOSSES_MAX) {
         play.at(0, join(id, 1));
         // Both were given to it, and it has one core.
-        assert_eq!(play.scheduler.demand().assigned, 2);
+        assert_eq!(play.scheduler.demand()[0].assigned, 2);
         play.at(0, Event::WorkerLost(WorkerId(id)));
     }
     play.at(0, join(9, 1));
@@ -415,4 +419,113 @@ fn inputs_that_others_hold_count_where_a_task_goes() {
     (0..4).for_each(|nth| play.finish(nth));
     let at_small = play.assigned.iter().filter(|(at, ..)| *at == WorkerId(2)).count();
     assert_eq!(at_small, 1, "{:?}", play.assigned);
+}
+
+fn gpus(count: u64) -> Resources {
+    Resources::from([("gpu".to_owned(), count)])
+}
+
+fn join_with(id: u64, memory_bytes: u64, resources: Resources) -> Event {
+    let joining = Joining { name: format!("w{id}"), memory_bytes, resources, ..joining(8) };
+    Event::WorkerJoined(WorkerId(id), joining)
+}
+
+/// A job of so many tasks that take so much each.
+fn job(id: u64, tasks: u32, (output_bytes, resources): (u64, Resources)) -> Event {
+    let cost = Cost { output_bytes, ..COST };
+    let groups = vec![Group { cost, resources, ..group(id, &[tasks], vec![]) }];
+    Event::Submitted { job: JobId(id), groups, targets: vec![GroupId(id)], is_kept: false }
+}
+
+fn offer(name: &str, memory_bytes: u64, resources: Resources) -> Offer {
+    Offer { name: name.to_owned(), memory_bytes, resources }
+}
+
+#[test]
+fn tasks_take_no_more_of_a_resource_than_their_worker_has() {
+    let mut play = Play::of([
+        join_with(1, 10_000, Resources::new()),
+        join_with(2, 10_000, gpus(3)),
+        job(1, 5, (100, gpus(2))),
+    ]);
+    assert_eq!(play.assigned.len(), 1);
+    for nth in 0..5 {
+        play.finish(nth);
+    }
+    assert!(play.assigned.iter().all(|(at, ..)| *at == WorkerId(2)), "{:?}", play.assigned);
+    assert_eq!(play.assigned.len(), 5);
+}
+
+#[test]
+fn what_waits_for_another_kind_of_worker_holds_up_nothing_else() {
+    let mut play = Play::of([
+        Event::Offered(vec![offer("plain", 10_000, Resources::new()), offer("gpu", 200, gpus(1))]),
+        join_with(1, 10_000, Resources::new()),
+        job(1, 100_000, (100, gpus(1))),
+        job(2, 3, (100, Resources::new())),
+    ]);
+    assert_eq!(play.tasks(), [task(2, 0), task(2, 1), task(2, 2)]);
+    assert!(play.scheduler.tasks.len() <= READY_MAX + 3, "{}", play.scheduler.tasks.len());
+    play.at(0, join_with(2, 200, gpus(1)));
+    assert_eq!(play.assigned.last().map(|(at, it, _)| (*at, *it)), Some((WorkerId(2), task(1, 0))));
+}
+
+#[test]
+fn a_task_waits_for_a_worker_that_is_large_enough() {
+    let offers = vec![offer("small", 100, gpus(0)), offer("large", 1000, gpus(0))];
+    let mut play = Play::of([
+        Event::Offered(offers),
+        join_with(1, 100, Resources::new()),
+        job(1, 1, (900, Resources::new())),
+    ]);
+    assert_eq!((&play.assigned[..], &play.others[..]), (&[][..], &[][..]));
+    play.at(0, join_with(2, 1000, Resources::new()));
+    assert_eq!(play.assigned[0].0, WorkerId(2));
+}
+
+#[test]
+fn no_later_task_takes_the_room_that_an_earlier_one_waits_for() {
+    let mut play = Play::of([
+        join_with(1, 100, Resources::new()),
+        join_with(2, 1000, Resources::new()),
+        job(1, 2, (900, Resources::new())),
+        job(2, 30, (10, Resources::new())),
+    ]);
+    let at_large = |play: &Play| play.assigned.iter().filter(|it| it.0 == WorkerId(2)).count();
+    assert_eq!((at_large(&play), play.assigned.len()), (1, 11));
+    play.finish(0);
+    play.at(0, Event::Collected(task(1, 0)));
+    let (at, next, _) = play.assigned[11];
+    assert_eq!((at, next), (WorkerId(2), task(1, 1)));
+}
+
+#[test]
+fn demand_tells_which_kinds_of_workers_can_take_it() {
+    let plain = offer("plain", 500, Resources::new());
+    let play = Play::of([
+        Event::Offered(vec![plain, offer("gpu", 1000, gpus(1))]),
+        job(1, 3, (100, Resources::new())),
+        job(2, 2, (800, Resources::new())),
+        job(3, 1, (100, gpus(1))),
+    ]);
+    let demand = play.scheduler.demand();
+    let told: Vec<(String, u64)> = demand.iter().map(|it| (it.fits.join(" "), it.tasks)).collect();
+    assert_eq!(told, [("plain gpu".to_owned(), 3), ("gpu".to_owned(), 3)]);
+}
+
+#[test]
+fn what_no_kind_of_worker_has_is_refused_by_name() {
+    let offers = Event::Offered(vec![offer("plain", 500, gpus(1))]);
+    for events in [[offers.clone(), job(1, 1, (100, gpus(2)))], [job(1, 1, (100, gpus(2))), offers]]
+    {
+        let play = Play::of(events);
+        let [Effect::JobFailed(JobId(1), failure)] = &play.others[..] else {
+            panic!("{:?}", play.others)
+        };
+        assert_eq!(
+            failure.error,
+            "group 1: one task needs gpu: 2, and no worker that is here or may come has it; use a \
+             cluster with a worker group whose resources have it"
+        );
+    }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{Effect, Event, RunId, SpillId, Worker};
 use crate::message::{Assignment, Attempt, Failure, FromWorker, ToWorker};
-use crate::{Cost, Group, GroupId, Space, TaskId, WorkerId};
+use crate::{Cost, Group, GroupId, Resources, Space, TaskId, WorkerId};
 
 const THERE: WorkerId = WorkerId(2);
 
@@ -20,7 +20,9 @@ fn define(worker: &mut Worker) {
     let cost = Cost { output_bytes: 10, scratch_bytes: 5, nanoseconds: 1 };
     let space = Space::new(vec![100]).unwrap();
     let (name, program) = ("group".to_owned(), Arc::from([]));
-    let group = Group { id: GroupId(1), name, space, inputs: vec![], cost, retries: 0, program };
+    let resources = Resources::new();
+    let group =
+        Group { id: GroupId(1), name, space, inputs: vec![], cost, resources, retries: 0, program };
     worker.handle_event(Event::Scheduler(ToWorker::Define(vec![group])));
     effects(worker);
 }

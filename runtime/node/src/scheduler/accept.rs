@@ -70,8 +70,12 @@ impl Door {
         let hello: Hello = link::read_first(&mut stream).await?;
         let Identity::Member { role, .. } = peer else { return Err(FrameError::Stranger) };
         match (hello, role) {
-            (Hello::Worker { name, address, cores, memory_bytes, incarnation }, Role::Worker) => {
-                let joining = Joining { name, address, cores, memory_bytes, incarnation };
+            (
+                Hello::Worker { name, address, cores, memory_bytes, resources, incarnation },
+                Role::Worker,
+            ) => {
+                let joining =
+                    Joining { name, address, cores, memory_bytes, resources, incarnation };
                 self.worker(stream, joining).await
             }
             (Hello::Client { token }, Role::Client) if self.is_token(&token.0) => {

@@ -9,9 +9,9 @@ use ebbtide_array::Array;
 use ebbtide_array::graph::Graph;
 use ebbtide_array::lower::{Lowered, lower};
 use ebbtide_buffer::Buffer;
-use ebbtide_contract::demand::{Down, Fact, Outcome, Up};
+use ebbtide_contract::demand::{Down, Fact, Group, Outcome, Up};
 use ebbtide_core::message::{Failure, FromWorker, ToWorker};
-use ebbtide_core::scheduler::{Effect, Event, Joining, Scheduler, WorkerView};
+use ebbtide_core::scheduler::{Demand, Effect, Event, Joining, Offer, Scheduler, WorkerView};
 use ebbtide_core::{GroupId, JobId, TaskId, Time, WorkerId};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc::error::TrySendError;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::http::Metrics;
 use crate::link::{Outbox, Payload};
 use crate::operator::Facts;
+use crate::settings;
 use crate::wire::{ClientFrame, ClientReply, Purpose, WorkerInfo};
 
 /// Bytes of one client's chunks that are on their way at once: bounds what a slow client keeps
@@ -230,7 +231,15 @@ impl Hall {
     }
 
     pub(super) fn obey(&mut self, order: Down) {
-        let Down::Retire { workers, deadline_seconds } = order else { return };
+        let (workers, deadline_seconds) = match order {
+            Down::Retire { workers, deadline_seconds } => (workers, deadline_seconds),
+            Down::Groups { groups } => {
+                self.tell(Event::Offered(groups.into_iter().map(offer).collect()));
+                self.tell_operator();
+                return;
+            }
+            Down::Resend => return,
+        };
         let deadline = self.now().after(Duration::from_secs(deadline_seconds));
         for name in workers {
             let known: Vec<WorkerId> = self
@@ -490,16 +499,15 @@ impl Hall {
         let demand = self.core.demand();
         self.gauges.workers.set(count(self.workers.len() as u64));
         self.gauges.clients.set(count(self.clients.len() as u64));
-        self.gauges.waiting.set(count(demand.tasks));
-        self.gauges.assigned.set(count(demand.assigned));
-        let queue = Fact::Queue {
-            tasks: demand.tasks,
-            core_seconds: demand.nanoseconds as f64 / 1e9,
-            running: demand.assigned,
-            jobs: self.next_job,
-        };
+        self.gauges.waiting.set(count(demand.iter().map(|it| it.tasks).sum()));
+        self.gauges.assigned.set(count(demand.iter().map(|it| it.assigned).sum()));
         let mut facts = Facts::new();
-        facts.insert("queue".to_owned(), queue);
+        for Demand { fits, tasks, nanoseconds, assigned } in demand {
+            let (name, core_seconds) = (fits.join(" "), nanoseconds as f64 / 1e9);
+            let fact = Fact::Queue { fits, tasks, core_seconds, running: assigned };
+            facts.insert(format!("queue {name}"), fact);
+        }
+        facts.insert("jobs".to_owned(), Fact::Jobs { ever: self.next_job });
         let connected = self.clients.len() as u64;
         facts.insert("clients".to_owned(), Fact::Clients { connected });
         for (_, worker) in self.core.workers() {
@@ -516,6 +524,11 @@ impl Hall {
             is_new
         });
     }
+}
+
+fn offer(group: Group) -> Offer {
+    let Group { name, memory_bytes, resources } = group;
+    Offer { name, memory_bytes: settings::chunks_bytes(memory_bytes), resources }
 }
 
 fn count(number: u64) -> i64 {

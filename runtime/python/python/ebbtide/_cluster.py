@@ -8,7 +8,7 @@ import subprocess
 import sysconfig
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -124,6 +124,7 @@ class Cluster:
         *args: Any,
         memory: int | str | None = None,
         retries: int = 0,
+        resources: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> Future[T]:
         """Call a function on a worker, and do not wait for it.
@@ -133,7 +134,9 @@ class Cluster:
 
         `memory` bounds what the function's process may allocate, 512 MiB by default; `retries`
         says how often the function is tried again when it raises. When its process ends, by a
-        crash or for lack of memory, it is tried again up to three times in any case.
+        crash or for lack of memory, it is tried again up to three times in any case. `resources`
+        says what it takes of its worker for as long as it runs, like `{"nvidia.com/gpu": 1}`: it
+        runs on a worker of a group that has it, and such workers come when it waits.
 
         >>> import ebbtide as eb, ebbtide.array as xp
         >>> with eb.Cluster("examples") as cluster:
@@ -142,13 +145,13 @@ class Cluster:
 
         Raises:
             TypeError: the function cannot be called, or it or an argument cannot be pickled.
-            ValueError: memory is no number of bytes, retries are less than 0, or an array among
-                the arguments was persisted elsewhere.
+            ValueError: memory is no number of bytes, retries are less than 0, resources are no
+                kinds with amounts, or an array among the arguments was persisted elsewhere.
             ConnectionLost: the cluster is gone, or was closed by this program.
             Exception: what waiting for a future among the arguments raised.
 
         """
-        callee = _function.Callee(function, memory, retries)
+        callee = _function.Callee(function, memory, retries, resources)
         return self._call(callee, args, kwargs)
 
     def map(
@@ -158,6 +161,7 @@ class Cluster:
         *iterables: Iterable[Any],
         memory: int | str | None = None,
         retries: int = 0,
+        resources: Mapping[str, int] | None = None,
     ) -> list[Future[T]]:
         """Call a function for the elements of iterables side by side, and do not wait.
 
@@ -170,7 +174,7 @@ class Cluster:
         ...     [future.result() for future in futures]
         [32, 9]
         """
-        callee = _function.Callee(function, memory, retries)
+        callee = _function.Callee(function, memory, retries, resources)
         return [self._call(callee, args, {}) for args in zip(*iterables, strict=False)]
 
     def _call(

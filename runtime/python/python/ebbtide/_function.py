@@ -229,13 +229,17 @@ class Callee:
     """A function as it is sent to workers: pickled once, for any number of calls."""
 
     def __init__(
-        self, function: Callable[..., Any], memory: int | str | None, retries: int
+        self,
+        function: Callable[..., Any],
+        memory: int | str | None,
+        retries: int,
+        resources: Mapping[str, int] | None,
     ) -> None:
         """Pickle a function.
 
         Raises:
             TypeError: it cannot be called or pickled.
-            ValueError: memory or retries are not what they should be.
+            ValueError: memory, retries or resources are not what they should be.
 
         """
         if not callable(function):
@@ -243,7 +247,8 @@ class Callee:
         self.name: str = getattr(function, "__name__", None) or type(function).__name__
         if retries < 0:
             raise ValueError(f"retries {retries} is less than 0")
-        self._limits = (parse_bytes(MEMORY_DEFAULT if memory is None else memory), retries)
+        limit = parse_bytes(MEMORY_DEFAULT if memory is None else memory)
+        self._limits = (limit, retries, checked_resources(resources or {}))
         self._function, _ = _pickle(function, self.name, "the function")
 
     def expression(
@@ -285,6 +290,39 @@ def parse_bytes(text: int | str) -> int:
     if number <= 0 or unit not in _UNITS:
         raise ValueError(f"memory {text!r} is no number of bytes; write it like '512 MiB'")
     return int(number * _UNITS[unit])
+
+
+def checked_resources(resources: Mapping[str, int]) -> dict[str, int]:
+    """Check what a task takes of its worker beside cores and memory.
+
+    >>> checked_resources({"nvidia.com/gpu": 1})
+    {'nvidia.com/gpu': 1}
+    >>> checked_resources({"gpu": 1})
+    Traceback (most recent call last):
+    ValueError: resources: 'gpu' is no kind of resource; expected one with its domain, as worker \
+groups have it, like 'nvidia.com/gpu'
+
+    Raises:
+        ValueError: a kind has no domain, or its amount is no whole number of at least 1.
+
+    """
+    for kind, amount in resources.items():
+        if kind in ("cpu", "memory"):
+            raise ValueError(
+                f"resources: a function has one core, and as much memory as memory= says; "
+                f"leave {kind!r} out"
+            )
+        if not isinstance(kind, str) or "/" not in kind:
+            raise ValueError(
+                f"resources: {kind!r} is no kind of resource; expected one with its domain, as "
+                "worker groups have it, like 'nvidia.com/gpu'"
+            )
+        if type(amount) is not int or not 1 <= amount < 1 << 64:
+            raise ValueError(
+                f"resources: {amount!r} of {kind} is no amount; expected a whole number of at "
+                "least 1"
+            )
+    return dict(resources)
 
 
 def _pickle(value: object, name: str, what: str) -> tuple[bytes, list[Array]]:

@@ -36,7 +36,7 @@ class Expression:
         title: tuple[str, int, tuple[int, int]],
         pickled: tuple[bytes, bytes],
         returns: tuple[str, Sequence[int]],
-        limits: tuple[int, int],
+        limits: tuple[int, int, dict[str, int]],
         inputs: Sequence[Expression],
     ) -> Expression: ...
     def binary(self, op: str, other: Expression) -> Expression: ...

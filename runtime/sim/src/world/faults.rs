@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use ebbtide_core::{WorkerId, scheduler, worker};
+use ebbtide_core::scheduler::Offer;
+use ebbtide_core::{Resources, WorkerId, scheduler, worker};
 
 use super::{Happening, LOSSES_MAX, World};
+use crate::job::GPU;
 
 impl World {
     /// The operator wants to do without a worker.
@@ -19,8 +21,46 @@ impl World {
         }
     }
 
+    /// Which kinds of workers may come: not each can take every task, but each task one of them.
+    pub(super) fn offer(&mut self, needed_bytes: u64) {
+        let small = needed_bytes / 2 + u64::from(self.random.roll(20));
+        let large = needed_bytes + u64::from(self.random.roll(100));
+        let kind = |name: &str, memory_bytes, gpus: &[u64]| Offer {
+            name: name.to_owned(),
+            memory_bytes,
+            resources: gpus.iter().map(|it| (GPU.to_owned(), *it)).collect::<Resources>(),
+        };
+        self.kinds = vec![
+            kind("small", small, &[]),
+            kind("large", large, &[]),
+            kind("with gpus", large, &[2]),
+        ];
+        self.tell_scheduler(scheduler::Event::Offered(self.kinds.clone()));
+    }
+
+    /// The operator sees that tasks wait for workers of which there is none.
+    fn bring_missing(&mut self) {
+        let is_there = |kind: &String| {
+            let offer = self.kinds.iter().find(|it| it.name == *kind);
+            let alike = |it: &Offer, (bytes, resources): (u64, &Resources)| {
+                it.memory_bytes == bytes && it.resources == *resources
+            };
+            let there = self.workers.values().map(|it| &it.joining);
+            let mut there = there.map(|it| (it.memory_bytes, &it.resources));
+            offer.is_some_and(|offer| there.any(|it| alike(offer, it)))
+        };
+        let demand = self.scheduler.demand();
+        let is_missing = demand.iter().any(|it| !it.fits.iter().any(is_there));
+        if is_missing {
+            self.join();
+        }
+    }
+
     /// Now and then a worker dies, joins, or falls silent.
     pub(super) fn disturb(&mut self) {
+        if self.random.once_in(20) {
+            self.bring_missing();
+        }
         if self.random.once_in(40) {
             self.retire();
         }
@@ -63,6 +103,9 @@ impl World {
             if let worker::Effect::Drop(chunk) = effect {
                 worker.values.remove(&chunk);
                 worker.spilled.remove(&chunk);
+            }
+            if let worker::Effect::Interrupt(run) = effect {
+                worker.running.remove(&run);
             }
         }
         let joining = worker.joining.clone();

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ebbtide import _function
@@ -70,6 +70,7 @@ def from_delayed(
     *,
     memory: int | str | None = None,
     retries: int = 0,
+    resources: Mapping[str, int] | None = None,
 ) -> Array:
     """Make an array of one chunk from what a Python function will return on a worker.
 
@@ -80,7 +81,8 @@ def from_delayed(
     The function and its arguments travel by value. It is called in a process of its own; `memory`
     bounds what that may allocate, 512 MiB by default. `retries` says how often it is tried again
     when it raises. When its process ends, by a crash or for lack of memory, it is tried again up
-    to three times in any case.
+    to three times in any case. `resources` says what it takes of its worker for as long as it
+    runs, like `{"nvidia.com/gpu": 1}`: it runs on a worker of a group that has it.
 
     >>> import ebbtide as eb, ebbtide.array as xp
     >>> squares = eb.delayed(lambda n: [float(i * i) for i in range(n)])(4)
@@ -90,12 +92,13 @@ def from_delayed(
     Raises:
         TypeError: the function cannot be called, it or an argument cannot be pickled, or no kernels
             exist for the dtype.
-        ValueError: memory is no number of bytes, or retries or an extent is less than 0.
+        ValueError: memory is no number of bytes, retries or an extent is less than 0, or resources
+            are no kinds with amounts.
         TaskFailed: at compute, it returned another shape or dtype, or ended its process.
         Exception: at compute, what the function raised.
 
     """
     call = value if isinstance(value, _function.Delayed) else _function.Delayed(value)
-    callee = _function.Callee(call.function, memory, retries)
+    callee = _function.Callee(call.function, memory, retries, resources)
     returns = (_arguments.dtype_name(dtype), _arguments.extents(shape, "shape"))
     return Array(callee.expression(call.args, call.kwargs, returns))

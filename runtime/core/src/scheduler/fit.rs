@@ -1,0 +1,144 @@
+//! Which kinds of workers can take which tasks, and what is said when none can.
+
+use std::collections::BTreeMap;
+
+use crate::message::Failure;
+use crate::scheduler::event::{Demand, Offer};
+use crate::scheduler::{Scheduler, Worker};
+use crate::table::Entry;
+use crate::{Bytes, Cost, Group, GroupId, JobId, Resources};
+
+/// What the tasks of a group need of a worker that is to run one of them alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need<'a> {
+    pub(super) bytes: u64,
+    pub(super) resources: &'a Resources,
+}
+
+/// Whether there is so much of each kind.
+pub(super) fn has(there: &Resources, needed: &Resources) -> bool {
+    needed.iter().all(|(kind, amount)| there.get(kind).is_some_and(|it| it >= amount))
+}
+
+impl Entry {
+    pub(super) fn need(&self) -> Need<'_> {
+        Need { bytes: self.needed_bytes, resources: &self.group.resources }
+    }
+}
+
+impl Need<'_> {
+    fn fits(self, (memory_bytes, resources): (u64, &Resources)) -> bool {
+        self.bytes <= memory_bytes && has(resources, self.resources)
+    }
+}
+
+impl Worker {
+    /// Whether it could run such a task if it did nothing else.
+    pub(super) fn suits(&self, need: Need<'_>) -> bool {
+        need.fits(self.kind())
+    }
+
+    /// Whether enough of what it has beside cores and memory is free.
+    pub(super) fn has_free(&self, needed: &Resources) -> bool {
+        let free = |kind: &String| {
+            let all = self.joining.resources.get(kind).copied().unwrap_or_default();
+            all.saturating_sub(self.load.taken(kind))
+        };
+        needed.iter().all(|(kind, amount)| free(kind) >= *amount)
+    }
+
+    fn kind(&self) -> (u64, &Resources) {
+        (self.joining.memory_bytes, &self.joining.resources)
+    }
+}
+
+impl Scheduler {
+    /// What waits and runs, as far as it is known, by resource class. No class is empty.
+    pub fn demand(&self) -> Vec<Demand> {
+        let mut assigned = BTreeMap::<GroupId, u64>::new();
+        for task in self.workers.values().flat_map(|worker| worker.load.tasks()) {
+            *assigned.entry(task.group).or_default() += 1;
+        }
+        let mut classes = BTreeMap::<Vec<usize>, Demand>::new();
+        for entry in self.table.iter() {
+            let left = u64::from(entry.group.space.tasks() - entry.done.ones());
+            let assigned = assigned.get(&entry.group.id).copied().unwrap_or_default();
+            if left == 0 && assigned == 0 {
+                continue;
+            }
+            let class = classes.entry(self.offers_for(entry.need())).or_default();
+            class.tasks += left.saturating_sub(assigned);
+            class.assigned += assigned;
+            let nanoseconds = left.saturating_mul(entry.expected_nanoseconds());
+            class.nanoseconds = class.nanoseconds.saturating_add(nanoseconds);
+        }
+        let named =
+            |fits: Vec<usize>| fits.iter().map(|at| self.offers[*at].name.clone()).collect();
+        classes.into_iter().map(|(fits, it)| Demand { fits: named(fits), ..it }).collect()
+    }
+
+    fn offers_for(&self, need: Need<'_>) -> Vec<usize> {
+        let fits = |offer: &Offer| need.fits((offer.memory_bytes, &offer.resources));
+        let fitting = self.offers.iter().enumerate().filter(|(_, offer)| fits(offer));
+        fitting.map(|(at, _)| at).collect()
+    }
+
+    pub(super) fn refuse_what_fits_nowhere(&mut self) {
+        let jobs: Vec<JobId> = self.jobs.keys().copied().collect();
+        for job in jobs {
+            self.refuse_unless_fitting(job);
+        }
+    }
+
+    /// Fails a job with a task that no worker can take that is there or may come, before it starts.
+    pub(super) fn refuse_unless_fitting(&mut self, job: JobId) {
+        let Some(known) = self.jobs.get(&job) else { return };
+        let there = self.workers.values().map(Worker::kind);
+        let may_come = self.offers.iter().map(|it| (it.memory_bytes, &it.resources));
+        let kinds: Vec<(u64, &Resources)> = there.chain(may_come).collect();
+        // Before anybody is there and anything is offered, nothing is known.
+        if kinds.is_empty() {
+            return;
+        }
+        for (resources, (bytes, group)) in &known.largest {
+            if !kinds.iter().any(|kind| Need { bytes: *bytes, resources }.fits(*kind)) {
+                let with = kinds.iter().filter(|(_, there)| has(there, resources));
+                let room = with.map(|(room, _)| *room).max();
+                let failure = Failure::new(self.refusal(*group, (*bytes, resources), room));
+                self.fail_with_users(job, &failure);
+                return;
+            }
+        }
+    }
+
+    fn refusal(
+        &self,
+        group: GroupId,
+        (needed, resources): (u64, &Resources),
+        room: Option<u64>,
+    ) -> String {
+        let Group { name, cost: Cost { output_bytes, scratch_bytes, .. }, .. } =
+            &self.table.entry(group).group;
+        let kinds: Vec<String> =
+            resources.iter().map(|(kind, amount)| format!("{kind}: {amount}")).collect();
+        let kinds = kinds.join(", ");
+        let Some(room) = room else {
+            return format!(
+                "{name}: one task needs {kinds}, and no worker that is here or may come has it; \
+                 use a cluster with a worker group whose resources have it"
+            );
+        };
+        let inputs = needed.saturating_sub(*output_bytes).saturating_sub(*scratch_bytes);
+        let with = if kinds.is_empty() { String::new() } else { format!(" with {kinds}") };
+        format!(
+            "{name}: one task needs {} of memory ({} for inputs, {} for its output, {} beside \
+             them), and the largest worker{with} has {} for tasks and chunks; use smaller chunks, \
+             or workers with more memory",
+            Bytes(needed),
+            Bytes(inputs),
+            Bytes(*output_bytes),
+            Bytes(*scratch_bytes),
+            Bytes(room),
+        )
+    }
+}
