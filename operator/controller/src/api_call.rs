@@ -37,13 +37,19 @@ impl CallError {
         }
     }
 
+    /// Somebody wrote in between.
+    pub(crate) fn is_conflict(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 409)
+    }
+
     /// Something of this name is there already.
     pub(crate) fn is_already_there(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_already_exists)
     }
 
-    /// It is gone, or its name is another's by now.
+    /// It is gone. A conflict says less: its name may be another's by now, or somebody wrote between;
+    /// whoever meets one looks again.
     pub(crate) fn is_gone(&self) -> bool {
-        self.status().is_some_and(|status| status.code == 404 || status.code == 409)
+        self.status().is_some_and(|status| status.code == 404)
     }
 }

@@ -6,7 +6,6 @@ use ebbtide_api::Cluster;
 use ebbtide_authority::AuthorityError;
 use ebbtide_contract::tls::file;
 use ebbtide_plan::{Change, Content, Op, SecretWanted};
-use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -137,7 +136,7 @@ fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> 
     let entries = match &wanted.content {
         Content::Token => vec![(file::TOKEN, ebbtide_authority::token()?)],
         Content::Leaf(identity) => {
-            let leaf = context.authority.leaf(identity, Timestamp::now())?;
+            let leaf = context.authority.leaf(identity, (context.clock)())?;
             vec![
                 (file::AUTHORITY, context.authority.certificate().to_owned()),
                 (file::CERTIFICATE, leaf.certificate),

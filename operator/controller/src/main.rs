@@ -1,21 +1,11 @@
-//! The operator: keeps every Cluster of a Kubernetes as its plan says.
-
-mod api_call;
-mod apply;
-mod authority;
-mod metrics;
-mod observe;
-mod reconcile;
-mod record;
-mod run;
-mod settings;
+//! How the operator's program is started.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use ebbtide_controller::run;
+use ebbtide_controller::settings::Settings;
 use tracing_subscriber::EnvFilter;
-
-use crate::settings::Settings;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();

@@ -24,7 +24,8 @@ pub(crate) struct Kind {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Metrics {
+/// What an operator counts.
+pub struct Metrics {
     pub(crate) reconciles: Family<Outcome, Counter>,
     pub(crate) changes: Family<Kind, Counter>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::reconcile::Context;
 

@@ -12,7 +12,6 @@ use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{Site, plan};
 use futures::FutureExt as _;
-use jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
@@ -24,6 +23,7 @@ use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
 use crate::metrics::{Metrics, Outcome};
 use crate::observe::{Beliefs, SlimPod, observe};
+use crate::operator::Clock;
 use crate::record::record;
 
 /// How long a reconcile waits for the first list of pods.
@@ -49,6 +49,7 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
     pub(crate) failures: Mutex<BTreeMap<String, u32>>,
+    pub(crate) clock: Clock,
 }
 
 /// Why a reconcile ended early.
@@ -94,9 +95,9 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
     let observed = observe(context, cluster);
     let uid = cluster.uid().unwrap_or_default();
     context.schedulers.tell_groups(&uid, &ebbtide_plan::groups(&cluster.spec));
-    let plan = plan(cluster, &observed, &context.site, Timestamp::now());
+    let plan = plan(cluster, &observed, &context.site, (context.clock)());
     if let Err(error) = apply(context, cluster, &plan.changes).await {
-        let status = plan.stuck(cluster, &error.to_string(), Timestamp::now());
+        let status = plan.stuck(cluster, &error.to_string(), (context.clock)());
         record(context, cluster, &status, &[]).await.map_err(ReconcileError::Record)?;
         return Err(error.into());
     }

@@ -11,28 +11,28 @@ use serde::Deserialize;
 /// Keeps Ebbtide's clusters as they should be.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// Namespace of the operator, where the authority's key is kept.
     #[arg(long, env = "EBBTIDE_OPERATOR_NAMESPACE")]
-    pub(crate) namespace: String,
+    pub namespace: String,
     /// Name of this pod, for events.
     #[arg(long, env = "EBBTIDE_POD_NAME")]
-    pub(crate) pod_name: Option<String>,
+    pub pod_name: Option<String>,
     /// `host:port` at which schedulers reach the operator: its Service.
     #[arg(long)]
-    pub(crate) address: String,
+    pub address: String,
     /// Where it listens for schedulers.
     #[arg(long, default_value = "0.0.0.0:7443")]
-    pub(crate) listen: String,
+    pub listen: String,
     /// Where it serves /healthz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8080")]
-    pub(crate) http: String,
+    pub http: String,
     /// File that lists the packed environments: JSON, from each key to an image.
     #[arg(long)]
-    pub(crate) environments: Option<PathBuf>,
+    pub environments: Option<PathBuf>,
     /// Clusters that are worked on at once.
     #[arg(long, default_value_t = 32)]
-    pub(crate) concurrency: u16,
+    pub concurrency: u16,
 }
 
 #[derive(Deserialize)]

@@ -59,6 +59,17 @@ struct Known {
     connections: BTreeMap<String, Connection>,
     /// How many connections each cluster has.
     open: BTreeMap<String, usize>,
+    /// How many connections there ever were.
+    ever: u64,
+}
+
+/// What one scheduler says and is told, however its lines travel. It ends when it is dropped.
+#[derive(Debug)]
+pub struct Conversation {
+    schedulers: Schedulers,
+    cluster_uid: String,
+    number: u64,
+    ordered: mpsc::Receiver<Down>,
 }
 
 #[derive(Debug)]
@@ -142,6 +153,28 @@ impl Schedulers {
         Ok(heard)
     }
 
+    /// Begins a conversation with the scheduler of a cluster, in this life of it.
+    pub fn open(
+        &self,
+        cluster_uid: &str,
+        protocol: u32,
+        epoch: u64,
+    ) -> Result<Conversation, String> {
+        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let number = {
+            let mut known = self.lock();
+            known.ever += 1;
+            known.ever
+        };
+        let (view, told) = (View::default(), Vec::new());
+        let connection = Connection { number, view, epoch, busy_at: None, orders, told };
+        self.enter(cluster_uid, connection)?;
+        let (schedulers, cluster_uid) = (self.clone(), cluster_uid.to_owned());
+        let conversation = Conversation { schedulers, cluster_uid, number, ordered };
+        conversation.hear(Up::Hello { protocol, epoch })?;
+        Ok(conversation)
+    }
+
     /// Makes a connection the one that counts, unless a later life of the scheduler has one.
     fn enter(&self, uid: &str, connection: Connection) -> Result<(), String> {
         let mut known = self.lock();
@@ -171,6 +204,24 @@ impl Schedulers {
     }
 }
 
+impl Conversation {
+    /// Takes a line. An error ends the conversation.
+    pub fn hear(&self, line: Up) -> Result<Heard, String> {
+        self.schedulers.hear(&self.cluster_uid, self.number, line)
+    }
+
+    /// The next order for the scheduler.
+    pub async fn order(&mut self) -> Option<Down> {
+        self.ordered.recv().await
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.schedulers.leave(&self.cluster_uid, self.number);
+    }
+}
+
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut known = self.schedulers.lock();
@@ -193,7 +244,7 @@ pub async fn serve(
     news: impl Fn(&str) + Clone + Send + Sync + 'static,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    for number in 0.. {
+    loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -207,7 +258,7 @@ pub async fn serve(
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let (schedulers, news) = (schedulers.clone(), news.clone());
         tokio::spawn(async move {
-            if let Err(error) = session(stream, &acceptor, &schedulers, number, &news).await {
+            if let Err(error) = session(stream, &acceptor, &schedulers, &news).await {
                 tracing::info!(%error, %from, "a scheduler's connection ended");
             }
             drop(place);
@@ -219,7 +270,6 @@ async fn session(
     stream: TcpStream,
     acceptor: &TlsAcceptor,
     schedulers: &Schedulers,
-    number: u64,
     news: &(impl Fn(&str) + Sync),
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -240,24 +290,11 @@ async fn session(
     let Some(Up::Hello { protocol, epoch }) = hello else {
         return Err(io::Error::other("the first line is not hello"));
     };
-    let (orders, ordered) = mpsc::channel(ORDERS_MAX);
-    let connection = Connection {
-        number,
-        view: View::default(),
-        epoch,
-        busy_at: None,
-        orders,
-        told: Vec::new(),
-    };
-    let uid = cluster_uid.as_str();
-    schedulers.enter(uid, connection).map_err(io::Error::other)?;
-    let hear = |up| schedulers.hear(uid, number, up).map_err(io::Error::other);
-    let ended = match hear(Up::Hello { protocol, epoch }) {
-        Ok(_) => converse(&mut lines, &mut writer, ordered, &hear, &|| news(uid)).await,
-        Err(violation) => Err(violation),
-    };
-    schedulers.leave(uid, number);
-    news(uid);
+    let opened = schedulers.open(&cluster_uid, protocol, epoch);
+    let mut conversation = opened.map_err(io::Error::other)?;
+    let ended = converse(&mut lines, &mut writer, &mut conversation, &|| news(&cluster_uid)).await;
+    drop(conversation);
+    news(&cluster_uid);
     ended
 }
 
@@ -265,8 +302,7 @@ async fn session(
 async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
     lines: &mut Lines<R>,
     writer: &mut W,
-    mut ordered: mpsc::Receiver<Down>,
-    hear: &impl Fn(Up) -> io::Result<Heard>,
+    conversation: &mut Conversation,
     news: &impl Fn(),
 ) -> io::Result<()> {
     let mut silent_at = Instant::now() + SILENCE_MAX;
@@ -277,13 +313,13 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             read = lines.next() => {
                 let Some(up) = read? else { return Ok(()) };
                 silent_at = Instant::now() + SILENCE_MAX;
-                match hear(up)? {
+                match conversation.hear(up).map_err(io::Error::other)? {
                     Heard::News => is_new = true,
                     Heard::Partial => {}
                     Heard::Gap => say(writer, &Down::Resend).await?,
                 }
             }
-            Some(order) = ordered.recv() => say(writer, &order).await?,
+            Some(order) = conversation.order() => say(writer, &order).await?,
             () = sleep_until(tell_at), if is_new => {
                 (is_new, told_at) = (false, Some(Instant::now()));
                 news();

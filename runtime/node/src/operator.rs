@@ -11,14 +11,17 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::frame::FrameError;
 use crate::link::{HANDSHAKE_MAX, dial};
 
-/// Wait between two tries to reach the operator.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// First wait after a try to reach the operator: the next one may find the other of two.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+
+/// Longest wait; each failure in a row doubles it.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that is so, by a name that stays: what a snapshot says and deltas are taken from.
 pub(crate) type Facts = BTreeMap<String, Fact>;
@@ -38,11 +41,17 @@ impl Operator {
         mut answers: mpsc::UnboundedReceiver<Up>,
         orders: mpsc::Sender<Down>,
     ) {
+        let mut wait = RETRY_FIRST;
         loop {
+            let begun_at = Instant::now();
             if let Err(error) = self.session(&mut facts, &mut answers, &orders).await {
                 tracing::info!(%error, address = self.address, "the operator cannot be told");
             }
-            sleep(RETRY_INTERVAL).await;
+            if begun_at.elapsed() > RETRY_MAX {
+                wait = RETRY_FIRST;
+            }
+            sleep(wait).await;
+            wait = RETRY_MAX.min(2 * wait);
         }
     }
 

@@ -1,0 +1,13 @@
+//! The operator: keeps every Cluster of a Kubernetes as its plan says.
+
+mod api_call;
+mod apply;
+mod authority;
+pub mod lease;
+pub mod metrics;
+mod observe;
+pub mod operator;
+mod reconcile;
+mod record;
+pub mod run;
+pub mod settings;

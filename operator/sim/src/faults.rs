@@ -1,0 +1,68 @@
+//! What goes wrong between an operator and the API server: each at the nth thing of its kind.
+
+use std::time::Duration;
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    /// At the nth write of operators, counted from 0.
+    Write(usize, WriteFault),
+    /// At the nth event that a watch of an operator delivers.
+    Event(usize, EventFault),
+    /// The nth list of an operator shows what was so many changes of the kind ago.
+    List(usize, usize),
+    /// The nth request of any kind gets no answer for so long, and is then refused with 503.
+    Slow(usize, Duration),
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WriteFault {
+    /// The operator ends before it is done.
+    CrashBefore,
+    /// The operator ends when it is done.
+    CrashAfter,
+    /// It is done, and the connection breaks.
+    Broken,
+    /// It is done, and nobody ever answers.
+    Lost,
+    /// It is not done, and nobody ever answers.
+    Hangs,
+    /// It is refused with this status.
+    Refused(u16),
+}
+
+/// What becomes of an event.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EventFault {
+    /// The watch ends before it.
+    Cut,
+    /// It is never seen: history is gone, and the next list shows what is.
+    Missed,
+    /// It comes twice.
+    Twice,
+    /// It comes so much later, and everything after it on this watch.
+    Held(Duration),
+}
+
+/// Every way in which a write can go wrong.
+pub const WRITE_FAULTS: [WriteFault; 9] = [
+    WriteFault::CrashBefore,
+    WriteFault::CrashAfter,
+    WriteFault::Broken,
+    WriteFault::Lost,
+    WriteFault::Hangs,
+    WriteFault::Refused(429),
+    WriteFault::Refused(500),
+    WriteFault::Refused(409),
+    WriteFault::Refused(403),
+];
+
+/// Every way in which an event can go wrong.
+pub const EVENT_FAULTS: [EventFault; 5] = [
+    EventFault::Cut,
+    EventFault::Missed,
+    EventFault::Twice,
+    EventFault::Held(Duration::from_millis(700)),
+    EventFault::Held(Duration::from_secs(20)),
+];

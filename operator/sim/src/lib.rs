@@ -1,0 +1,15 @@
+//! A model of the API server, and worlds in which the operator meets every fault.
+
+pub mod engines;
+pub mod faults;
+pub mod kinds;
+pub mod lives;
+pub mod nodes;
+pub mod oracle;
+pub mod request;
+pub mod server;
+pub mod store;
+pub mod world;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The life of a cluster, and every world in which it is lived.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use ebbtide_api::names;
+use serde_json::{Value, json};
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+
+use crate::faults::{EVENT_FAULTS, Fault, WRITE_FAULTS, WriteFault};
+use crate::kinds;
+use crate::nodes::FAILURES;
+use crate::server::Counts;
+use crate::store::{Deletion, Store};
+use crate::world::{Conditions, World};
+
+/// Pods that may fail: the scheduler and the first workers.
+const FAILING: usize = 3;
+
+/// By how many changes a list may be out of date.
+const STALE_MAX: usize = 4;
+
+/// What there was at the end of a world.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Played {
+    /// What was counted.
+    pub counts: Counts,
+    /// The children that were left, and how often each.
+    pub children: Vec<String>,
+}
+
+/// A cluster whose workers have so much memory.
+pub fn cluster(memory: &str) -> Value {
+    json!({
+        "metadata": { "name": "risk", "namespace": "default" },
+        "spec": {
+            "image": "image@sha256:1",
+            "lifetime": { "idle": { "after": "24h" } },
+            "workers": [{
+                "name": "w", "min": 1, "max": 3,
+                "resources": { "cpu": "1", "memory": memory },
+            }],
+        },
+    })
+}
+
+fn status(store: &Store) -> Value {
+    store.get(kinds::CLUSTER, "risk").map(|it| it["status"].clone()).unwrap_or_default()
+}
+
+/// Whether it is ready with so many workers, as it was asked for last.
+pub fn is_ready(store: &Store, workers: u64) -> bool {
+    let status = status(store);
+    let generation =
+        store.get(kinds::CLUSTER, "risk").map(|it| it["metadata"]["generation"].clone());
+    status["phase"] == "Ready"
+        && status["workers"]["ready"] == workers
+        && generation.as_ref() == Ok(&status["observedGeneration"])
+}
+
+/// The life of a cluster and of another one after it under the same name.
+pub async fn lives(world: &World) -> Result<(), String> {
+    world.apply(&cluster("1Gi"));
+    world.until("it is ready", |store| is_ready(store, 1)).await?;
+    world.queue(3);
+    world.until("it has grown", |store| is_ready(store, 3)).await?;
+    world.queue(0);
+    world.until("it has shrunk", |store| is_ready(store, 1)).await?;
+    world.apply(&cluster("2Gi"));
+    let is_pending = |store: &Store, wanted: &str| {
+        let status = status(store);
+        status["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|it| it["type"] == "PendingChange" && it["status"] == wanted)
+    };
+    world.until("a change is pending", |store| is_pending(store, "True")).await?;
+    let is_worker = |pod: &&Arc<Value>| pod["metadata"]["labels"][names::ROLE] == "worker";
+    world.server.change(|store, now| {
+        let name = |pod: &Arc<Value>| pod["metadata"]["name"].as_str().map(str::to_owned);
+        let workers: Vec<String> =
+            store.list(kinds::POD).filter(is_worker).filter_map(name).collect();
+        for name in workers {
+            drop(store.delete(kinds::POD, &name, &Deletion::default(), now));
+        }
+    });
+    world
+        .until("it is as it was asked for", |store| {
+            is_pending(store, "False") && is_ready(store, 1)
+        })
+        .await?;
+    let foreground = Deletion { is_foreground: true, ..Deletion::default() };
+    drop(world.server.change(|store, now| store.delete(kinds::CLUSTER, "risk", &foreground, now)));
+    world.until("it is gone", |store| store.get(kinds::CLUSTER, "risk").is_err()).await?;
+    world.apply(&cluster("1Gi"));
+    world.until("the next one is ready", |store| is_ready(store, 1)).await?;
+    world.rest(Duration::from_mins(2)).await
+}
+
+/// Lives it through under these conditions. Gives what was left, or what went wrong and how.
+pub fn play(conditions: &Conditions) -> Result<Played, String> {
+    within(|| async move {
+        let world = World::new(conditions);
+        let lived = lives(&world).await;
+        let children = world.children().into_iter();
+        let children = children.map(|(it, count)| format!("{count} {it}")).collect();
+        match lived {
+            Ok(()) => Ok(Played { counts: world.server.counts(), children }),
+            Err(wrong) => Err(format!("{conditions:?}: {wrong}\n{}", world.server.trace())),
+        }
+    })
+}
+
+/// Runs something in a time of its own, which passes as fast as it can.
+pub fn within<T, F: Future<Output = T>>(run: impl FnOnce() -> F) -> T {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without IO needs nothing");
+    LocalSet::new().block_on(&runtime, async { run().await })
+}
+
+/// Every world with every single fault, by what it is about.
+pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
+    let quiet = Conditions::quiet();
+    let counts = play(&quiet)?.counts;
+    let with = |begin: &Conditions, faults: Vec<Fault>| Conditions { faults, ..begin.clone() };
+    let each = |begin: &Conditions| -> Vec<Conditions> {
+        let bare = std::iter::once(begin.clone());
+        bare.chain(singles(counts).into_iter().map(|it| with(begin, vec![it]))).collect()
+    };
+    let mut groups = vec![("one fault".to_owned(), each(&quiet))];
+    let two = Conditions { operators: 2, has_lease: true, ..quiet.clone() };
+    groups.push(("two operators and one fault".to_owned(), each(&two)));
+    for failure in FAILURES {
+        let failing = (0..FAILING)
+            .flat_map(|nth| each(&Conditions { failure: Some((nth, failure)), ..quiet.clone() }));
+        groups.push((format!("a pod with {failure:?} and one fault"), failing.collect()));
+    }
+    let mut crashes = Vec::new();
+    for first in 0..counts.writes {
+        let crash = Fault::Write(first, WriteFault::CrashAfter);
+        for second in first + 1..counts.writes {
+            let again = Fault::Write(second, WriteFault::CrashAfter);
+            crashes.push(with(&quiet, vec![crash, again]));
+        }
+        // The lists of the operator that comes after are the third and the fourth.
+        for stale in 1..=STALE_MAX {
+            let lists = [2, 3].map(|nth| Fault::List(nth, stale));
+            crashes.push(with(&quiet, vec![crash, lists[0]]));
+            crashes.push(with(&quiet, vec![crash, lists[1]]));
+            crashes.push(with(&quiet, vec![crash, lists[0], lists[1]]));
+        }
+    }
+    groups.push(("a crash, and another or stale lists".to_owned(), crashes));
+    Ok(groups)
+}
+
+/// Every single fault of a world of which so much was counted.
+fn singles(counts: Counts) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for nth in 0..counts.writes {
+        faults.extend(WRITE_FAULTS.map(|fault| Fault::Write(nth, fault)));
+    }
+    for nth in 0..counts.events {
+        faults.extend(EVENT_FAULTS.map(|fault| Fault::Event(nth, fault)));
+    }
+    for nth in 0..counts.requests {
+        faults.extend([1, 20].map(|seconds| Fault::Slow(nth, Duration::from_secs(seconds))));
+    }
+    faults
+}
+
+/// Plays worlds on all processors. Tells what went wrong in which, and how.
+pub fn play_all(worlds: &[Conditions], expected: &Played) -> Vec<String> {
+    let next = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(world) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let told = match play(world) {
+                        Ok(played) if played.children == expected.children => continue,
+                        Ok(played) => {
+                            format!("{world:?}: this is left: {:#?}", played.children)
+                        }
+                        Err(told) => told,
+                    };
+                    wrong.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+                }
+            });
+        }
+    });
+    wrong.into_inner().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,35 @@
+//! Plays every world, and tells of those that go wrong.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use ebbtide_operator_sim::lives::{all, play, play_all};
+use ebbtide_operator_sim::world::Conditions;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(wrong) => {
+            // There is nowhere else to tell it.
+            let _: io::Result<()> = writeln!(io::stderr(), "{wrong}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let expected = play(&Conditions::quiet())?;
+    let (mut count, begin) = (0, Instant::now());
+    for (about, worlds) in all()? {
+        let wrong = play_all(&worlds, &expected);
+        if let Some(first) = wrong.first() {
+            return Err(format!("{about}: {} of {} go wrong. {first}", wrong.len(), worlds.len()));
+        }
+        count += worlds.len();
+        let seconds = begin.elapsed().as_secs();
+        let line = format!("{seconds:>4} s {count:>6} worlds, with {about}");
+        writeln!(io::stdout(), "{line}").map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! What must hold at every write of an operator, whatever went wrong before.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ebbtide_api::names;
+use ebbtide_contract::demand::Outcome;
+use ebbtide_listener::Schedulers;
+use serde_json::Value;
+
+use crate::kinds::{self, Kind};
+use crate::request::Verb;
+use crate::server::Asked;
+use crate::store::Store;
+
+/// What each operator hears of schedulers, by its number.
+pub type Heard = Arc<Mutex<Vec<Schedulers>>>;
+
+/// Judges a write by what there is before it.
+///
+/// `is_whole`: nobody but the operators takes children away.
+pub fn judge(
+    store: &Store,
+    asked: &Asked<'_>,
+    heard: &Heard,
+    is_whole: bool,
+) -> Result<(), String> {
+    match (asked.verb, asked.kind) {
+        (_, kinds::EVENT | kinds::LEASE)
+        | (Verb::Apply, kinds::CLUSTER)
+        | (Verb::Get, _)
+        | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
+        (Verb::Create, kinds::POD) => {
+            only_one_of_an_index(store, asked.body)?;
+            if is_whole { after_what_it_needs(store, asked.body) } else { Ok(()) }
+        }
+        (Verb::Delete, kinds::POD | kinds::CLUSTER) => {
+            let uid = asked.body["preconditions"]["uid"].as_str();
+            let uid = uid.ok_or_else(|| format!("{} is deleted by name alone", asked.name))?;
+            let there = store.get(asked.kind, asked.name).ok();
+            let meant = there.filter(|it| it["metadata"]["uid"] == uid);
+            let Some(meant) = meant.filter(|_| asked.kind == kinds::POD) else { return Ok(()) };
+            ours(store, meant)?;
+            let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            not_at_work(meant, heard.get(asked.who))
+        }
+        (verb, kind) => Err(format!("{verb:?} of {} {}", kind.plural, asked.name)),
+    }
+}
+
+fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
+    object["metadata"]["labels"][name].as_str()
+}
+
+fn only_one_of_an_index(store: &Store, pod: &Value) -> Result<(), String> {
+    let place = |pod: &Value| {
+        [names::CLUSTER_UID, names::ROLE, names::WORKER_GROUP, names::INDEX]
+            .map(|name| label(pod, name).map(str::to_owned))
+    };
+    let name = &pod["metadata"]["name"];
+    let twin = store.list(kinds::POD).find(|it| place(it) == place(pod));
+    match twin {
+        // The server refuses another pod of one name.
+        Some(twin) if twin["metadata"]["name"] != *name => {
+            Err(format!("{name} has the index of {}", twin["metadata"]["name"]))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn after_what_it_needs(store: &Store, pod: &Value) -> Result<(), String> {
+    let owner = &pod["metadata"]["ownerReferences"][0]["uid"];
+    // The cluster may be gone by now, with all that it had.
+    let is_there = |it: &&Arc<Value>| it["metadata"]["uid"] == *owner;
+    let cluster = store.list(kinds::CLUSTER).find(is_there);
+    if cluster.is_none_or(|it| it["metadata"]["deletionTimestamp"].is_string()) {
+        return Ok(());
+    }
+    let has = |kind: Kind| {
+        store.list(kind).any(|it| it["metadata"]["ownerReferences"][0]["uid"] == *owner)
+    };
+    let name = &pod["metadata"]["name"];
+    if !has(kinds::NETWORK_POLICY) {
+        return Err(format!("{name} comes before its network policy"));
+    }
+    if !has(kinds::SERVICE) {
+        return Err(format!("{name} comes before its service"));
+    }
+    let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+    let sources = volumes.filter_map(|it| it["projected"]["sources"].as_array()).flatten();
+    let mut secrets = sources.filter_map(|it| it["secret"]["name"].as_str());
+    match secrets.find(|secret| store.get(kinds::SECRET, secret).is_err()) {
+        Some(missing) => Err(format!("{name} comes before its secret {missing}")),
+        None => Ok(()),
+    }
+}
+
+/// Whether an object belongs to a cluster that is or was.
+fn ours(store: &Store, object: &Value) -> Result<(), String> {
+    let owner = object["metadata"]["ownerReferences"][0]["uid"].as_str().unwrap_or_default();
+    let is_ours = label(object, names::CLUSTER_UID) == Some(owner) && !owner.is_empty();
+    let is_known = store.list(kinds::CLUSTER).any(|it| it["metadata"]["uid"] == owner);
+    if is_ours && is_known {
+        return Ok(());
+    }
+    Err(format!("{} is deleted and is nobody's", object["metadata"]["name"]))
+}
+
+/// Whether a worker that works, as the operator was told, is not deleted before it was let go.
+fn not_at_work(pod: &Value, schedulers: Option<&Schedulers>) -> Result<(), String> {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let uid = label(pod, names::CLUSTER_UID).unwrap_or_default();
+    let is_going = pod["metadata"]["deletionTimestamp"].is_string();
+    let is_over = ["Succeeded", "Failed"].iter().any(|it| pod["status"]["phase"] == *it);
+    let Some(demand) = schedulers.and_then(|it| it.demand(uid)) else { return Ok(()) };
+    let is_released = demand.retired.get(name) == Some(&Outcome::Released);
+    if demand.workers.contains_key(name) && !is_released && !is_going && !is_over {
+        return Err(format!("{name} is deleted at work"));
+    }
+    Ok(())
+}

@@ -1,0 +1,526 @@
+//! The model behind a client of kube: requests in, answers and watches out, faults in between.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use jiff::Timestamp;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tower::BoxError;
+
+use crate::faults::{EventFault, Fault, WriteFault};
+use crate::kinds::{self, Kind};
+use crate::request::{self, Call, Verb};
+use crate::store::{Deletion, Happened, Refusal, Store};
+
+/// What comes back: all at once, or line by line.
+type Answer = UnsyncBoxBody<Bytes, Infallible>;
+
+/// How long a request takes.
+const LATENCY: Duration = Duration::from_millis(2);
+
+/// What a write of an operator is judged by: what there was before it, and what it asks for.
+pub type Guard = Box<dyn Fn(&Store, &Asked<'_>) -> Result<(), String> + Send>;
+
+/// A write of an operator.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// Which operator.
+    pub who: usize,
+    /// What it wants.
+    pub verb: Verb,
+    /// Of which kind.
+    pub kind: Kind,
+    /// The object's name, where the path has one.
+    pub name: &'a str,
+    /// What came with it.
+    pub body: &'a Value,
+}
+
+/// An API server.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Mutex<Inner>>,
+    changed: Arc<watch::Sender<u64>>,
+    crashes: mpsc::UnboundedSender<usize>,
+    started_at: Instant,
+}
+
+struct Inner {
+    store: Store,
+    faults: Vec<Fault>,
+    /// Operators whose requests for leases get no answer.
+    cut: BTreeSet<usize>,
+    counts: Counts,
+    guard: Option<Guard>,
+    wrong: Option<String>,
+    trace: String,
+}
+
+/// How much of each kind there was.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Writes of operators.
+    pub writes: usize,
+    /// Events that their watches delivered.
+    pub events: usize,
+    /// Their lists.
+    pub lists: usize,
+    /// Their requests of every kind.
+    pub requests: usize,
+}
+
+/// When the calendar of a world begins.
+const BEGIN: i64 = 1_000_000;
+
+impl Server {
+    /// A server without objects. What ends an operator is told by its number.
+    pub fn new(faults: Vec<Fault>) -> (Self, mpsc::UnboundedReceiver<usize>) {
+        let (crashes, crashed) = mpsc::unbounded_channel();
+        let inner = Inner {
+            store: Store::default(),
+            faults,
+            cut: BTreeSet::new(),
+            counts: Counts::default(),
+            guard: None,
+            wrong: None,
+            trace: String::new(),
+        };
+        let server = Self {
+            inner: Arc::new(Mutex::new(inner)),
+            changed: Arc::new(watch::Sender::new(0)),
+            crashes,
+            started_at: Instant::now(),
+        };
+        (server, crashed)
+    }
+
+    /// A client of the operator with this number.
+    pub fn client(&self, who: usize) -> kube::Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request| server.clone().answer(who, request));
+        kube::Client::new(service, "default")
+    }
+
+    /// The time of this world.
+    pub fn now(&self) -> Timestamp {
+        let since = self.started_at.elapsed();
+        let begin = Timestamp::from_second(BEGIN).unwrap_or_default();
+        begin.checked_add(since).unwrap_or(begin)
+    }
+
+    /// Lets an operator's requests for leases go without an answer from now on.
+    pub fn cut_leases_of(&self, who: usize) {
+        self.lock().cut.insert(who);
+    }
+
+    /// Judges every write of operators from now on.
+    pub fn watch_over(&self, guard: Guard) {
+        self.lock().guard = Some(guard);
+    }
+
+    /// The first thing that a guard said, if any did.
+    pub fn wrong(&self) -> Option<String> {
+        self.lock().wrong.clone()
+    }
+
+    /// What happened, a line each.
+    pub fn trace(&self) -> String {
+        self.lock().trace.clone()
+    }
+
+    /// Adds a line to what happened.
+    pub fn log(&self, line: &str) {
+        let seconds = self.started_at.elapsed().as_secs_f64();
+        let mut inner = self.lock();
+        writeln!(inner.trace, "{seconds:>9.3} {line}").expect("a String takes any write");
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// Looks at the objects.
+    pub fn look<T>(&self, look: impl FnOnce(&Store) -> T) -> T {
+        look(&self.lock().store)
+    }
+
+    /// Changes objects as somebody else does who is not an operator.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Store, Timestamp) -> T) -> T {
+        let now = self.now();
+        let (result, before, version) = {
+            let mut inner = self.lock();
+            let before = inner.store.version();
+            let result = change(&mut inner.store, now);
+            (result, before, inner.store.version())
+        };
+        if version > before {
+            self.changed.send_replace(version);
+        }
+        result
+    }
+
+    /// Lets everybody look again who waits for a change.
+    pub fn wake(&self) {
+        self.changed.send_modify(|_| ());
+    }
+
+    /// Tells of every change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn answer(
+        self,
+        who: usize,
+        request: Request<Body>,
+    ) -> Result<Response<Answer>, BoxError> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let Some(call) = request::parse(&parts.method, &parts.uri, &parts.headers) else {
+            return Ok(refused(&Refusal {
+                code: 404,
+                reason: "NotFound",
+                message: "the server could not find the requested resource".to_owned(),
+            }));
+        };
+        sleep(LATENCY).await;
+        if call.kind == kinds::LEASE {
+            // Renewing goes on for ever: it is not counted.
+            let is_cut = self.lock().cut.contains(&who);
+            return if is_cut { pending().await } else { Ok(self.carry_out(&call, &body)) };
+        }
+        let slow = self.slow();
+        if let Some(time) = slow {
+            sleep(time).await;
+            return Ok(refused(&unavailable()));
+        }
+        match call.verb {
+            Verb::Watch => Ok(self.watch(call)),
+            Verb::List => Ok(self.list(&call)),
+            Verb::Get | Verb::Create | Verb::Replace | Verb::Merge | Verb::Apply | Verb::Delete => {
+                if call.verb == Verb::Get {
+                    Ok(self.carry_out(&call, &body))
+                } else {
+                    self.write(who, &call, &body).await
+                }
+            }
+        }
+    }
+
+    /// How long this request waits before it is refused.
+    fn slow(&self) -> Option<Duration> {
+        let mut inner = self.lock();
+        let nth = inner.counts.requests;
+        inner.counts.requests += 1;
+        inner.faults.iter().find_map(|it| match it {
+            Fault::Slow(at, time) if *at == nth => Some(*time),
+            Fault::Slow(..) | Fault::Write(..) | Fault::Event(..) | Fault::List(..) => None,
+        })
+    }
+
+    async fn write(
+        &self,
+        who: usize,
+        call: &Call,
+        body: &Value,
+    ) -> Result<Response<Answer>, BoxError> {
+        let (nth, fault) = {
+            let mut inner = self.lock();
+            let nth = inner.counts.writes;
+            inner.counts.writes += 1;
+            let fault = inner.faults.iter().find_map(|it| match it {
+                Fault::Write(at, fault) if *at == nth => Some(*fault),
+                Fault::Write(..) | Fault::Event(..) | Fault::List(..) | Fault::Slow(..) => None,
+            });
+            (nth, fault)
+        };
+        let name =
+            call.name.as_deref().or_else(|| body["metadata"]["name"].as_str()).unwrap_or_default();
+        let what = format!("{:?} {} {name}", call.verb, call.kind.plural);
+        let fault_told = fault.map(|it| format!(" {it:?}")).unwrap_or_default();
+        self.log(&format!("operator {who} write {nth}: {what}{fault_told}"));
+        match fault {
+            None => Ok(self.judged(who, call, body)),
+            Some(WriteFault::CrashBefore) => self.crash(who).await,
+            Some(WriteFault::CrashAfter) => {
+                drop(self.judged(who, call, body));
+                self.crash(who).await
+            }
+            Some(WriteFault::Broken) => {
+                drop(self.judged(who, call, body));
+                Err("the connection was reset".into())
+            }
+            Some(WriteFault::Lost) => {
+                drop(self.judged(who, call, body));
+                pending().await
+            }
+            Some(WriteFault::Hangs) => pending().await,
+            Some(WriteFault::Refused(code)) => Ok(refused(&refusal(code))),
+        }
+    }
+
+    async fn crash<T>(&self, who: usize) -> T {
+        // Nobody listens any more when the world is over.
+        let _: Result<(), _> = self.crashes.send(who);
+        pending().await
+    }
+
+    /// Does what an operator asks for, after a look at whether it may be asked.
+    fn judged(&self, who: usize, call: &Call, body: &Value) -> Response<Answer> {
+        {
+            let mut inner = self.lock();
+            let asked = Asked {
+                who,
+                verb: call.verb,
+                kind: call.kind,
+                name: call.name.as_deref().unwrap_or_default(),
+                body,
+            };
+            let judged = inner.guard.as_ref().map(|guard| guard(&inner.store, &asked));
+            if let Some(Err(wrong)) = judged {
+                inner.wrong.get_or_insert(wrong);
+            }
+        }
+        self.carry_out(call, body)
+    }
+
+    fn carry_out(&self, call: &Call, body: &Value) -> Response<Answer> {
+        let Call { kind, .. } = *call;
+        let name = call.name.as_deref().unwrap_or_default();
+        let done = self.change(|store, now| match call.verb {
+            Verb::Get => store.get(kind, name).cloned(),
+            Verb::Create => store.create(kind, body.clone(), now),
+            Verb::Replace => store.replace(kind, name, body, call.is_status),
+            Verb::Merge => store.merge(kind, name, body),
+            Verb::Apply => store.apply_status(kind, name, body),
+            Verb::Delete => store.delete(kind, name, &deletion(body), now),
+            Verb::List | Verb::Watch => unreachable!("both are answered elsewhere"),
+        });
+        match done {
+            Ok(object) if call.is_metadata => answered(200, &metadata_of(&object)),
+            Ok(object) => answered(if call.verb == Verb::Create { 201 } else { 200 }, &object),
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
+    fn list(&self, call: &Call) -> Response<Answer> {
+        let mut inner = self.lock();
+        let nth = inner.counts.lists;
+        inner.counts.lists += 1;
+        let stale = inner.faults.iter().find_map(|it| match it {
+            Fault::List(at, changes) if *at == nth => Some(*changes),
+            Fault::List(..) | Fault::Write(..) | Fault::Event(..) | Fault::Slow(..) => None,
+        });
+        let (objects, version) = match stale {
+            Some(changes) => inner.store.list_of_old(call.kind, changes),
+            None => (inner.store.list(call.kind).cloned().collect(), inner.store.version()),
+        };
+        drop(inner);
+        let items: Vec<Arc<Value>> = objects.into_iter().filter(|it| call.selects(it)).collect();
+        self.log(&format!("list {nth} of {}: {} at {version}", call.kind.plural, items.len()));
+        answered(
+            200,
+            &json!({
+                "apiVersion": call.kind.api_version(),
+                "kind": format!("{}List", call.kind.name),
+                "metadata": { "resourceVersion": version.to_string() },
+                "items": items.iter().map(|it| &**it).collect::<Vec<&Value>>(),
+            }),
+        )
+    }
+
+    fn watch(&self, call: Call) -> Response<Answer> {
+        let end = Instant::now() + Duration::from_secs(call.timeout_seconds.unwrap_or(300));
+        let version = call.resource_version.unwrap_or_default();
+        let watching = Watching {
+            server: self.clone(),
+            changed: self.changes(),
+            call,
+            version,
+            end,
+            to_come: Vec::new(),
+            is_over: false,
+        };
+        let lines = stream::unfold(watching, |mut watching| async move {
+            let line = watching.next().await?;
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), watching))
+        });
+        Response::new(StreamBody::new(lines).boxed_unsync())
+    }
+}
+
+/// One open watch.
+struct Watching {
+    server: Server,
+    changed: watch::Receiver<u64>,
+    call: Call,
+    version: u64,
+    end: Instant,
+    /// Lines that are due, last first.
+    to_come: Vec<String>,
+    is_over: bool,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(line) = self.to_come.pop() {
+                return Some(line);
+            }
+            if self.is_over {
+                return None;
+            }
+            self.changed.borrow_and_update();
+            if self.version < self.server.look(Store::compacted) {
+                return Some(self.gone());
+            }
+            if let Some((happened, line)) = self.next_event() {
+                self.version = happened.version;
+                self.deliver(line).await;
+                continue;
+            }
+            let woken = timeout_at(self.end, self.changed.changed()).await;
+            if !matches!(woken, Ok(Ok(()))) {
+                self.is_over = true;
+                let version = self.version.max(self.server.look(Store::version));
+                return Some(self.bookmark(version));
+            }
+        }
+    }
+
+    /// The next thing that happened to what is watched.
+    fn next_event(&mut self) -> Option<(Happened, String)> {
+        let found = self.server.look(|store| {
+            let mut of_kind =
+                store.since(self.version).iter().filter(|it| it.key.0 == self.call.kind);
+            of_kind.find_map(|it| Some((it.clone(), self.call.event(it)?)))
+        });
+        let (happened, (kind, object)) = found?;
+        Some((happened, line(kind, &object)))
+    }
+
+    async fn deliver(&mut self, line: String) {
+        let (nth, fault) = {
+            let mut inner = self.server.lock();
+            let nth = inner.counts.events;
+            inner.counts.events += 1;
+            let fault = inner.faults.iter().find_map(|it| match it {
+                Fault::Event(at, fault) if *at == nth => Some(*fault),
+                Fault::Event(..) | Fault::Write(..) | Fault::List(..) | Fault::Slow(..) => None,
+            });
+            (nth, fault)
+        };
+        if let Some(fault) = fault {
+            self.server.log(&format!("event {nth} of {}: {fault:?}", self.call.kind.plural));
+        }
+        match fault {
+            None => self.to_come.push(line),
+            Some(EventFault::Cut) => {
+                self.version -= 1;
+                self.is_over = true;
+            }
+            Some(EventFault::Missed) => {
+                self.server.change(|store, _| store.compact());
+                let gone = self.gone();
+                self.to_come.push(gone);
+            }
+            Some(EventFault::Twice) => self.to_come.extend([line.clone(), line]),
+            Some(EventFault::Held(time)) => {
+                sleep_until(Instant::now() + time).await;
+                self.to_come.push(line);
+            }
+        }
+    }
+
+    fn gone(&mut self) -> String {
+        self.is_over = true;
+        let words = "too old resource version";
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": words, "reason": "Expired", "code": 410,
+        });
+        line("ERROR", &status)
+    }
+
+    fn bookmark(&self, version: u64) -> String {
+        let kind = self.call.kind;
+        let object = json!({
+            "apiVersion": kind.api_version(),
+            "kind": kind.name,
+            "metadata": { "resourceVersion": version.to_string() },
+        });
+        line("BOOKMARK", &object)
+    }
+}
+
+fn line(kind: &str, object: &Value) -> String {
+    format!("{}\n", json!({ "type": kind, "object": object }))
+}
+
+fn deletion(body: &Value) -> Deletion {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    Deletion {
+        uid: text(&body["preconditions"]["uid"]),
+        resource_version: text(&body["preconditions"]["resourceVersion"]),
+        is_foreground: body["propagationPolicy"] == "Foreground",
+        grace_seconds: body["gracePeriodSeconds"].as_i64(),
+    }
+}
+
+fn metadata_of(object: &Value) -> Value {
+    json!({
+        "apiVersion": "meta.k8s.io/v1",
+        "kind": "PartialObjectMetadata",
+        "metadata": object["metadata"],
+    })
+}
+
+fn answered(code: u16, body: &Value) -> Response<Answer> {
+    let body = Full::new(Bytes::from(body.to_string()));
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or_default();
+    response
+}
+
+fn refused(refusal: &Refusal) -> Response<Answer> {
+    let Refusal { code, reason, message } = refusal;
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code,
+    });
+    answered(*code, &status)
+}
+
+fn unavailable() -> Refusal {
+    refusal(503)
+}
+
+fn refusal(code: u16) -> Refusal {
+    let reason = match code {
+        403 => "Forbidden",
+        409 => "Conflict",
+        429 => "TooManyRequests",
+        503 => "ServiceUnavailable",
+        _ => "InternalError",
+    };
+    Refusal { code, reason, message: format!("the server says {code}") }
+}

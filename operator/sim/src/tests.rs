@@ -1,0 +1,109 @@
+use std::time::Duration;
+
+use ebbtide_controller::lease::LEASE;
+use tokio::time::{Instant, sleep};
+
+use crate::kinds;
+use crate::lives::{all, cluster, is_ready, play, play_all, within};
+use crate::world::{Conditions, World};
+
+#[test]
+fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    // `make worlds` plays all of them.
+    let (_, worlds) = all().unwrap().swap_remove(0);
+    let wrong = play_all(&worlds, &expected);
+    assert!(wrong.is_empty(), "{} of {} worlds: {}", wrong.len(), worlds.len(), wrong[0]);
+}
+
+#[test]
+fn every_pod_may_fail_in_every_way() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    let groups = all().unwrap();
+    let bare: Vec<Conditions> =
+        groups.into_iter().flat_map(|(_, it)| it).filter(|it| it.faults.is_empty()).collect();
+    let wrong = play_all(&bare, &expected);
+    assert!(bare.len() > 20 && wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn two_operators_that_both_work_make_no_wrong_pod_and_leave_what_one_leaves() {
+    let both = Conditions { operators: 2, ..Conditions::quiet() };
+    let left = |conditions: Conditions| {
+        within(|| async move {
+            let world = World::new(&conditions);
+            world.apply(&cluster("1Gi"));
+            sleep(Duration::from_mins(1)).await;
+            world.queue(3);
+            sleep(Duration::from_mins(1)).await;
+            world.queue(0);
+            sleep(Duration::from_mins(2)).await;
+            world.rest(Duration::from_mins(1)).await.unwrap();
+            assert_eq!(world.server.look(|store| store.list(kinds::POD).count()), 2);
+            world.children()
+        })
+    };
+    assert_eq!(left(both), left(Conditions::quiet()));
+}
+
+fn two() -> Conditions {
+    Conditions { operators: 2, has_lease: true, ..Conditions::quiet() }
+}
+
+/// How long a cluster is not looked after when its operator ends in some way.
+fn gap(end: impl FnOnce(&World, usize)) -> Duration {
+    within(|| async move {
+        let world = World::new(&two());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let &[first] = &world.at_work()[..] else { panic!("{:?}", world.at_work()) };
+        // In the middle between two renewals.
+        sleep(Duration::from_millis(2500)).await;
+        end(&world, first);
+        let begin = Instant::now();
+        world.queue(3);
+        world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
+        assert_ne!(world.at_work(), [first]);
+        begin.elapsed()
+    })
+}
+
+#[test]
+fn a_standby_takes_over_when_the_lease_of_a_killed_operator_is_over() {
+    let gap = gap(World::kill);
+    assert!(gap < LEASE + Duration::from_secs(2), "{gap:?}");
+}
+
+#[test]
+fn an_operator_that_is_stopped_hands_over_at_once() {
+    let gap = gap(World::stop);
+    // With the time in which two workers start.
+    assert!(gap < Duration::from_secs(2), "{gap:?}");
+}
+
+#[test]
+fn an_operator_that_cannot_renew_stops_before_another_begins() {
+    within(|| async {
+        let world = World::new(&two());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let first = world.at_work()[0];
+        world.server.cut_leases_of(first);
+        let begin = Instant::now();
+        while world.at_work() != [1 - first] {
+            assert!(world.at_work().len() < 2 && begin.elapsed() < 2 * LEASE);
+            sleep(Duration::from_millis(10)).await;
+        }
+        world.rest(Duration::from_mins(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn nothing_is_read_or_written_in_an_idle_hour() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        world.rest(Duration::from_hours(1)).await.unwrap();
+    });
+}
