@@ -4,13 +4,14 @@ BACKEND ?= local
 CASE ?= spine
 STAGE = scripts/stage
 
-.PHONY: help setup check mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
+.PHONY: help setup check worlds mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, and the cluster is gone again"
 	@echo "make test                       everything: check, mutants, python, chart, e2e"
 	@echo "make check                      formatting, lints and unit tests"
-	@echo "make mutants                    breaks the core on purpose: a test must notice each time"
+	@echo "make worlds                     20,000 worlds in which an operator meets every fault"
+	@echo "make mutants                    breaks core and operator on purpose: a test notices each time"
 	@echo "make wheel | python             the Python package, into .tools | with its types, doctests and tests"
 	@echo "make chart [UPDATE=1]           lints the chart and compares its rendering with the committed one"
 	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
@@ -48,7 +49,10 @@ endif
 mutants: setup
 	@$(STAGE) mutants scripts/mutants
 
-test: check mutants python chart e2e
+worlds: setup
+	@$(STAGE) worlds cargo run --release --quiet --locked -p ebbtide-operator-sim
+
+test: check worlds mutants python chart e2e
 
 demo: wheel
 	@$(STAGE) demo examples/run $(BACKEND)

@@ -17,6 +17,9 @@ use crate::server::Server;
 /// Between two tries to reach an operator, and before an answer.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// How often a scheduler looks for orders.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// An operator as schedulers reach it.
 #[derive(Clone, Copy)]
 pub struct Way<'a> {
@@ -95,7 +98,7 @@ impl Engines {
             let workers = own.map(|it| text(&it["metadata"]["name"])).collect();
             let seen = Seen { cluster_uid: &uid, workers, tasks: self.tasks, now };
             let at = engine.step(&seen, way);
-            due = [due, at].into_iter().flatten().min();
+            due = Some(due.map_or(at, |due| due.min(at)));
         }
         due
     }
@@ -116,20 +119,20 @@ impl Engine {
         }
     }
 
-    fn step(&mut self, seen: &Seen<'_>, way: Option<Way<'_>>) -> Option<Instant> {
+    fn step(&mut self, seen: &Seen<'_>, way: Option<Way<'_>>) -> Instant {
         let now = seen.now;
         let Some(way) = way else {
             self.end();
-            return Some(now + PAUSE);
+            return now + PAUSE;
         };
         if self.conversation.as_ref().is_none_or(|(life, _)| *life != way.life) {
             self.end();
             if now < self.try_at {
-                return Some(self.try_at);
+                return self.try_at;
             }
             self.try_at = now + PAUSE;
             let opened = way.schedulers.open(seen.cluster_uid, PROTOCOL, self.epoch);
-            let Ok(conversation) = opened else { return Some(self.try_at) };
+            let Ok(conversation) = opened else { return self.try_at };
             self.conversation = Some((way.life, conversation));
         }
         self.retiring.retain(|name, _| seen.workers.contains(name));
@@ -143,7 +146,8 @@ impl Engine {
             }
             (way.news)(seen.cluster_uid);
         }
-        self.retiring.values().min().copied()
+        let look = now + LOOK;
+        self.retiring.values().min().map_or(look, |at| look.min(*at))
     }
 
     fn end(&mut self) {

@@ -173,10 +173,10 @@ fn singles(counts: Counts) -> Vec<Fault> {
     faults
 }
 
-/// Plays worlds on all processors. Tells what went wrong in which, and how.
-pub fn play_all(worlds: &[Conditions], expected: &Played) -> Vec<String> {
+/// Plays worlds on all processors until one goes wrong. Tells which does, and how.
+pub fn play_all(worlds: &[Conditions], expected: &Played) -> Result<(), String> {
     let next = AtomicUsize::new(0);
-    let wrong = Mutex::new(Vec::new());
+    let wrong = Mutex::new(None);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -184,15 +184,14 @@ pub fn play_all(worlds: &[Conditions], expected: &Played) -> Vec<String> {
                 while let Some(world) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let told = match play(world) {
                         Ok(played) if played.children == expected.children => continue,
-                        Ok(played) => {
-                            format!("{world:?}: this is left: {:#?}", played.children)
-                        }
+                        Ok(played) => format!("{world:?}: this is left: {:#?}", played.children),
                         Err(told) => told,
                     };
-                    wrong.lock().unwrap_or_else(PoisonError::into_inner).push(told);
+                    next.store(worlds.len(), Ordering::Relaxed);
+                    wrong.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(told);
                 }
             });
         }
     });
-    wrong.into_inner().unwrap_or_else(PoisonError::into_inner)
+    wrong.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }

@@ -3,8 +3,10 @@ use std::time::Duration;
 use ebbtide_controller::lease::LEASE;
 use tokio::time::{Instant, sleep};
 
+use crate::faults::{EventFault, Fault};
 use crate::kinds;
 use crate::lives::{all, cluster, is_ready, play, play_all, within};
+use crate::nodes::Failure;
 use crate::world::{Conditions, World};
 
 #[test]
@@ -12,18 +14,26 @@ fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
     let expected = play(&Conditions::quiet()).unwrap();
     // `make worlds` plays all of them.
     let (_, worlds) = all().unwrap().swap_remove(0);
-    let wrong = play_all(&worlds, &expected);
-    assert!(wrong.is_empty(), "{} of {} worlds: {}", wrong.len(), worlds.len(), wrong[0]);
+    // Fewer of them for a mutant.
+    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
+    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step.unwrap_or(1)).collect();
+    play_all(&worlds, &expected).unwrap();
 }
 
 #[test]
 fn every_pod_may_fail_in_every_way() {
     let expected = play(&Conditions::quiet()).unwrap();
     let groups = all().unwrap();
-    let bare: Vec<Conditions> =
-        groups.into_iter().flat_map(|(_, it)| it).filter(|it| it.faults.is_empty()).collect();
-    let wrong = play_all(&bare, &expected);
-    assert!(bare.len() > 20 && wrong.is_empty(), "{wrong:?}");
+    // What happens is seen, or is in no event that anybody sees.
+    let is_of_interest = |it: &Conditions| match it.faults[..] {
+        [] => true,
+        [Fault::Event(_, EventFault::Missed)] => it.failure == Some((0, Failure::NodeLost)),
+        _ => false,
+    };
+    let worlds = groups.into_iter().flat_map(|(_, it)| it).filter(is_of_interest);
+    let worlds: Vec<Conditions> = worlds.collect();
+    assert!(worlds.len() > 60);
+    play_all(&worlds, &expected).unwrap();
 }
 
 #[test]

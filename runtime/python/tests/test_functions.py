@@ -168,7 +168,7 @@ def test_a_function_of_another_python_is_refused_with_both_versions_named() -> N
 
     pickled = (cloudpickle.dumps(float), cloudpickle.dumps(((), {})))
     title = ("old", 0, (3, 9))
-    call = _native.Expression.call(title, pickled, ("float64", []), (1 << 29, 0), [])
+    call = _native.Expression.call(title, pickled, ("float64", []), (1 << 29, 0, {}), [])
     words = r"old comes from Python 3\.9 and the workers have Python 3\.1\d"
     with pytest.raises(eb.TaskFailed, match=words), _function.originals():
         _native.compute([call])

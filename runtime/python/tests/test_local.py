@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -445,8 +446,12 @@ def test_settings_of_pods_that_cannot_be_are_refused_before_anything_starts(
     assert not (state / "local").exists()
 
 
-#: A second group, whose workers have two of what nobody else has.
-GPUS = "    - {{ name: gpus, resources: {{ cpu: 2, memory: 1Gi, example.com/gpu: {count} }}, max: 1 }}\n"
+#: A second group, whose one worker has what nobody else has.
+GPUS = """
+    - name: gpus
+      resources: { cpu: 2, memory: 1Gi, example.com/gpu: 1 }
+      max: 1
+"""
 
 
 def group() -> str:
@@ -464,7 +469,7 @@ def test_what_takes_a_resource_brings_a_worker_that_has_it_and_shares_it(
     state: Path, manifest: Callable[..., str]
 ) -> None:
     gpu = {"example.com/gpu": 1}
-    ebbtide("up", manifest(min=1, max=1, change=GPUS.format(count=1)))
+    ebbtide("up", manifest(min=1, max=1, change=GPUS))
     try:
         with eb.Cluster("local", backend="local") as cluster:
             assert cluster.submit(group).result(60) == "w"
@@ -473,12 +478,12 @@ def test_what_takes_a_resource_brings_a_worker_that_has_it_and_shares_it(
             # The worker has two cores, and one of these.
             spans = [cluster.submit(span, resources=gpu) for _ in range(4)]
             times = sorted(future.result(60) for future in spans)
-            assert all(before[1] <= after[0] for before, after in zip(times, times[1:]))
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
             made = xp.from_delayed(lambda: [len(group())], (1,), xp.int64, resources=gpu)
             assert made.compute().tolist() == [4]
-            with pytest.raises(eb.TaskFailed, match="example.com/gpu: 2, and no worker that is"):
+            with pytest.raises(eb.TaskFailed, match=r"example\.com/gpu: 2, and no worker that is"):
                 cluster.submit(group, resources={"example.com/gpu": 2}).result(60)
-            with pytest.raises(eb.TaskFailed, match="GiB of memory .* example.com/gpu: 1 has"):
+            with pytest.raises(eb.TaskFailed, match=r"GiB of memory .* example\.com/gpu: 1 has"):
                 cluster.submit(group, resources=gpu, memory="2 GiB").result(60)
     finally:
         ebbtide("down", "local")

@@ -369,7 +369,7 @@ impl World {
                 scheduler::Effect::Released(worker) => {
                     // The operator may be away and never take it.
                     if !self.random.once_in(3) {
-                        let delay = self.delay();
+                        let delay = Duration::from_millis(u64::from(self.random.roll(5000)));
                         self.schedule(delay, Happening::Taken(worker));
                     }
                 }

@@ -61,7 +61,7 @@ impl World {
         if self.random.once_in(20) {
             self.bring_missing();
         }
-        if self.random.once_in(40) {
+        if self.random.once_in(20) {
             self.retire();
         }
         if self.lost < LOSSES_MAX && self.random.once_in(40) {
