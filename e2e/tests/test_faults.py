@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import tempfile
 import threading
@@ -41,20 +43,24 @@ def test_the_way_through_the_api_server_is_cut_in_the_middle(
 
 
 @contextmanager
-def two_operators() -> Iterator[list[str]]:
-    """Have two operators meanwhile, and name their pods."""
+def two_operators() -> Iterator[None]:
+    """Have two operators meanwhile."""
     kubectl("scale", *OPERATOR, "--replicas=2")
     try:
         kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
-        found = kubectl("get", "pods", "-n", "ebbtide", "-o", "name",
-                        "-l", "app.kubernetes.io/name=ebbtide-operator")  # fmt: skip
-        yield found.split()
+        yield
     finally:
         kubectl("scale", *OPERATOR, "--replicas=1")
         kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
 
 
-def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong_pod(
+def lease(field: str) -> str:
+    """Read a field of the lease by which operators agree on which of them works."""
+    path = f"jsonpath={{.spec.{field}}}"
+    return kubectl("get", "lease", "ebbtide-operator", "-n", "ebbtide", "-o", path)
+
+
+def test_a_minute_of_coming_scaling_and_going_under_operators_that_take_turns_makes_no_wrong_pod(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     def apply(name: str, workers: int) -> None:
@@ -80,17 +86,19 @@ def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong
     small = mean((1000, 1000))
     bits = small.compute()
     with (
-        two_operators() as operators,
+        two_operators(),
         told(namespace, "pods") as pods,
         told(namespace, "clusters") as clusters,
     ):
         apply("steady", 2)
         pods.wait(are("steady", 2), "steady")
+        turns = int(lease("leaseTransitions"))
         end, rounds = time.monotonic() + 60, 0
         while time.monotonic() < end or rounds < 4:
             rounds += 1
             # Gone while it is still coming, then again under the same name.
             apply("brief", 1)
+            kubectl("delete", "pod", lease("holderIdentity"), "-n", "ebbtide", "--wait=false")
             pods.wait(lambda them: any(short(it) == "brief scheduler" for it in them), "brief")
             kubectl("delete", "ebb", "brief", "-n", namespace, "--wait=false")
             apply("brief", 2)
@@ -124,12 +132,50 @@ def test_a_minute_of_coming_scaling_and_going_under_two_operators_makes_no_wrong
         assert made == sorted(asked)
         brief = [(owner(pod), short(pod)) for pod in pods.made if short(pod).startswith("brief")]
         assert len(set(brief)) == len(brief)
-        # Both operators took part.
-        for operator in operators:
-            log = kubectl("logs", operator, "-n", "ebbtide", "--since=120s")
-            assert f'"namespace":"{namespace}"' in log
+        # The lease went on each time.
+        assert int(lease("leaseTransitions")) >= turns + rounds
         kubectl("delete", "ebb", "steady", "-n", namespace)
         pods.wait(lambda them: not them, "everything is gone")
+
+
+def processes_of(pod: str) -> list[int]:
+    """Find the processes of a pod of the operator on this machine."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"EBBTIDE_POD_NAME={pod}".encode() in environment:
+            found.append(int(process.name))
+    return found
+
+
+@on_the_dev_cluster
+def test_when_an_operator_stands_still_the_other_takes_over_and_the_first_comes_too_late(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with two_operators():
+        first = lease("holderIdentity")
+        still = processes_of(first)
+        assert still
+        for process in still:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            with up(manifest(), namespace):
+                assert lease("holderIdentity") != first
+                for process in still:
+                    os.kill(process, signal.SIGCONT)
+                # It sees that it has lost the lease, ends, and starts again as the one that waits.
+                path = "{.status.containerStatuses[0].restartCount}=1"
+                pod = (f"pod/{first}", "-n", "ebbtide")
+                kubectl("wait", *pod, f"--for=jsonpath={path}", "--timeout=60s")
+                assert lease("holderIdentity") != first
+                with eb.Cluster("mean", namespace=namespace):
+                    assert mean((1000, 1000)).compute() == mean((1000, 1000)).compute()
+        finally:
+            for process in processes_of(first):
+                os.kill(process, signal.SIGCONT)
 
 
 def test_an_operator_that_is_killed_in_the_middle_of_a_job_finds_everything_as_it_left_it(

@@ -101,9 +101,12 @@ def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
         (lambda spec: spec.pop("environment"), "give either image or environment"),
         (lambda spec: spec.update(wokers=1), 'unknown field "spec.wokers"'),
         (
-            lambda spec: spec["workers"].append({**spec["workers"][0], "name": "b"}),
-            "at most 1 item",
+            lambda spec: spec["workers"].extend(
+                {**spec["workers"][0], "name": f"w{nth}"} for nth in range(16)
+            ),
+            "at most 16 items",
         ),
+        (lambda spec: spec["workers"].append(spec["workers"][0]), "Duplicate value"),
         (lambda spec: spec["workers"][0]["resources"].update(memory="lots"), "memory"),
         (lambda spec: spec["workers"][0]["resources"].update(memory="0Gi"), "memory"),
         (lambda spec: spec["workers"][0]["resources"].update(cpu=-1), "cpu"),
