@@ -12,6 +12,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use ring::hmac;
 
 /// Life of an authority: ten years.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
@@ -22,18 +23,12 @@ pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// How far clocks may differ: a certificate is valid that much before it was made.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
 
-/// Bytes of a token: 256 bits cannot be guessed.
-const TOKEN_BYTES: usize = 32;
-
 /// A certificate or key that cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The certificate library refuses.
     #[error("a certificate cannot be made")]
     Certificate(#[from] rcgen::Error),
-    /// The system has no randomness.
-    #[error("no randomness: {0}")]
-    Randomness(getrandom::Error),
     /// A time outside the calendar.
     #[error("a certificate's time is outside the calendar")]
     Time,
@@ -43,6 +38,8 @@ pub enum AuthorityError {
 pub struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
+    /// From which tokens are derived.
+    token_key: hmac::Key,
 }
 
 /// A certificate and its key, both PEM.
@@ -69,12 +66,23 @@ impl Authority {
     /// The authority with this certificate and key, both PEM.
     pub fn load(certificate: String, key: &str) -> Result<Self, AuthorityError> {
         let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(key)?)?;
-        Ok(Self { certificate, issuer })
+        let token_key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
+        Ok(Self { certificate, issuer, token_key })
     }
 
     /// Its certificate, PEM.
     pub fn certificate(&self) -> &str {
         &self.certificate
+    }
+
+    /// The token of a cluster: 64 hexadecimal digits that nobody else can tell, the same each time, so
+    /// that what somebody deleted comes back as it was.
+    pub fn token(&self, cluster_uid: &str) -> String {
+        let tag = hmac::sign(&self.token_key, format!("ebbtide token {cluster_uid}").as_bytes());
+        tag.as_ref().iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("a String takes any write");
+            text
+        })
     }
 
     /// A leaf for one identity, for both sides of a connection.
@@ -88,16 +96,6 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Leaf { certificate, key: key.serialize_pem() })
     }
-}
-
-/// A new token: 64 hexadecimal digits.
-pub fn token() -> Result<String, AuthorityError> {
-    let mut bytes = [0; TOKEN_BYTES];
-    getrandom::fill(&mut bytes).map_err(AuthorityError::Randomness)?;
-    Ok(bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes any write");
-        text
-    }))
 }
 
 fn params(
@@ -115,4 +113,23 @@ fn params(
 
 fn time(at: Timestamp) -> Result<time::OffsetDateTime, AuthorityError> {
     time::OffsetDateTime::from_unix_timestamp(at.as_second()).map_err(|_| AuthorityError::Time)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::Authority;
+
+    #[test]
+    fn a_token_is_its_cluster_s_alone_and_comes_again_with_the_same_key() {
+        let (authority, key) = Authority::create(Timestamp::now()).unwrap();
+        let token = authority.token("u-1");
+        assert!(token.len() == 64 && token.bytes().all(|it| it.is_ascii_hexdigit()));
+        let again = Authority::load(authority.certificate().to_owned(), &key).unwrap();
+        assert_eq!(again.token("u-1"), token);
+        assert_ne!(authority.token("u-2"), token);
+        let (other, _) = Authority::create(Timestamp::now()).unwrap();
+        assert_ne!(other.token("u-1"), token);
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) async fn apply(
         tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
         let kind = match &change.op {
             Op::CreateSecret(wanted) => {
-                let minted = mint(context, wanted)?;
+                let minted = mint(context, &uid, wanted)?;
                 let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
                 let params = PostParams::default();
                 match call("create a secret", secrets.create(&params, &minted)).await {
@@ -132,9 +132,9 @@ where
     }
 }
 
-fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
+fn mint(context: &Context, uid: &str, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
     let entries = match &wanted.content {
-        Content::Token => vec![(file::TOKEN, ebbtide_authority::token()?)],
+        Content::Token => vec![(file::TOKEN, context.authority.token(uid))],
         Content::Leaf(identity) => {
             let leaf = context.authority.leaf(identity, (context.clock)())?;
             vec![

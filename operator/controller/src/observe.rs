@@ -6,17 +6,33 @@ use std::time::Duration;
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition};
-use kube::core::ObjectMeta;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::core::{ObjectMeta, PartialObjectMeta};
 use kube::{Resource, ResourceExt as _};
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::reconcile::Context;
 
-/// How long it is believed that what was created or seen is still there. A Secret or Service that
-/// somebody deletes comes back after that.
-const BELIEF: Duration = Duration::from_mins(1);
+/// How long it is believed that a Secret that was created or found is still there. One that somebody
+/// deletes comes back after that.
+const SECRET_BELIEF: Duration = Duration::from_mins(1);
+
+/// How long it is believed that something is there that was created and no watch has shown yet.
+const CREATED_BELIEF: Duration = Duration::from_secs(10);
+
+/// What is kept of a Service.
+pub(crate) type ServiceMetadata = PartialObjectMeta<Service>;
+
+/// What is kept of a network policy.
+pub(crate) type PolicyMetadata = PartialObjectMeta<NetworkPolicy>;
+
+/// Leaves out what nobody here asks for.
+pub(crate) fn slim<K>(object: &mut PartialObjectMeta<K>) {
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+}
 
 /// What is kept of a pod: 2 KiB where a whole one takes 39.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -45,23 +61,29 @@ struct SlimStatus {
     init_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
-/// What clusters have beside pods, as far as this operator made or saw it.
+/// What this operator made or found, by the cluster's uid, and since when it knows.
 #[derive(Debug, Default)]
-pub(crate) struct Beliefs(Mutex<BTreeMap<String, (Instant, BTreeSet<String>)>>);
+pub(crate) struct Beliefs(Mutex<BTreeMap<String, BTreeMap<String, Instant>>>);
 
 impl Beliefs {
     /// Something was created or found.
     pub(crate) fn learn(&self, cluster_uid: &str, what: String) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let belief = all.entry(cluster_uid.to_owned());
-        belief.or_insert_with(|| (Instant::now(), BTreeSet::new())).1.insert(what);
+        all.entry(cluster_uid.to_owned()).or_default().insert(what, Instant::now());
     }
 
     /// What is believed about a cluster. What is too old is forgotten: creating it again finds out.
     fn recall(&self, cluster_uid: &str) -> BTreeSet<String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, (since, _)| since.elapsed() < BELIEF);
-        all.get(cluster_uid).map(|(_, known)| known.clone()).unwrap_or_default()
+        let is_fresh = |what: &str, since: &Instant| {
+            let is_secret = what.starts_with(SECRET);
+            since.elapsed() < if is_secret { SECRET_BELIEF } else { CREATED_BELIEF }
+        };
+        all.retain(|_, known| {
+            known.retain(|what, since| is_fresh(what, since));
+            !known.is_empty()
+        });
+        all.get(cluster_uid).map(|known| known.keys().cloned().collect()).unwrap_or_default()
     }
 }
 
@@ -77,24 +99,28 @@ const SECRET: &str = "secret/";
 const SERVICE: &str = "service/";
 pub(crate) const NETWORK_POLICY: &str = "network policy";
 
-/// Reads what is known of a cluster. Pods come from the cache, demand from the scheduler's own
-/// connection; Secrets, Service and policy from what this operator knows, so that a cluster that
-/// is as it should be costs the API server nothing.
+/// Reads what is known of a cluster. Pods, Services and policy come from the caches, demand from the
+/// scheduler's own connection, Secrets from what this operator made, so that a cluster that is as it
+/// should be costs the API server nothing.
 pub(crate) fn observe(context: &Context, cluster: &Cluster) -> Observed {
     let uid = cluster.uid().unwrap_or_default();
     let known = context.beliefs.recall(&uid);
     let named = |kind: &str| {
         known.iter().filter_map(|it| it.strip_prefix(kind)).map(str::to_owned).collect()
     };
-    let is_ours = |pod: &SlimPod| {
-        pod.metadata.namespace == cluster.metadata.namespace
-            && pod.metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+    let is_ours = |metadata: &ObjectMeta| {
+        metadata.namespace == cluster.metadata.namespace
+            && metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
     };
-    let pods = context.pods.state_filter(is_ours);
+    let pods = context.pods.state_filter(|it| is_ours(&it.metadata));
+    let services = context.services.state_filter(|it| is_ours(&it.metadata));
+    let policies = context.policies.state_filter(|it| is_ours(&it.metadata));
+    let mut known_services: BTreeSet<String> = named(SERVICE);
+    known_services.extend(services.iter().map(|it| it.name_any()));
     Observed {
         secrets: named(SECRET),
-        services: named(SERVICE),
-        has_network_policy: known.contains(NETWORK_POLICY),
+        services: known_services,
+        has_network_policy: known.contains(NETWORK_POLICY) || !policies.is_empty(),
         pods: pods.iter().map(|pod| seen(pod)).collect(),
         demand: context.schedulers.demand(&uid),
         busy_ago: context.schedulers.busy_ago(&uid),

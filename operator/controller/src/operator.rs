@@ -1,6 +1,7 @@
 //! One operator at work: watches, the queue of clusters, and what every reconcile may use.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 use ebbtide_api::names;
@@ -8,17 +9,18 @@ use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::Site;
 use futures::channel::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use futures::{StreamExt as _, stream};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
 use kube::runtime::controller::{self, ReconcileRequest, trigger_owners, trigger_self};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{PredicateConfig, WatchStreamExt as _, applier, predicates, watcher};
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource, ResourceExt as _};
 
 use crate::metrics::Metrics;
-use crate::observe::{Beliefs, SlimPod};
+use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, slim};
 use crate::reconcile::{self, Context, Guarded};
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
@@ -53,6 +55,8 @@ pub struct Operator {
     clusters: Store<Guarded>,
     cluster_writer: Writer<Guarded>,
     pod_writer: Writer<SlimPod>,
+    service_writer: Writer<ServiceMetadata>,
+    policy_writer: Writer<PolicyMetadata>,
     kick: UnboundedSender<ObjectRef<Guarded>>,
     kicked: UnboundedReceiver<ObjectRef<Guarded>>,
     concurrency: u16,
@@ -73,12 +77,16 @@ impl Operator {
         } = equipment;
         let (clusters, cluster_writer) = reflector::store::<Guarded>();
         let (pods, pod_writer) = reflector::store::<SlimPod>();
+        let (services, service_writer) = reflector::store::<ServiceMetadata>();
+        let (policies, policy_writer) = reflector::store::<PolicyMetadata>();
         let (kick, kicked) = mpsc::unbounded();
         let reporter = Reporter { controller: "ebbtide-operator".to_owned(), instance: pod_name };
         let context = Context {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             pods,
+            services,
+            policies,
             schedulers,
             authority,
             site,
@@ -88,7 +96,17 @@ impl Operator {
             clock,
         };
         let context = Arc::new(context);
-        Self { context, clusters, cluster_writer, pod_writer, kick, kicked, concurrency }
+        Self {
+            context,
+            clusters,
+            cluster_writer,
+            pod_writer,
+            service_writer,
+            policy_writer,
+            kick,
+            kicked,
+            concurrency,
+        }
     }
 
     /// What is to be called with the uid of a cluster of which its scheduler told something new.
@@ -113,26 +131,21 @@ impl Operator {
             .applied_objects()
             // A written status is no reason to look again, whoever wrote it.
             .predicate_filter(predicates::generation, PredicateConfig::default());
-        let (known, kick) = (self.clusters.clone(), self.kick.clone());
-        let look_at_all = move |event: &Result<watcher::Event<SlimPod>, watcher::Error>| {
-            // What went away before a list is in no event.
-            if let Ok(watcher::Event::InitDone) = event {
-                for cluster in known.state() {
-                    let _: Result<(), _> = kick.unbounded_send(ObjectRef::from_obj(&*cluster));
-                }
-            }
-        };
         let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
-        let pod_events = watcher(Api::<SlimPod>::all(client), watch.labels(&managed))
-            .modify(SlimPod::slim)
-            .default_backoff()
-            .reflect(self.pod_writer)
-            .inspect(look_at_all)
-            .touched_objects();
+        let watch = watch.labels(&managed);
+        let look_at_all = LookAtAll { clusters: self.clusters.clone(), kick: self.kick };
+        let pods = watcher(Api::<SlimPod>::all(client.clone()), watch.clone());
+        let pods = children(pods.modify(SlimPod::slim), self.pod_writer, look_at_all.clone());
+        let services = watcher(Api::<ServiceMetadata>::all(client.clone()), watch.clone());
+        let services = children(services.modify(slim), self.service_writer, look_at_all.clone());
+        let policies = watcher(Api::<PolicyMetadata>::all(client), watch);
+        let policies = children(policies.modify(slim), self.policy_writer, look_at_all);
         let kicked = self.kicked;
         let queue = stream::select_all([
             trigger_self::<Guarded, _>(cluster_events, ()).boxed(),
-            trigger_owners::<Guarded, _>(pod_events, (), ()).boxed(),
+            pods,
+            services,
+            policies,
             kicked.map(|cluster| Ok::<_, watcher::Error>(ReconcileRequest::from(cluster))).boxed(),
         ]);
         applier(
@@ -155,4 +168,33 @@ impl Operator {
         })
         .await;
     }
+}
+
+/// Brings every cluster up in the queue.
+#[derive(Clone)]
+struct LookAtAll {
+    clusters: Store<Guarded>,
+    kick: UnboundedSender<ObjectRef<Guarded>>,
+}
+
+/// Keeps a store of what clusters have, and looks at the cluster of whatever changes.
+fn children<K>(
+    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+    writer: Writer<K>,
+    look_at_all: LookAtAll,
+) -> BoxStream<'static, Result<ReconcileRequest<Guarded>, watcher::Error>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let look = move |event: &Result<watcher::Event<K>, watcher::Error>| {
+        // What went away before a list is in no event.
+        if let Ok(watcher::Event::InitDone) = event {
+            for cluster in look_at_all.clusters.state() {
+                let kick = &look_at_all.kick;
+                let _: Result<(), _> = kick.unbounded_send(ObjectRef::from_obj(&*cluster));
+            }
+        }
+    };
+    let events = events.default_backoff().reflect(writer).inspect(look).touched_objects();
+    trigger_owners::<Guarded, _>(events, (), ()).boxed()
 }

@@ -22,12 +22,12 @@ use tokio::time::timeout;
 use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
 use crate::metrics::{Metrics, Outcome};
-use crate::observe::{Beliefs, SlimPod, observe};
+use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
 use crate::operator::Clock;
 use crate::record::record;
 
-/// How long a reconcile waits for the first list of pods.
-const PODS_MAX: Duration = Duration::from_secs(30);
+/// How long a reconcile waits for the first lists of what clusters have.
+const KNOWN_MAX: Duration = Duration::from_secs(30);
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -42,6 +42,8 @@ pub(crate) type Guarded = DeserializeGuard<Cluster>;
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) pods: Store<SlimPod>,
+    pub(crate) services: Store<ServiceMetadata>,
+    pub(crate) policies: Store<PolicyMetadata>,
     pub(crate) schedulers: Schedulers,
     pub(crate) authority: Arc<Authority>,
     pub(crate) site: Site,
@@ -55,7 +57,7 @@ pub(crate) struct Context {
 /// Why a reconcile ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReconcileError {
-    #[error("the pods are not known yet")]
+    #[error("what clusters have is not known yet")]
     NotReady,
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -90,8 +92,12 @@ async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, Reconcile
             return Ok(Action::await_change());
         }
     };
-    let pods = timeout(PODS_MAX, context.pods.wait_until_ready()).await;
-    pods.ok().and_then(Result::ok).ok_or(ReconcileError::NotReady)?;
+    let known = async {
+        context.pods.wait_until_ready().await?;
+        context.services.wait_until_ready().await?;
+        context.policies.wait_until_ready().await
+    };
+    timeout(KNOWN_MAX, known).await.ok().and_then(Result::ok).ok_or(ReconcileError::NotReady)?;
     let observed = observe(context, cluster);
     let uid = cluster.uid().unwrap_or_default();
     context.schedulers.tell_groups(&uid, &ebbtide_plan::groups(&cluster.spec));

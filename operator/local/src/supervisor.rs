@@ -247,7 +247,10 @@ impl Supervisor {
 
     fn create_secret(&self, secret: &SecretWanted) -> Result<(), SupervisorError> {
         let files = match &secret.content {
-            Content::Token => vec![(file::TOKEN, ebbtide_authority::token()?)],
+            Content::Token => {
+                let uid = self.cluster.uid().unwrap_or_default();
+                vec![(file::TOKEN, self.authority.token(&uid))]
+            }
             Content::Leaf(identity) => {
                 let leaf = self.authority.leaf(identity, Timestamp::now())?;
                 vec![

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, Uri, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kinds::Kind;
 use crate::store::Happened;
@@ -105,6 +105,18 @@ impl Call {
     pub(crate) fn selects(&self, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];
         self.labels.iter().all(|(key, value)| labels[key].as_str() == Some(value))
+    }
+
+    /// An object as the caller wants it.
+    pub(crate) fn shown(&self, object: &Value) -> Value {
+        if !self.is_metadata {
+            return object.clone();
+        }
+        json!({
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadata",
+            "metadata": object["metadata"],
+        })
     }
 
     /// What a watcher is told of something that happened: an object that loses the labels is gone.

@@ -316,7 +316,7 @@ impl Server {
             Verb::List | Verb::Watch => unreachable!("both are answered elsewhere"),
         });
         match done {
-            Ok(object) if call.is_metadata => answered(200, &metadata_of(&object)),
+            Ok(object) if call.is_metadata => answered(200, &call.shown(&object)),
             Ok(object) => answered(if call.verb == Verb::Create { 201 } else { 200 }, &object),
             Err(refusal) => refused(&refusal),
         }
@@ -337,13 +337,18 @@ impl Server {
         drop(inner);
         let items: Vec<Arc<Value>> = objects.into_iter().filter(|it| call.selects(it)).collect();
         self.log(&format!("list {nth} of {}: {} at {version}", call.kind.plural, items.len()));
+        let (api_version, kind) = if call.is_metadata {
+            ("meta.k8s.io/v1".to_owned(), "PartialObjectMetadata")
+        } else {
+            (call.kind.api_version(), call.kind.name)
+        };
         answered(
             200,
             &json!({
-                "apiVersion": call.kind.api_version(),
-                "kind": format!("{}List", call.kind.name),
+                "apiVersion": api_version,
+                "kind": format!("{kind}List"),
                 "metadata": { "resourceVersion": version.to_string() },
-                "items": items.iter().map(|it| &**it).collect::<Vec<&Value>>(),
+                "items": items.iter().map(|it| call.shown(it)).collect::<Vec<Value>>(),
             }),
         )
     }
@@ -415,7 +420,7 @@ impl Watching {
             of_kind.find_map(|it| Some((it.clone(), self.call.event(it)?)))
         });
         let (happened, (kind, object)) = found?;
-        Some((happened, line(kind, &object)))
+        Some((happened, line(kind, &self.call.shown(&object))))
     }
 
     async fn deliver(&mut self, line: String) {
@@ -484,14 +489,6 @@ fn deletion(body: &Value) -> Deletion {
         is_foreground: body["propagationPolicy"] == "Foreground",
         grace_seconds: body["gracePeriodSeconds"].as_i64(),
     }
-}
-
-fn metadata_of(object: &Value) -> Value {
-    json!({
-        "apiVersion": "meta.k8s.io/v1",
-        "kind": "PartialObjectMetadata",
-        "metadata": object["metadata"],
-    })
 }
 
 fn answered(code: u16, body: &Value) -> Response<Answer> {

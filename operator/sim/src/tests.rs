@@ -1,12 +1,14 @@
 use std::time::Duration;
 
 use ebbtide_controller::lease::LEASE;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::faults::{EventFault, Fault};
-use crate::kinds;
+use crate::kinds::{self, Kind};
 use crate::lives::{all, cluster, is_ready, play, play_all, within};
 use crate::nodes::Failure;
+use crate::store::{Deletion, Store};
 use crate::world::{Conditions, World};
 
 #[test]
@@ -116,4 +118,88 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
         world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
         world.rest(Duration::from_hours(1)).await.unwrap();
     });
+}
+
+/// Takes away everything of a kind that clusters have.
+fn take_away(world: &World, kind: Kind) {
+    world.server.change(|store, now| {
+        let names: Vec<String> = store
+            .list(kind)
+            .filter_map(|it| it["metadata"]["name"].as_str().map(str::to_owned))
+            .collect();
+        for name in names {
+            drop(store.delete(kind, &name, &Deletion::default(), now));
+        }
+    });
+}
+
+fn meddled() -> Conditions {
+    Conditions { is_whole: false, ..Conditions::quiet() }
+}
+
+#[test]
+fn what_somebody_takes_away_comes_back() {
+    for kind in [kinds::POD, kinds::SERVICE, kinds::NETWORK_POLICY] {
+        within(|| async move {
+            let world = World::new(&meddled());
+            world.apply(&cluster("1Gi"));
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+            sleep(Duration::from_mins(5)).await;
+            let before = world.children();
+            take_away(&world, kind);
+            sleep(Duration::from_secs(2)).await;
+            world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
+            assert_eq!(world.children(), before, "{}", kind.plural);
+            world.rest(Duration::from_mins(1)).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn secrets_that_somebody_takes_away_come_back_before_the_next_pod_with_the_same_token() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        sleep(Duration::from_mins(5)).await;
+        let token = |store: &Store| {
+            let secrets: Vec<String> =
+                store.list(kinds::SECRET).map(|it| it["data"]["token"].to_string()).collect();
+            secrets.into_iter().find(|it| it != "null")
+        };
+        let (before, kept) = (world.children(), world.server.look(token));
+        take_away(&world, kinds::SECRET);
+        // The judge of this world lets no pod come without them.
+        take_away(&world, kinds::POD);
+        sleep(Duration::from_secs(2)).await;
+        world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
+        assert_eq!((world.children(), world.server.look(token)), (before, kept.clone()));
+        assert!(kept.is_some());
+    });
+}
+
+#[test]
+fn what_has_the_name_of_a_child_and_is_another_s_is_not_touched_and_told() {
+    let name = "risk-2c6ef0-scheduler";
+    for kind in [kinds::SERVICE, kinds::POD] {
+        within(|| async move {
+            let world = World::new(&meddled());
+            let theirs = json!({ "metadata": { "name": name }, "spec": { "theirs": true } });
+            let created = world.server.change(|store, now| store.create(kind, theirs, now));
+            world.apply(&cluster("1Gi"));
+            let is_told = |store: &Store| {
+                let cluster = store.get(kinds::CLUSTER, "risk");
+                let message = cluster.map(|it| it["status"]["message"].to_string());
+                message.is_ok_and(|it| it.contains("exists and is not this cluster's"))
+            };
+            world.until("it is told", is_told).await.unwrap();
+            sleep(Duration::from_mins(5)).await;
+            let there = world.server.look(|store| store.get(kind, name).cloned());
+            let (there, created) = (there.unwrap(), created.unwrap());
+            assert_eq!(there["metadata"]["uid"], created["metadata"]["uid"]);
+            assert_eq!(there["spec"]["theirs"], true);
+            world.server.change(|store, _| drop(store.remove((kind, name.to_owned()))));
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        });
+    }
 }
