@@ -64,9 +64,9 @@ impl Candidate {
     pub async fn acquire(mut self) -> Held {
         loop {
             match self.try_to_acquire().await {
-                Ok(Some(record)) => {
+                Ok(Some((record, asked_at))) => {
                     tracing::info!(identity = self.identity, "this operator holds the lease");
-                    return Held { candidate: self, record, renewed_at: Instant::now() };
+                    return Held { candidate: self, record, renewed_at: asked_at };
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "the lease cannot be looked at"),
@@ -75,19 +75,22 @@ impl Candidate {
         }
     }
 
-    async fn try_to_acquire(&mut self) -> Result<Option<Lease>, CallError> {
+    /// The lease, and since when it is held for certain: when it was asked for.
+    async fn try_to_acquire(&mut self) -> Result<Option<(Lease, Instant)>, CallError> {
         let there = call("read the lease", self.leases.get_opt(NAME)).await?;
         if !is_free(there.as_ref(), &self.identity, &mut self.seen, Instant::now()) {
             return Ok(None);
         }
         let taken = record(there.as_ref(), &self.identity, (self.clock)());
-        let params = PostParams::default();
+        let (params, asked_at) = (PostParams::default(), Instant::now());
         let written = match &there {
             None => call("create the lease", self.leases.create(&params, &taken)).await,
             Some(_) => call("take the lease", self.leases.replace(NAME, &params, &taken)).await,
         };
         match written {
-            Ok(record) => Ok(Some(record)),
+            // An answer that took so long tells nothing: it may be somebody else's by now.
+            Ok(_) if asked_at.elapsed() + LOOK > RENEW_MAX => Ok(None),
+            Ok(record) => Ok(Some((record, asked_at))),
             // Somebody else was faster.
             Err(error) if error.is_conflict() => Ok(None),
             Err(error) => Err(error),

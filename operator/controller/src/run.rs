@@ -42,14 +42,23 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let http = TcpListener::bind(&settings.http).await.context("cannot serve metrics")?;
     tokio::spawn(metrics.clone().serve(http));
     let mut terminate = signal(SignalKind::terminate())?;
-    let identity = settings.pod_name.clone().unwrap_or_else(|| process::id().to_string());
+    let begun_at = Timestamp::now();
+    let other_name = || format!("process-{}-{}", process::id(), begun_at.as_nanosecond());
+    let identity = settings.pod_name.clone().unwrap_or_else(other_name);
     let candidate =
         Candidate::new(client.clone(), &settings.namespace, identity, Box::new(Timestamp::now));
     let mut lease = tokio::select! {
         held = candidate.acquire() => held,
         _ = terminate.recv() => return Ok(()),
     };
-    let authority = Arc::new(authority::load(&client, &settings.namespace).await?);
+    let authority = tokio::select! {
+        loaded = authority::load(&client, &settings.namespace) => Arc::new(loaded?),
+        lost = lease.keep() => bail!(lost),
+        _ = terminate.recv() => {
+            lease.release().await;
+            return Ok(());
+        }
+    };
     let site = Site {
         operator: settings.address.clone(),
         scheduler_address: SchedulerAddress::Services,

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebbtide_contract::demand::{Down, Group, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Up};
+use ebbtide_contract::demand::{Down, Group, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Outcome, Up};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::view::{Demand, Heard, View};
 use rustls::ServerConfig;
@@ -38,6 +38,9 @@ const ORDERS_MAX: usize = 64;
 
 /// Workers of one order: a line of it stays far below its limit.
 const RETIRE_MAX: usize = 256;
+
+/// How long it counts that a scheduler needs a worker that was to go: it is not asked again before.
+const KEPT: Duration = Duration::from_secs(10);
 
 /// How long a scheduler may take to read an order.
 const SAY_MAX: Duration = Duration::from_secs(10);
@@ -80,6 +83,8 @@ struct Connection {
     /// When there last was work, as far as this connection told.
     busy_at: Option<Instant>,
     orders: mpsc::Sender<Down>,
+    /// When workers were kept that were asked to retire.
+    kept: BTreeMap<String, Instant>,
     /// The worker groups that this scheduler was told of.
     told: Vec<Group>,
 }
@@ -93,7 +98,13 @@ struct Place<'a> {
 impl Schedulers {
     /// What the scheduler of this cluster says, while it is connected.
     pub fn demand(&self, cluster_uid: &str) -> Option<Demand> {
-        self.lock().connections.get(cluster_uid)?.view.demand().cloned()
+        let known = self.lock();
+        let connection = known.connections.get(cluster_uid)?;
+        let mut demand = connection.view.demand()?.clone();
+        let is_fresh =
+            |worker: &String| connection.kept.get(worker).is_some_and(|at| at.elapsed() < KEPT);
+        demand.retired.retain(|worker, outcome| *outcome != Outcome::Kept || is_fresh(worker));
+        Some(demand)
     }
 
     /// How long ago a cluster had work that its scheduler told of on its present connection.
@@ -143,6 +154,10 @@ impl Schedulers {
         if let Up::Hello { epoch, .. } = line {
             connection.epoch = epoch;
         }
+        if let Up::Retired { worker, outcome: Outcome::Kept } = &line {
+            connection.kept.retain(|_, at| at.elapsed() < KEPT);
+            connection.kept.insert(worker.clone(), Instant::now());
+        }
         let jobs = connection.view.demand().map(|demand| demand.jobs);
         let heard = connection.view.hear(line).map_err(|violation| violation.to_string())?;
         if let Some(demand) = connection.view.demand()
@@ -167,7 +182,8 @@ impl Schedulers {
             known.ever
         };
         let (view, told) = (View::default(), Vec::new());
-        let connection = Connection { number, view, epoch, busy_at: None, orders, told };
+        let connection =
+            Connection { number, view, epoch, busy_at: None, orders, kept: BTreeMap::new(), told };
         self.enter(cluster_uid, connection)?;
         let (schedulers, cluster_uid) = (self.clone(), cluster_uid.to_owned());
         let conversation = Conversation { schedulers, cluster_uid, number, ordered };

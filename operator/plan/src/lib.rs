@@ -214,11 +214,12 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         changes.extend(secrets::due(cluster, observed));
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
+        // What goes makes room, under a quota too, for what comes.
+        changes.extend(scaling::fewer(cluster, &children, &targets));
         changes.extend(pods::scheduler_due(&made, &children));
         let workers = pods::workers_due(&made, &children, &targets);
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
         changes.extend(workers);
-        changes.extend(scaling::fewer(cluster, &children, &targets));
     }
     let status = status::observed(&status::Facts {
         cluster,

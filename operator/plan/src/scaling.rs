@@ -12,6 +12,9 @@ use crate::children::{Children, Workers};
 use crate::lifetime::{self, Idle};
 use crate::{Change, Observed, Op};
 
+/// When to look again at workers that their scheduler kept.
+const KEPT_LOOK: Duration = Duration::from_secs(10);
+
 /// What one group of [`Children::groups`] should be, in the same order.
 #[derive(Debug, Default)]
 pub(crate) struct Target {
@@ -82,7 +85,10 @@ pub(crate) fn targets(
             let target = target.sized(workers, demand, (asked, bounds), is_settled);
             let is_more = count_of(workers.living.len()) > bounds.min;
             let rest = idle.filter(|_| !is_settled && is_more).map(|it| window.saturating_sub(it));
-            Target { next_look: rest, ..target }
+            // Those that were kept may be asked again.
+            let is_kept = demand.retired.values().any(|it| *it == Outcome::Kept);
+            let again = is_kept.then_some(KEPT_LOOK);
+            Target { next_look: rest.into_iter().chain(again).min(), ..target }
         })
         .collect()
 }
@@ -172,8 +178,9 @@ impl Target {
 /// its scheduler would have to make them again.
 fn to_retire(workers: &Workers, demand: &Demand, surplus: u32, over: u32) -> Vec<String> {
     let may_be_asked = |name: &&String| {
-        let is_released = demand.retired.get(*name) == Some(&Outcome::Released);
-        !is_released && !demand.asked.contains(*name)
+        let answer = demand.retired.get(*name);
+        let has_answered = matches!(answer, Some(Outcome::Released | Outcome::Kept));
+        !has_answered && !demand.asked.contains(*name)
     };
     let registered = workers.living.values().rev().filter(|it| it.is_registered);
     let names: Vec<&String> = registered.map(|it| &it.pod.name).filter(may_be_asked).collect();

@@ -20,8 +20,11 @@ pub struct WorkerView {
     pub assigned: u64,
 }
 
-/// Most resource classes that one scheduler may tell of, and most groups of each.
-pub const QUEUES_MAX: usize = 1024;
+/// Most resource classes that one scheduler may tell of.
+pub const QUEUES_MAX: usize = 256;
+
+/// Most worker groups of a class: as many as a cluster has.
+pub const GROUPS_MAX: usize = 16;
 
 /// What waits and runs of one resource class.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -87,7 +90,7 @@ pub enum Violation {
     #[error("more than {WORKERS_MAX} workers")]
     Workers,
     /// More resource classes than are kept track of.
-    #[error("more than {QUEUES_MAX} resource classes, or groups of one")]
+    #[error("more than {QUEUES_MAX} resource classes, or {GROUPS_MAX} groups of one")]
     Queues,
     /// A name that no pod or group has.
     #[error("a name of {0} bytes; expected at most {NAME_BYTES_MAX}")]
@@ -181,6 +184,9 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
             if !core_seconds.is_finite() || core_seconds < 0.0 {
                 return Err(Violation::Amount(core_seconds));
             }
+            if fits.len() > GROUPS_MAX {
+                return Err(Violation::Queues);
+            }
             fits.iter().try_for_each(|name| check_name(name))?;
             let fits: BTreeSet<String> = fits.into_iter().collect();
             if tasks == 0 && running == 0 {
@@ -188,7 +194,7 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
                 return Ok(());
             }
             let is_new = !demand.queues.contains_key(&fits);
-            if fits.len() > QUEUES_MAX || is_new && demand.queues.len() >= QUEUES_MAX {
+            if is_new && demand.queues.len() >= QUEUES_MAX {
                 return Err(Violation::Queues);
             }
             demand.queues.insert(fits, Queue { tasks, core_seconds, running });
@@ -217,7 +223,7 @@ fn check_name(name: &str) -> Result<(), Violation> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Demand, Heard, QUEUES_MAX, View, Violation, WORKERS_MAX};
+    use super::{Demand, GROUPS_MAX, Heard, QUEUES_MAX, View, Violation, WORKERS_MAX};
     use crate::demand::{Fact, Outcome, PROTOCOL, Up};
 
     fn clients(sequence: u64, connected: u64) -> Up {
@@ -318,7 +324,7 @@ mod tests {
         assert_eq!(view.hear(queue(sequence + 1, "one more", 1)), Err(Violation::Queues));
         let long = queue(13, &"x".repeat(64), 1);
         assert_eq!(greeted().hear(long), Err(Violation::Name(64)));
-        let fits = (0..=QUEUES_MAX).map(|nth| nth.to_string()).collect();
+        let fits = (0..=GROUPS_MAX).map(|nth| nth.to_string()).collect();
         let fact = Fact::Queue { fits, tasks: 1, core_seconds: 1.0, running: 0 };
         assert_eq!(greeted().hear(Up::Fact { sequence: 13, fact }), Err(Violation::Queues));
     }

@@ -27,7 +27,7 @@ pub use crate::scheduler::event::{Demand, Effect, Event, Joining, Offer, WorkerV
 use crate::scheduler::load::Load;
 use crate::scheduler::ready::Ready;
 use crate::table::Table;
-use crate::{GroupId, JobId, Resources, TaskId, Time, WorkerId};
+use crate::{GroupId, JobId, TaskId, Time, WorkerId};
 
 /// How long a worker may be silent before it counts as lost: five heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -81,9 +81,6 @@ struct Task {
 struct Job {
     frontier: Frontier,
     undelivered: u64,
-    /// For what its tasks take beside cores and memory: those that need most memory at once, and
-    /// how much.
-    largest: BTreeMap<Resources, (u64, GroupId)>,
     /// Jobs whose kept chunks it takes.
     needs: BTreeSet<JobId>,
     /// Whether its client no longer wants it, though others still need it.
@@ -131,8 +128,8 @@ pub struct Scheduler {
     workers: BTreeMap<WorkerId, Worker>,
     /// Sizes of their memory, ascending, each once.
     sizes: Vec<u64>,
-    /// Kinds of workers that may come.
-    offers: Vec<Offer>,
+    /// Kinds of workers that may come, once that was told.
+    offers: Option<Vec<Offer>>,
     next_order: u64,
     effects: VecDeque<Effect>,
 }
@@ -150,10 +147,13 @@ impl Scheduler {
                 self.refuse_what_fits_nowhere();
             }
             Event::Offered(offers) => {
-                self.offers = offers;
+                self.offers = Some(offers);
                 self.refuse_what_fits_nowhere();
             }
-            Event::WorkerLost(worker) => self.lose_worker(worker),
+            Event::WorkerLost(worker) => {
+                self.lose_worker(worker);
+                self.refuse_what_fits_nowhere();
+            }
             Event::Worker(worker, message) => {
                 if let Some(known) = self.workers.get_mut(&worker) {
                     known.silent_at = now.after(SILENCE_MAX);

@@ -130,7 +130,10 @@ impl InProcess {
             resources: Resources::new(),
             incarnation: 0,
         };
-        scheduler.handle_event(scheduler::Event::WorkerJoined(SELF, joining), Time::default());
+        let nobody_else = scheduler::Event::Offered(Vec::new());
+        for event in [scheduler::Event::WorkerJoined(SELF, joining), nobody_else] {
+            scheduler.handle_event(event, Time::default());
+        }
         let started_at = Instant::now();
         Ok(Self {
             scheduler,

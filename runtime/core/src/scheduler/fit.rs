@@ -73,13 +73,13 @@ impl Scheduler {
             class.nanoseconds = class.nanoseconds.saturating_add(nanoseconds);
         }
         let named =
-            |fits: Vec<usize>| fits.iter().map(|at| self.offers[*at].name.clone()).collect();
+            |fits: Vec<usize>| fits.iter().map(|at| self.offers()[*at].name.clone()).collect();
         classes.into_iter().map(|(fits, it)| Demand { fits: named(fits), ..it }).collect()
     }
 
     fn offers_for(&self, need: Need<'_>) -> Vec<usize> {
         let fits = |offer: &Offer| need.fits((offer.memory_bytes, &offer.resources));
-        let fitting = self.offers.iter().enumerate().filter(|(_, offer)| fits(offer));
+        let fitting = self.offers().iter().enumerate().filter(|(_, offer)| fits(offer));
         fitting.map(|(at, _)| at).collect()
     }
 
@@ -90,25 +90,29 @@ impl Scheduler {
         }
     }
 
-    /// Fails a job with a task that no worker can take that is there or may come, before it starts.
+    fn offers(&self) -> &[Offer] {
+        self.offers.as_deref().unwrap_or_default()
+    }
+
+    /// Fails a job with tasks to come that no worker can take that is there or may come. Before it was
+    /// told who may come, or while nobody may, nothing is known.
     pub(super) fn refuse_unless_fitting(&mut self, job: JobId) {
-        let Some(known) = self.jobs.get(&job) else { return };
+        let Some(offers) = &self.offers else { return };
         let there = self.workers.values().map(Worker::kind);
-        let may_come = self.offers.iter().map(|it| (it.memory_bytes, &it.resources));
+        let may_come = offers.iter().map(|it| (it.memory_bytes, &it.resources));
         let kinds: Vec<(u64, &Resources)> = there.chain(may_come).collect();
-        // Before anybody is there and anything is offered, nothing is known.
         if kinds.is_empty() {
             return;
         }
-        for (resources, (bytes, group)) in &known.largest {
-            if !kinds.iter().any(|kind| Need { bytes: *bytes, resources }.fits(*kind)) {
-                let with = kinds.iter().filter(|(_, there)| has(there, resources));
-                let room = with.map(|(room, _)| *room).max();
-                let failure = Failure::new(self.refusal(*group, (*bytes, resources), room));
-                self.fail_with_users(job, &failure);
-                return;
-            }
-        }
+        let is_to_come = |it: &&Entry| it.done.ones() < it.group.space.tasks();
+        let fits = |it: &&Entry| kinds.iter().any(|kind| it.need().fits(*kind));
+        let misfits = self.table.of_job(job).filter(is_to_come).filter(|it| !fits(it));
+        let Some(worst) = misfits.max_by_key(|it| it.needed_bytes) else { return };
+        let (bytes, resources) = (worst.needed_bytes, &worst.group.resources);
+        let with = kinds.iter().filter(|(_, there)| has(there, resources));
+        let room = with.map(|(room, _)| *room).max();
+        let refusal = self.refusal(worst.group.id, (bytes, resources), room);
+        self.fail_with_users(job, &Failure::new(refusal));
     }
 
     fn refusal(

@@ -1,11 +1,11 @@
 //! Jobs as they come and go: what is checked, counted and refused before a task of theirs runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::frontier::Frontier;
 use crate::message::Failure;
 use crate::scheduler::{Effect, Job, Scheduler};
-use crate::{Group, GroupError, GroupId, JobId, Resources, TaskId, WorkerId};
+use crate::{Group, GroupError, GroupId, JobId, TaskId, WorkerId};
 
 impl Scheduler {
     /// Tasks of a job that are done, and all its tasks.
@@ -33,11 +33,8 @@ impl Scheduler {
             .map(|group| (group.id, group.space.tasks()))
             .collect();
         let all: Vec<Group> = groups.iter().chain(&kept).cloned().collect();
-        let mut largest = BTreeMap::<Resources, (u64, GroupId)>::new();
         for group in groups {
             let needed = group.needed_bytes(&all);
-            let known = largest.entry(group.resources.clone()).or_insert((needed, group.id));
-            *known = (*known).max((needed, group.id));
             let is_target = targets.contains(&group.id);
             self.table.insert(job, (group, needed), (is_target, is_kept));
         }
@@ -48,7 +45,7 @@ impl Scheduler {
         }
         let needs = self.table.needs_of_job(job);
         let frontier = Frontier::new(sizes);
-        let state = Job { frontier, undelivered, largest, needs, is_released: false };
+        let state = Job { frontier, undelivered, needs, is_released: false };
         self.jobs.insert(job, state);
         if undelivered == 0 {
             self.effects.push_back(Effect::JobDone(job));

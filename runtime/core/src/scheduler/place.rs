@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::{Assignment, Attempt, ToWorker};
+use crate::scheduler::fit::Need;
 use crate::scheduler::ready::{Class, Entrant, Ready};
 use crate::scheduler::{Effect, Retiring, Scheduler, State, Task, Worker};
 use crate::{JobId, TaskId, WorkerId};
@@ -18,9 +19,16 @@ pub(super) const READY_MAX: usize = 256;
 const AHEAD_MAX: u64 = 64;
 
 impl Scheduler {
-    /// Gives out tasks while a worker has room for the next one.
+    /// Gives out tasks, to workers that were to go as well where nobody else can take them.
     pub(super) fn assign(&mut self) {
-        self.take_back_if_needed();
+        self.give_out();
+        while self.take_back() {
+            self.give_out();
+        }
+    }
+
+    /// Gives out tasks while a worker has room for the next one.
+    fn give_out(&mut self) {
         let (mut closed, mut blocked) = (BTreeSet::new(), BTreeSet::new());
         while self.workers.iter().any(|(id, it)| it.is_open() && !closed.contains(id)) {
             let Some((class, task)) = self.next_ready(&blocked) else { return };
@@ -77,19 +85,31 @@ impl Scheduler {
         (class, Entrant { task, order, job: entry.job })
     }
 
-    /// When there is work and every worker is to go, those that are not empty work on: what they
-    /// hold may be what the work needs.
-    fn take_back_if_needed(&mut self) {
-        let has_work = !self.ready.is_empty() || !self.walking.is_empty();
-        if !has_work || self.workers.values().any(|it| it.retiring == Retiring::No) {
-            return;
+    /// A worker that is to go works on when a task may run that nobody who stays can take, or when
+    /// nobody stays at all: what it holds may be what the work needs. Whether one does.
+    fn take_back(&mut self) -> bool {
+        let stays = |worker: &Worker| worker.retiring == Retiring::No;
+        if self.workers.values().all(stays) {
+            return false;
         }
-        for (id, worker) in &mut self.workers {
-            if matches!(worker.retiring, Retiring::Emptying { .. }) {
-                worker.retiring = Retiring::No;
-                self.effects.push_back(Effect::Kept(*id));
-            }
+        let is_left = |need: &Need<'_>| {
+            !self.workers.values().any(|worker| stays(worker) && worker.suits(*need))
+        };
+        let ready = self.ready.firsts().map(|task| self.table.entry(task.group).need());
+        let left: Vec<Need<'_>> = ready.filter(is_left).collect();
+        let is_walk_left = !self.walking.is_empty() && !self.workers.values().any(stays);
+        let is_wanted = |worker: &Worker| {
+            let holds = !worker.load.is_empty() || !worker.held.is_empty();
+            is_walk_left && holds || left.iter().any(|need| worker.suits(*need))
+        };
+        let is_emptying = |worker: &Worker| matches!(worker.retiring, Retiring::Emptying { .. });
+        let back = self.workers.iter().filter(|(_, it)| is_emptying(it) && is_wanted(it));
+        let back: Vec<WorkerId> = back.map(|(id, _)| *id).collect();
+        for id in &back {
+            self.workers.get_mut(id).expect("it was there a line ago").retiring = Retiring::No;
+            self.effects.push_back(Effect::Kept(*id));
         }
+        !back.is_empty()
     }
 
     /// The first task that may run, but of these classes. Walks on for it, not without bound: a

@@ -68,8 +68,9 @@ impl Ready {
         firsts.min().map(|((_, task), class)| (class.clone(), *task))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.classes.is_empty()
+    /// The first of each class.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = TaskId> {
+        self.classes.values().filter_map(|tasks| tasks.first()).map(|(_, task)| *task)
     }
 
     pub(super) fn of_job(&self, job: JobId) -> usize {

@@ -269,7 +269,8 @@ fn a_process_that_crashes_is_started_again_even_without_retries() {
 #[test]
 fn a_task_that_fits_no_worker_is_refused_before_it_starts_with_the_numbers() {
     let small = Event::WorkerJoined(WorkerId(1), Joining { memory_bytes: 1000, ..joining(1) });
-    for events in [[small.clone(), tree(10)], [tree(10), small]] {
+    let nobody_else = Event::Offered(vec![]);
+    for events in [[nobody_else.clone(), small.clone(), tree(10)], [nobody_else, tree(10), small]] {
         let play = Play::of(events);
         let [Effect::JobFailed(JobId(1), failure)] = &play.others[..] else {
             panic!("{:?}", play.others)
@@ -528,4 +529,54 @@ fn what_no_kind_of_worker_has_is_refused_by_name() {
              cluster with a worker group whose resources have it"
         );
     }
+}
+
+#[test]
+fn nothing_is_refused_before_it_is_known_who_may_come() {
+    let mut play = Play::of([join_with(1, 500, Resources::new()), job(1, 1, (100, gpus(1)))]);
+    assert_eq!(play.others, []);
+    play.at(0, Event::Offered(vec![offer("plain", 500, Resources::new())]));
+    assert!(matches!(play.others[..], [Effect::JobFailed(JobId(1), _)]), "{:?}", play.others);
+}
+
+#[test]
+fn what_is_done_needs_no_worker_any_more() {
+    let large = offer("large", 1000, Resources::new());
+    let mut play = Play::of([
+        Event::Offered(vec![large]),
+        join_with(1, 1000, Resources::new()),
+        Event::Submitted {
+            job: JobId(1),
+            groups: vec![
+                Group { cost: Cost { scratch_bytes: 800, ..COST }, ..group(1, &[1], vec![]) },
+                group(2, &[9], vec![]),
+            ],
+            targets: vec![GroupId(1), GroupId(2)],
+            is_kept: false,
+        },
+    ]);
+    play.finish(0);
+    play.at(0, Event::Offered(vec![offer("small", 200, Resources::new())]));
+    play.at(0, join_with(2, 200, Resources::new()));
+    assert!(!play.others.iter().any(|it| matches!(it, Effect::JobFailed(..))), "{:?}", play.others);
+}
+
+#[test]
+fn an_empty_worker_goes_though_work_waits_that_it_cannot_take() {
+    let retire = |id| Event::Retire(WorkerId(id), Time(Duration::from_secs(100)));
+    let mut play = Play::of([
+        Event::Offered(vec![offer("plain", 500, gpus(0)), offer("gpu", 500, gpus(1))]),
+        join_with(1, 500, Resources::new()),
+        job(1, 1, (100, gpus(1))),
+        retire(1),
+    ]);
+    assert_eq!(play.others, [Effect::Released(WorkerId(1))]);
+    // Another that can take it works on, whoever stays beside it.
+    play.at(0, join_with(2, 500, Resources::new()));
+    play.at(0, join_with(3, 500, gpus(1)));
+    play.finish(0);
+    play.at(0, retire(3));
+    play.at(0, job(2, 1, (100, gpus(1))));
+    assert_eq!(play.assigned.last().map(|it| it.0), Some(WorkerId(3)));
+    assert!(play.others.contains(&Effect::Kept(WorkerId(3))), "{:?}", play.others);
 }
