@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{CLUSTER_CONNECTIONS_MAX, Schedulers, serve};
+use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Schedulers, serve};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -205,4 +205,24 @@ async fn each_connection_is_told_of_the_worker_groups_once_and_of_every_change()
         before = Some(connection);
     }
     drop(before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_worker_was_kept_counts_for_a_while() {
+    let schedulers = Schedulers::default();
+    let conversation = schedulers.open("a", PROTOCOL, 1).unwrap();
+    let worker = Fact::Worker { name: "w".to_owned(), held_bytes: 0, assigned: 0 };
+    let outcome = Outcome::Kept;
+    for up in [
+        Up::Begin { sequence: 1 },
+        Up::Fact { sequence: 2, fact: worker },
+        Up::End { sequence: 3 },
+        Up::Retired { worker: "w".to_owned(), outcome },
+    ] {
+        conversation.hear(up).unwrap();
+    }
+    let answer = || schedulers.demand("a").unwrap().retired.get("w").copied();
+    assert_eq!(answer(), Some(outcome));
+    tokio::time::advance(KEPT).await;
+    assert_eq!(answer(), None);
 }

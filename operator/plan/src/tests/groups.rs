@@ -1,6 +1,7 @@
 //! Several worker groups in one cluster.
 
 use ebbtide_api::{Cluster, Phase};
+use ebbtide_contract::demand::Outcome;
 use serde_json::json;
 
 use super::{World, cluster, group};
@@ -103,4 +104,45 @@ fn the_least_number_from_outside_is_the_first_group_s_alone() {
     let status = world.after(1).status;
     let desired: Vec<i32> = status.groups.iter().map(|it| it.workers.desired).collect();
     assert_eq!((desired, status.replicas, status.workers.ready), (vec![2, 0], 2, 2));
+}
+
+/// A worker of each group: the first has been idle for long enough, the other is needed.
+fn one_idle() -> World {
+    let mut world = running(two());
+    world.queue_for(&["w"], 1, 1.0);
+    world.after(1);
+    world.run();
+    world.queue_for(&["w"], 0, 0.0);
+    world.queue_for(&["big"], 1, 1.0);
+    world.after(1);
+    world.run();
+    world.seconds += 31;
+    world
+}
+
+#[test]
+fn what_goes_comes_before_what_comes_that_may_need_its_room() {
+    let mut world = one_idle();
+    world.queue_for(&["big"], 9, 60.0);
+    let kinds: Vec<&str> = world
+        .after(0)
+        .changes
+        .iter()
+        .map(|it| if matches!(it.op, Op::Retire { .. }) { "retire" } else { it.why })
+        .collect();
+    let more = "fewer workers than the queue asks for";
+    assert_eq!(kinds, ["retire", more, more]);
+}
+
+#[test]
+fn a_worker_that_its_scheduler_kept_is_not_asked_again_while_that_is_fresh() {
+    let mut world = one_idle();
+    let demand = world.observed.demand.as_mut().unwrap();
+    let kept = demand.workers.keys().map(|it| (it.clone(), Outcome::Kept));
+    demand.retired = kept.collect();
+    let plan = world.after(0);
+    assert!(plan.changes.is_empty(), "{:?}", plan.changes);
+    assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(10));
+    world.observed.demand.as_mut().unwrap().retired.clear();
+    assert!(matches!(&world.after(10).changes[..], [it] if matches!(it.op, Op::Retire { .. })));
 }
