@@ -82,6 +82,20 @@ pub struct Counts {
     pub requests: usize,
 }
 
+impl Inner {
+    /// Counts one more of a kind. Gives its number, and what goes wrong at it.
+    fn meet<T>(
+        &mut self,
+        count: impl FnOnce(&mut Counts) -> &mut usize,
+        pick: impl Fn(&Fault, usize) -> Option<T>,
+    ) -> (usize, Option<T>) {
+        let count = count(&mut self.counts);
+        let nth = *count;
+        *count += 1;
+        (nth, self.faults.iter().find_map(|it| pick(it, nth)))
+    }
+}
+
 /// When the calendar of a world begins.
 const BEGIN: i64 = 1_000_000;
 
@@ -228,13 +242,11 @@ impl Server {
 
     /// How long this request waits before it is refused.
     fn slow(&self) -> Option<Duration> {
-        let mut inner = self.lock();
-        let nth = inner.counts.requests;
-        inner.counts.requests += 1;
-        inner.faults.iter().find_map(|it| match it {
+        let pick = |it: &Fault, nth| match it {
             Fault::Slow(at, time) if *at == nth => Some(*time),
             Fault::Slow(..) | Fault::Write(..) | Fault::Event(..) | Fault::List(..) => None,
-        })
+        };
+        self.lock().meet(|counts| &mut counts.requests, pick).1
     }
 
     async fn write(
@@ -243,16 +255,11 @@ impl Server {
         call: &Call,
         body: &Value,
     ) -> Result<Response<Answer>, BoxError> {
-        let (nth, fault) = {
-            let mut inner = self.lock();
-            let nth = inner.counts.writes;
-            inner.counts.writes += 1;
-            let fault = inner.faults.iter().find_map(|it| match it {
-                Fault::Write(at, fault) if *at == nth => Some(*fault),
-                Fault::Write(..) | Fault::Event(..) | Fault::List(..) | Fault::Slow(..) => None,
-            });
-            (nth, fault)
+        let pick = |it: &Fault, nth| match it {
+            Fault::Write(at, fault) if *at == nth => Some(*fault),
+            Fault::Write(..) | Fault::Event(..) | Fault::List(..) | Fault::Slow(..) => None,
         };
+        let (nth, fault) = self.lock().meet(|counts| &mut counts.writes, pick);
         let name =
             call.name.as_deref().or_else(|| body["metadata"]["name"].as_str()).unwrap_or_default();
         let what = format!("{:?} {} {name}", call.verb, call.kind.plural);
@@ -324,12 +331,11 @@ impl Server {
 
     fn list(&self, call: &Call) -> Response<Answer> {
         let mut inner = self.lock();
-        let nth = inner.counts.lists;
-        inner.counts.lists += 1;
-        let stale = inner.faults.iter().find_map(|it| match it {
+        let pick = |it: &Fault, nth| match it {
             Fault::List(at, changes) if *at == nth => Some(*changes),
             Fault::List(..) | Fault::Write(..) | Fault::Event(..) | Fault::Slow(..) => None,
-        });
+        };
+        let (nth, stale) = inner.meet(|counts| &mut counts.lists, pick);
         let (objects, version) = match stale {
             Some(changes) => inner.store.list_of_old(call.kind, changes),
             None => (inner.store.list(call.kind).cloned().collect(), inner.store.version()),
@@ -424,16 +430,11 @@ impl Watching {
     }
 
     async fn deliver(&mut self, line: String) {
-        let (nth, fault) = {
-            let mut inner = self.server.lock();
-            let nth = inner.counts.events;
-            inner.counts.events += 1;
-            let fault = inner.faults.iter().find_map(|it| match it {
-                Fault::Event(at, fault) if *at == nth => Some(*fault),
-                Fault::Event(..) | Fault::Write(..) | Fault::List(..) | Fault::Slow(..) => None,
-            });
-            (nth, fault)
+        let pick = |it: &Fault, nth| match it {
+            Fault::Event(at, fault) if *at == nth => Some(*fault),
+            Fault::Event(..) | Fault::Write(..) | Fault::List(..) | Fault::Slow(..) => None,
         };
+        let (nth, fault) = self.server.lock().meet(|counts| &mut counts.events, pick);
         if let Some(fault) = fault {
             self.server.log(&format!("event {nth} of {}: {fault:?}", self.call.kind.plural));
         }

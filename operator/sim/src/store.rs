@@ -93,11 +93,6 @@ impl Store {
         of_kind.take_while(move |((it, _), _)| *it == kind).map(|(_, object)| object)
     }
 
-    /// All objects of all kinds.
-    pub fn all(&self) -> impl Iterator<Item = (&Key, &Arc<Value>)> {
-        self.objects.iter()
-    }
-
     /// What happened after a version.
     pub fn since(&self, version: u64) -> &[Happened] {
         let from = self.history.partition_point(|it| it.version <= version);
