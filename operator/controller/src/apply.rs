@@ -28,6 +28,8 @@ pub(crate) enum ApplyError {
     Mint(#[from] AuthorityError),
     #[error("{kind} {name} exists and is not this cluster's; remove or rename it")]
     Foreign { kind: &'static str, name: String },
+    #[error("{kind} {name} is of an earlier cluster of this name and is about to go")]
+    Earlier { kind: &'static str, name: String },
 }
 
 /// Applies changes in their order.
@@ -122,11 +124,16 @@ where
         Err(error) if error.is_already_there() => {
             let name = child.name_any();
             let there = call("read a child", api.get_metadata(&name)).await?;
-            let is_ours = there
-                .owner_references()
-                .iter()
-                .any(|it| Some(&it.uid) == cluster.meta().uid.as_ref());
-            if is_ours { Ok(()) } else { Err(ApplyError::Foreign { kind, name }) }
+            let owners = there.owner_references();
+            let (uid, ours) = (cluster.uid(), cluster.name_any());
+            if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
+                Ok(())
+            } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
+                // The garbage collector takes what has no owner any more.
+                Err(ApplyError::Earlier { kind, name })
+            } else {
+                Err(ApplyError::Foreign { kind, name })
+            }
         }
         Err(error) => Err(error.into()),
     }

@@ -17,7 +17,7 @@ pub type Heard = Arc<Mutex<Vec<Schedulers>>>;
 
 /// Judges a write by what there is before it.
 ///
-/// `is_whole`: nobody but the operators takes children away.
+/// `is_whole`: nobody but the operators makes or takes away children.
 pub fn judge(
     store: &Store,
     asked: &Asked<'_>,
@@ -26,9 +26,15 @@ pub fn judge(
 ) -> Result<(), String> {
     match (asked.verb, asked.kind) {
         (_, kinds::EVENT | kinds::LEASE)
-        | (Verb::Apply, kinds::CLUSTER)
         | (Verb::Get, _)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
+        (Verb::Apply, kinds::CLUSTER) => {
+            if is_whole {
+                told_truly(store, asked)
+            } else {
+                Ok(())
+            }
+        }
         (Verb::Create, kinds::POD) => {
             only_one_of_an_index(store, asked.body)?;
             if is_whole { after_what_it_needs(store, asked.body) } else { Ok(()) }
@@ -49,6 +55,27 @@ pub fn judge(
 
 fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
     object["metadata"]["labels"][name].as_str()
+}
+
+/// Whether a cluster that says of a child that it is another's is right.
+fn told_truly(store: &Store, asked: &Asked<'_>) -> Result<(), String> {
+    let message = asked.body["status"]["message"].as_str().unwrap_or_default();
+    if message.contains("is not this cluster's") {
+        return Err(format!("nobody else is here, and yet it says: {message}"));
+    }
+    let Some((child, _)) = message.split_once(" is of an earlier cluster") else { return Ok(()) };
+    let (kind, name) = child.rsplit_once(' ').unwrap_or_default();
+    let kind = match kind {
+        "pod" => kinds::POD,
+        "service" => kinds::SERVICE,
+        _ => kinds::NETWORK_POLICY,
+    };
+    let uid = &asked.body["metadata"]["uid"];
+    let there = store.get(kind, name).ok();
+    match there.filter(|it| it["metadata"]["ownerReferences"][0]["uid"] == *uid) {
+        Some(_) => Err(format!("{name} is this cluster's, and yet it says: {message}")),
+        None => Ok(()),
+    }
 }
 
 fn only_one_of_an_index(store: &Store, pod: &Value) -> Result<(), String> {

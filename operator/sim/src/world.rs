@@ -49,7 +49,7 @@ pub struct Conditions {
     pub operators: usize,
     /// Whether they agree by a lease on which of them works.
     pub has_lease: bool,
-    /// Whether nobody but the operators takes children away.
+    /// Whether nobody but the operators makes or takes away children.
     pub is_whole: bool,
 }
 
