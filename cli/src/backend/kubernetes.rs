@@ -156,12 +156,10 @@ impl Kubernetes {
         let cluster = self.get(namespace, name).await?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let client = ebbtide_plan::client_secret(&cluster);
-        let token = ebbtide_plan::token_secret(&cluster);
-        let client = in_time("read the client's certificate", secrets.get(&client)).await?;
-        let token = in_time("read the token", secrets.get(&token)).await?;
-        let text = |secret: &Secret, key: &str| -> anyhow::Result<String> {
-            let bytes = secret.data.as_ref().and_then(|data| data.get(key));
-            let bytes = bytes.with_context(|| format!("{} has no {key}", secret.name_any()))?;
+        let client = in_time("read the client's credentials", secrets.get(&client)).await?;
+        let text = |key: &str| -> anyhow::Result<String> {
+            let bytes = client.data.as_ref().and_then(|data| data.get(key));
+            let bytes = bytes.with_context(|| format!("{} has no {key}", client.name_any()))?;
             Ok(String::from_utf8(bytes.0.clone())?)
         };
         let address = cluster.status.as_ref().and_then(|status| status.scheduler_address.clone());
@@ -169,10 +167,10 @@ impl Kubernetes {
             name: name.to_owned(),
             cluster_uid: cluster.uid().unwrap_or_default(),
             address: Address::Tcp(address.unwrap_or_default()),
-            authority: text(&client, file::AUTHORITY)?,
-            certificate: text(&client, file::CERTIFICATE)?,
-            key: text(&client, file::KEY)?,
-            token: text(&token, file::TOKEN)?,
+            authority: text(file::AUTHORITY)?,
+            certificate: text(file::CERTIFICATE)?,
+            key: text(file::KEY)?,
+            token: text(file::TOKEN)?,
         })
     }
 

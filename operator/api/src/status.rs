@@ -1,6 +1,8 @@
 //! What a cluster is, as its status tells.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use std::ops::AddAssign;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,14 @@ pub struct ClusterStatus {
     /// What the cluster is doing.
     #[serde(default)]
     pub phase: Phase,
+    /// Since when it does so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase_since: Option<MicroTime>,
+    /// How long it did what it did before.
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["phase".into()]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub phases: Vec<PhaseTime>,
     /// What it waits for, or what goes wrong beside it, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MESSAGE_MAX))]
@@ -78,6 +88,32 @@ pub enum Phase {
     Deleting,
 }
 
+/// How long a cluster was in a phase, all stays together.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseTime {
+    /// The phase.
+    pub phase: Phase,
+    /// How long, in milliseconds.
+    #[schemars(range(min = 0))]
+    pub milliseconds: i64,
+}
+
+impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Degraded, Self::Deleting];
+
+    /// As the status has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "Starting",
+            Self::Ready => "Ready",
+            Self::Degraded => "Degraded",
+            Self::Deleting => "Deleting",
+        }
+    }
+}
+
 /// How many workers there are.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -102,6 +138,16 @@ pub struct WorkerCounts {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub failed: i32,
+}
+
+impl AddAssign for WorkerCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.desired = self.desired.saturating_add(other.desired);
+        self.starting = self.starting.saturating_add(other.starting);
+        self.ready = self.ready.saturating_add(other.ready);
+        self.retiring = self.retiring.saturating_add(other.retiring);
+        self.failed = self.failed.saturating_add(other.failed);
+    }
 }
 
 /// What there is of a group of workers.

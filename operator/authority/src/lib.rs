@@ -3,9 +3,11 @@
 //! One authority signs for one installation. Its key never leaves it; leaves differ by the identity
 //! in their subject alternative name and by nothing else.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ebbtide_contract::identity::Identity;
+use ebbtide_contract::tls::file;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -83,6 +85,28 @@ impl Authority {
             write!(text, "{byte:02x}").expect("a String takes any write");
             text
         })
+    }
+
+    /// What an identity has in its files: the authority's certificate, a leaf and its key, and the
+    /// token of its cluster if it is to know that.
+    pub fn credentials(
+        &self,
+        identity: &Identity,
+        has_token: bool,
+        now: Timestamp,
+    ) -> Result<BTreeMap<String, String>, AuthorityError> {
+        let leaf = self.leaf(identity, now)?;
+        let mut files = vec![
+            (file::AUTHORITY, self.certificate.clone()),
+            (file::CERTIFICATE, leaf.certificate),
+            (file::KEY, leaf.key),
+        ];
+        if let Identity::Member { cluster_uid, .. } = identity
+            && has_token
+        {
+            files.push((file::TOKEN, self.token(cluster_uid)));
+        }
+        Ok(files.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
     }
 
     /// A leaf for one identity, for both sides of a connection.

@@ -47,6 +47,21 @@ impl CallError {
         self.status().is_some_and(kube::core::Status::is_already_exists)
     }
 
+    /// What went wrong, in a word.
+    pub(crate) fn class(&self) -> &'static str {
+        let Some(status) = self.status() else {
+            return if matches!(self, Self::Silent { .. }) { "timeout" } else { "connection" };
+        };
+        match status.code {
+            403 => "forbidden",
+            409 => "conflict",
+            422 => "invalid",
+            429 => "throttled",
+            500.. => "server",
+            _ => "refused",
+        }
+    }
+
     /// It is gone. A conflict says less: its name may be another's by now, or somebody wrote between;
     /// whoever meets one looks again.
     pub(crate) fn is_gone(&self) -> bool {

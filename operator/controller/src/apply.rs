@@ -1,11 +1,8 @@
 //! All writes of one reconcile: one loop, one match, stopped by the first error.
 
-use std::collections::BTreeMap;
-
 use ebbtide_api::Cluster;
 use ebbtide_authority::AuthorityError;
-use ebbtide_contract::tls::file;
-use ebbtide_plan::{Change, Content, Op, SecretWanted};
+use ebbtide_plan::{Change, Op, SecretWanted};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -44,7 +41,7 @@ pub(crate) async fn apply(
         tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
         let kind = match &change.op {
             Op::CreateSecret(wanted) => {
-                let minted = mint(context, &uid, wanted)?;
+                let minted = mint(context, wanted)?;
                 let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
                 let params = PostParams::default();
                 match call("create a secret", secrets.create(&params, &minted)).await {
@@ -52,17 +49,17 @@ pub(crate) async fn apply(
                     Err(error) if !error.is_already_there() => return Err(error.into()),
                     _ => {}
                 }
-                context.beliefs.learn(&uid, observe::secret(&wanted.name));
+                context.beliefs.learn(cluster, observe::secret(&wanted.name));
                 "create secret"
             }
             Op::CreateNetworkPolicy(policy) => {
                 create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
-                context.beliefs.learn(&uid, NETWORK_POLICY.to_owned());
+                context.beliefs.learn(cluster, NETWORK_POLICY.to_owned());
                 "create network policy"
             }
             Op::CreateService(service) => {
                 create::<Service>(context, cluster, "service", service).await?;
-                context.beliefs.learn(&uid, observe::service(&service.name_any()));
+                context.beliefs.learn(cluster, observe::service(&service.name_any()));
                 "create service"
             }
             Op::CreatePod(pod) => {
@@ -139,20 +136,9 @@ where
     }
 }
 
-fn mint(context: &Context, uid: &str, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
-    let entries = match &wanted.content {
-        Content::Token => vec![(file::TOKEN, context.authority.token(uid))],
-        Content::Leaf(identity) => {
-            let leaf = context.authority.leaf(identity, (context.clock)())?;
-            vec![
-                (file::AUTHORITY, context.authority.certificate().to_owned()),
-                (file::CERTIFICATE, leaf.certificate),
-                (file::KEY, leaf.key),
-            ]
-        }
-    };
-    let data: BTreeMap<String, String> =
-        entries.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
+fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
+    let now = (context.clock)();
+    let data = context.authority.credentials(&wanted.identity, wanted.has_token, now)?;
     Ok(Secret {
         metadata: wanted.metadata.clone(),
         string_data: Some(data),

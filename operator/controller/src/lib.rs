@@ -3,6 +3,8 @@
 mod api_call;
 mod apply;
 mod authority;
+mod counted;
+mod known;
 pub mod lease;
 pub mod metrics;
 mod observe;

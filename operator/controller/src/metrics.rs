@@ -1,51 +1,229 @@
 //! What the operator counts, and where it is served.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use axum::Router;
+use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 
-/// How a reconcile ended.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(crate) struct Outcome {
-    pub(crate) outcome: &'static str,
+/// What is served is text as OpenMetrics has it.
+const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($label:ident: $kind:ty),+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+        pub(crate) struct $name { $(pub(crate) $label: $kind),+ }
+    };
 }
 
-/// What was changed.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(crate) struct Kind {
-    pub(crate) kind: &'static str,
+labels!(/// How a reconcile ended.
+    Outcome { outcome: &'static str });
+labels!(/// What went wrong.
+    Class { class: &'static str });
+labels!(/// What was changed.
+    Kind { kind: &'static str });
+labels!(/// What was asked of the API server, and what it said.
+    Request { verb: &'static str, resource: String, code: String });
+labels!(/// What was asked of the API server.
+    Verb { verb: &'static str });
+labels!(/// What is watched.
+    Resource { resource: String });
+labels!(/// What clusters do.
+    Phase { phase: &'static str });
+labels!(/// How far workers are.
+    State { state: &'static str });
+labels!(/// Why what a scheduler said was not heard.
+    Reason { reason: &'static str });
+
+/// Makes histograms of seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seconds(f64, f64, u16);
+
+impl MetricConstructor<Histogram> for Seconds {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(exponential_buckets(self.0, self.1, self.2))
+    }
 }
 
-#[derive(Clone, Debug, Default)]
+/// From a millisecond to 32 seconds.
+const SHORT: Seconds = Seconds(0.001, 2.0, 16);
+
+/// From a tenth of a second to 27 hours.
+const LONG: Seconds = Seconds(0.1, 4.0, 11);
+
+/// Brings up to date what is looked up only when somebody asks.
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
+
 /// What an operator counts.
+#[derive(Clone)]
 pub struct Metrics {
     pub(crate) reconciles: Family<Outcome, Counter>,
+    pub(crate) reconcile_errors: Family<Class, Counter>,
+    pub(crate) reconcile_seconds: Histogram,
+    pub(crate) queue_depth: Gauge,
+    pub(crate) queue_wait_seconds: Histogram,
     pub(crate) changes: Family<Kind, Counter>,
+    pub(crate) api_requests: Family<Request, Counter>,
+    pub(crate) api_request_seconds: Family<Verb, Histogram, Seconds>,
+    pub(crate) watch_age_seconds: Family<Resource, Gauge<f64, AtomicU64>>,
+    pub(crate) clusters: Family<Phase, Gauge>,
+    pub(crate) phase_seconds: Family<Phase, Histogram, Seconds>,
+    pub(crate) workers: Family<State, Gauge>,
+    pub(crate) requested_cpus: Gauge<f64, AtomicU64>,
+    pub(crate) requested_memory_bytes: Gauge,
+    pub(crate) schedulers: Gauge,
+    pub(crate) demands_refused: Family<Reason, Counter>,
+    pub(crate) is_leader: Gauge,
+    watches: Arc<Mutex<BTreeMap<String, Instant>>>,
+    refresh: Arc<OnceLock<Refresh>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            reconciles: Family::default(),
+            reconcile_errors: Family::default(),
+            reconcile_seconds: SHORT.new_metric(),
+            queue_depth: Gauge::default(),
+            queue_wait_seconds: SHORT.new_metric(),
+            changes: Family::default(),
+            api_requests: Family::default(),
+            api_request_seconds: Family::new_with_constructor(SHORT),
+            watch_age_seconds: Family::default(),
+            clusters: Family::default(),
+            phase_seconds: Family::new_with_constructor(LONG),
+            workers: Family::default(),
+            requested_cpus: Gauge::default(),
+            requested_memory_bytes: Gauge::default(),
+            schedulers: Gauge::default(),
+            demands_refused: Family::default(),
+            is_leader: Gauge::default(),
+            watches: Arc::default(),
+            refresh: Arc::default(),
+        }
+    }
 }
 
 impl Metrics {
+    /// Calls this from now on before anybody is told what was counted.
+    pub(crate) fn refresh_by(&self, refresh: Refresh) {
+        // One operator works in a process.
+        let _: Result<(), Refresh> = self.refresh.set(refresh);
+    }
+
+    /// A watch was opened.
+    pub(crate) fn watch_is_open(&self, resource: &str) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.insert(resource.to_owned(), Instant::now());
+    }
+
+    fn tell_watches(&self) {
+        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        for (resource, opened_at) in watches.iter() {
+            let age =
+                self.watch_age_seconds.get_or_create(&Resource { resource: resource.clone() });
+            age.set(opened_at.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Everything that is served.
+    fn registry(&self) -> Registry {
+        let mut all = Registry::default();
+        let it = all.sub_registry_with_prefix("ebbtide_operator");
+        let counted = self.clone();
+        it.register("reconciles", "Looks at clusters, by how they ended", counted.reconciles);
+        it.register("reconcile_errors", "What went wrong in them", counted.reconcile_errors);
+        it.register("reconcile_seconds", "How long they took", counted.reconcile_seconds);
+        it.register("queue_depth", "Clusters that wait for a look", counted.queue_depth);
+        it.register("queue_wait_seconds", "How long each waited", counted.queue_wait_seconds);
+        it.register("changes", "Changes that were made, by kind", counted.changes);
+        it.register("api_requests", "Requests to the API server", counted.api_requests);
+        let name = "api_request_seconds";
+        it.register(name, "How long it took to answer", counted.api_request_seconds);
+        let name = "watch_age_seconds";
+        it.register(name, "Time since a watch was opened last", counted.watch_age_seconds);
+        it.register("clusters", "Clusters, by what they do", counted.clusters);
+        it.register("phase_seconds", "How long clusters did so", counted.phase_seconds);
+        it.register("workers", "Workers of all clusters, by how far they are", counted.workers);
+        it.register("requested_cpus", "Cores that pods ask for", counted.requested_cpus);
+        let name = "requested_memory_bytes";
+        it.register(name, "Memory that pods ask for", counted.requested_memory_bytes);
+        it.register("schedulers", "Schedulers that are connected", counted.schedulers);
+        let name = "demands_refused";
+        it.register(name, "Lines of schedulers that were not heard", counted.demands_refused);
+        it.register("is_leader", "Whether this operator holds the lease", counted.is_leader);
+        all
+    }
+
     /// Serves /healthz and /metrics until the process ends.
     pub(crate) async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
-        let mut registry = Registry::with_prefix("ebbtide_operator");
-        registry.register("reconciles", "Reconciles by how they ended", self.reconciles);
-        registry.register("changes", "Changes that were applied, by kind", self.changes);
-        let registry = Arc::new(registry);
+        let process = Process::default();
+        let mut registry = self.registry();
+        process.register(&mut registry);
+        let shared = Arc::new((self, process, registry));
         let metrics = move || {
-            let registry = Arc::clone(&registry);
+            let shared = Arc::clone(&shared);
             async move {
+                let (metrics, process, registry) = &*shared;
+                if let Some(refresh) = metrics.refresh.get() {
+                    refresh(metrics);
+                }
+                metrics.tell_watches();
+                process.refresh();
                 let mut text = String::new();
-                encode(&mut text, &registry).map(|()| text).map_err(|error| error.to_string())
+                let encoded = encode(&mut text, registry).map_err(|error| error.to_string());
+                encoded.map(|()| ([(CONTENT_TYPE, FORMAT)], text))
             }
         };
         let router =
             Router::new().route("/healthz", get(|| async { "ok" })).route("/metrics", get(metrics));
         axum::serve(listener, router).await
+    }
+}
+
+/// What Prometheus knows every process by.
+#[derive(Debug, Default)]
+struct Process {
+    cpu: Counter<f64, AtomicU64>,
+    memory: Gauge,
+    started: Gauge<f64, AtomicU64>,
+    counted: Mutex<f64>,
+}
+
+impl Process {
+    fn register(&self, registry: &mut Registry) {
+        self.started.set(Timestamp::now().as_duration().as_secs_f64());
+        let started = self.started.clone();
+        registry.register("process_cpu_seconds", "CPU time of the process", self.cpu.clone());
+        let memory = self.memory.clone();
+        registry.register("process_resident_memory_bytes", "Memory of the process", memory);
+        registry.register("process_start_time_seconds", "When the process began", started);
+    }
+
+    fn refresh(&self) {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cpu.inc_by((seconds - *counted).max(0.0));
+        *counted = seconds.max(*counted);
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|it| it.trim().split(' ').next()?.parse::<i64>().ok());
+        self.memory.set(kibibytes.unwrap_or_default().saturating_mul(1024));
     }
 }

@@ -1,10 +1,11 @@
 //! All reads of one reconcile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, names};
+use ebbtide_api::{Cluster, ClusterStatus, names};
+use ebbtide_plan::queue::ClusterKey;
 use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -13,14 +14,19 @@ use kube::{Resource, ResourceExt as _};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use crate::known::key;
 use crate::reconcile::Context;
 
 /// How long it is believed that a Secret that was created or found is still there. One that somebody
 /// deletes comes back after that.
 const SECRET_BELIEF: Duration = Duration::from_mins(1);
 
-/// How long it is believed that something is there that was created and no watch has shown yet.
+/// How long it is believed that something is there that was created or written and no watch has shown
+/// yet.
 const CREATED_BELIEF: Duration = Duration::from_secs(10);
+
+/// How long a status waits that says no more than other counts: pods come and go in numbers.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
 
 /// What is kept of a Service.
 pub(crate) type ServiceMetadata = PartialObjectMeta<Service>;
@@ -61,29 +67,115 @@ struct SlimStatus {
     init_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
-/// What this operator made or found, by the cluster's uid, and since when it knows.
+/// What this operator knows of clusters that no watch shows.
 #[derive(Debug, Default)]
-pub(crate) struct Beliefs(Mutex<BTreeMap<String, BTreeMap<String, Instant>>>);
+pub(crate) struct Beliefs(Mutex<BTreeMap<ClusterKey, Belief>>);
+
+/// What is believed of one cluster.
+#[derive(Debug, Default)]
+struct Belief {
+    uid: String,
+    /// What was made or found, and since when that is known.
+    there: BTreeMap<String, Instant>,
+    /// How often in a row something went wrong.
+    failures: u32,
+    /// The status that was written last, until a watch shows it.
+    written: Option<(ClusterStatus, Instant)>,
+    /// Since when another status waits to be written.
+    waits_since: Option<Instant>,
+}
 
 impl Beliefs {
-    /// Something was created or found.
-    pub(crate) fn learn(&self, cluster_uid: &str, what: String) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(cluster_uid.to_owned()).or_default().insert(what, Instant::now());
+    /// Something of a cluster was created or found.
+    pub(crate) fn learn(&self, cluster: &Cluster, what: String) {
+        let uid = cluster.metadata.uid.clone().unwrap_or_default();
+        let mut all = self.lock();
+        let belief = all.entry(key(cluster)).or_default();
+        belief.be_about(&uid);
+        belief.there.insert(what, Instant::now());
     }
 
     /// What is believed about a cluster. What is too old is forgotten: creating it again finds out.
-    fn recall(&self, cluster_uid: &str) -> BTreeSet<String> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_fresh = |what: &str, since: &Instant| {
+    fn recall(&self, key: &ClusterKey, uid: &str) -> BTreeSet<String> {
+        let mut all = self.lock();
+        let Some(belief) = all.get_mut(key) else { return BTreeSet::new() };
+        belief.be_about(uid);
+        belief.there.retain(|what, since| {
             let is_secret = what.starts_with(SECRET);
             since.elapsed() < if is_secret { SECRET_BELIEF } else { CREATED_BELIEF }
-        };
-        all.retain(|_, known| {
-            known.retain(|what, since| is_fresh(what, since));
-            !known.is_empty()
         });
-        all.get(cluster_uid).map(|known| known.keys().cloned().collect()).unwrap_or_default()
+        belief.there.keys().cloned().collect()
+    }
+
+    /// A status of a cluster was written.
+    pub(crate) fn wrote(&self, cluster: &Cluster, status: &ClusterStatus) {
+        let uid = cluster.metadata.uid.clone().unwrap_or_default();
+        let mut all = self.lock();
+        let belief = all.entry(key(cluster)).or_default();
+        belief.be_about(&uid);
+        belief.written = Some((status.clone(), Instant::now()));
+        belief.waits_since = None;
+    }
+
+    /// How long a status that is not urgent waits for others, from the first time that this is asked.
+    pub(crate) fn wait_of_status(&self, cluster: &Cluster) -> Duration {
+        let mut all = self.lock();
+        let belief = all.entry(key(cluster)).or_default();
+        belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
+        let since = *belief.waits_since.get_or_insert_with(Instant::now);
+        STATUS_WAIT.saturating_sub(since.elapsed())
+    }
+
+    /// A cluster with the status that was written last, if no watch has shown it yet.
+    pub(crate) fn with_written(&self, key: &ClusterKey, cluster: &Cluster) -> Cluster {
+        let mut cluster = cluster.clone();
+        let mut all = self.lock();
+        let Some(belief) = all.get_mut(key) else { return cluster };
+        belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
+        let is_news = |it: &(ClusterStatus, Instant)| {
+            cluster.status.as_ref() != Some(&it.0) && it.1.elapsed() < CREATED_BELIEF
+        };
+        belief.written = belief.written.take().filter(is_news);
+        if let Some((status, _)) = &belief.written {
+            cluster.status = Some(status.clone());
+        }
+        cluster
+    }
+
+    /// A look at a cluster went wrong. Gives how often in a row one did before.
+    pub(crate) fn failed(&self, key: &ClusterKey) -> u32 {
+        let mut all = self.lock();
+        let failures = &mut all.entry(key.clone()).or_default().failures;
+        *failures = failures.saturating_add(1);
+        *failures - 1
+    }
+
+    /// A look at a cluster went well.
+    pub(crate) fn succeeded(&self, key: &ClusterKey) {
+        if let Some(belief) = self.lock().get_mut(key) {
+            belief.failures = 0;
+        }
+    }
+
+    /// A cluster is gone.
+    pub(crate) fn forget(&self, key: &ClusterKey) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ClusterKey, Belief>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Belief {
+    /// What is known of an earlier cluster of the name is not of this one.
+    fn be_about(&mut self, uid: &str) {
+        if self.uid != uid {
+            self.there.clear();
+            self.written = None;
+            self.waits_since = None;
+            uid.clone_into(&mut self.uid);
+        }
     }
 }
 
@@ -102,28 +194,22 @@ pub(crate) const NETWORK_POLICY: &str = "network policy";
 /// Reads what is known of a cluster. Pods, Services and policy come from the caches, demand from the
 /// scheduler's own connection, Secrets from what this operator made, so that a cluster that is as it
 /// should be costs the API server nothing.
-pub(crate) fn observe(context: &Context, cluster: &Cluster) -> Observed {
-    let uid = cluster.uid().unwrap_or_default();
-    let known = context.beliefs.recall(&uid);
+pub(crate) fn observe(context: &Context, key: &ClusterKey, cluster: &Cluster) -> Observed {
+    let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
+    let known = context.beliefs.recall(key, uid);
     let named = |kind: &str| {
         known.iter().filter_map(|it| it.strip_prefix(kind)).map(str::to_owned).collect()
     };
-    let is_ours = |metadata: &ObjectMeta| {
-        metadata.namespace == cluster.metadata.namespace
-            && metadata.owner_references.iter().flatten().any(|owner| owner.uid == uid)
-    };
-    let pods = context.pods.state_filter(|it| is_ours(&it.metadata));
-    let services = context.services.state_filter(|it| is_ours(&it.metadata));
-    let policies = context.policies.state_filter(|it| is_ours(&it.metadata));
-    let mut known_services: BTreeSet<String> = named(SERVICE);
-    known_services.extend(services.iter().map(|it| it.name_any()));
+    let mut services: BTreeSet<String> = named(SERVICE);
+    services.extend(context.services.of(uid).iter().map(|it| it.name_any()));
+    let has_policy = !context.policies.of(uid).is_empty();
     Observed {
         secrets: named(SECRET),
-        services: known_services,
-        has_network_policy: known.contains(NETWORK_POLICY) || !policies.is_empty(),
-        pods: pods.iter().map(|pod| seen(pod)).collect(),
-        demand: context.schedulers.demand(&uid),
-        busy_ago: context.schedulers.busy_ago(&uid),
+        services,
+        has_network_policy: known.contains(NETWORK_POLICY) || has_policy,
+        pods: context.pods.of(uid).iter().map(|pod| seen(pod)).collect(),
+        demand: context.schedulers.demand(uid),
+        busy_ago: context.schedulers.busy_ago(uid),
     }
 }
 

@@ -1,27 +1,31 @@
-//! One operator at work: watches, the queue of clusters, and what every reconcile may use.
+//! One operator at work: watches, the queue of clusters, and what every look may use.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::future::pending;
+use std::sync::Arc;
 
-use ebbtide_api::names;
+use ebbtide_api::{Phase, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::Site;
-use futures::channel::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use futures::stream::BoxStream;
-use futures::{Stream, StreamExt as _, stream};
+use ebbtide_plan::queue::{ClusterKey, Queue};
+use ebbtide_plan::requested::Requested;
+use futures::stream::{BoxStream, SelectAll};
+use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
-use kube::runtime::controller::{self, ReconcileRequest, trigger_owners, trigger_self};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{PredicateConfig, WatchStreamExt as _, applier, predicates, watcher};
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::runtime::watcher::Event;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
-use crate::metrics::Metrics;
-use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, slim};
-use crate::reconcile::{self, Context, Guarded};
+use crate::known::{Known, Scope, Watched, key};
+use crate::metrics::{self, Metrics, Reason, State};
+use crate::observe::{Beliefs, SlimPod, slim};
+use crate::reconcile::{Context, Guarded, look};
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 pub(crate) const WATCH_SECONDS: u32 = 60;
@@ -33,6 +37,8 @@ pub type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
 pub struct Equipment {
     /// The way to the API server.
     pub client: Client,
+    /// The namespaces that it works in; none: all.
+    pub namespaces: Vec<String>,
     /// What schedulers say.
     pub schedulers: Schedulers,
     /// Who signs certificates.
@@ -52,149 +58,204 @@ pub struct Equipment {
 /// An operator that is ready to work.
 pub struct Operator {
     context: Arc<Context>,
-    clusters: Store<Guarded>,
-    cluster_writer: Writer<Guarded>,
-    pod_writer: Writer<SlimPod>,
-    service_writer: Writer<ServiceMetadata>,
-    policy_writer: Writer<PolicyMetadata>,
-    kick: UnboundedSender<ObjectRef<Guarded>>,
-    kicked: UnboundedReceiver<ObjectRef<Guarded>>,
+    namespaces: Vec<String>,
+    news: mpsc::UnboundedSender<ClusterKey>,
+    heard: mpsc::UnboundedReceiver<ClusterKey>,
     concurrency: u16,
 }
+
+/// The clusters to look at, as watches tell it.
+type Touched = BoxStream<'static, Vec<ClusterKey>>;
 
 impl Operator {
     /// One that knows nothing yet.
     pub fn new(equipment: Equipment) -> Self {
-        let Equipment {
-            client,
-            schedulers,
-            authority,
-            site,
-            pod_name,
-            concurrency,
-            metrics,
-            clock,
-        } = equipment;
-        let (clusters, cluster_writer) = reflector::store::<Guarded>();
-        let (pods, pod_writer) = reflector::store::<SlimPod>();
-        let (services, service_writer) = reflector::store::<ServiceMetadata>();
-        let (policies, policy_writer) = reflector::store::<PolicyMetadata>();
-        let (kick, kicked) = mpsc::unbounded();
+        let Equipment { client, schedulers, authority, site, pod_name, metrics, clock, .. } =
+            equipment;
+        let (news, heard) = mpsc::unbounded_channel();
         let reporter = Reporter { controller: "ebbtide-operator".to_owned(), instance: pod_name };
         let context = Context {
             recorder: Recorder::new(client.clone(), reporter),
             client,
-            pods,
-            services,
-            policies,
+            clusters: Arc::default(),
+            pods: Arc::default(),
+            services: Arc::default(),
+            policies: Arc::default(),
             schedulers,
             authority,
             site,
             beliefs: Beliefs::default(),
             metrics,
-            failures: Mutex::new(BTreeMap::new()),
             clock,
         };
-        let context = Arc::new(context);
-        Self {
-            context,
-            clusters,
-            cluster_writer,
-            pod_writer,
-            service_writer,
-            policy_writer,
-            kick,
-            kicked,
-            concurrency,
-        }
+        let Equipment { namespaces, concurrency, .. } = equipment;
+        Self { context: Arc::new(context), namespaces, news, heard, concurrency }
     }
 
     /// What is to be called with the uid of a cluster of which its scheduler told something new.
     pub fn news(&self) -> impl Fn(&str) + Clone + Send + Sync + 'static {
-        let (clusters, kick) = (self.clusters.clone(), self.kick.clone());
+        let (clusters, news) = (Arc::clone(&self.context.clusters), self.news.clone());
         move |uid: &str| {
-            let named = clusters.find(|cluster| cluster.uid().as_deref() == Some(uid));
-            if let Some(cluster) = named {
+            for cluster in clusters.of(uid) {
                 // The queue is gone only when the operator ends.
-                let _: Result<(), _> = kick.unbounded_send(ObjectRef::from_obj(&*cluster));
+                let _: Result<(), _> = news.send(key(&*cluster));
             }
         }
+    }
+
+    /// What brings up to date what is not counted but looked up.
+    pub(crate) fn figures(&self) -> Box<dyn Fn(&Metrics) + Send + Sync> {
+        let (clusters, schedulers) =
+            (Arc::clone(&self.context.clusters), self.context.schedulers.clone());
+        Box::new(move |metrics| tell(metrics, &clusters, &schedulers))
     }
 
     /// Works until `stop` is ready, and then ends what it has begun.
     pub async fn work(self, stop: impl Future<Output = ()> + Send + 'static) {
-        let client = self.context.client.clone();
-        let watch = watcher::Config::default().timeout(WATCH_SECONDS);
-        let cluster_events = watcher(Api::<Guarded>::all(client.clone()), watch.clone())
-            .default_backoff()
-            .reflect(self.cluster_writer)
-            .applied_objects()
-            // A written status is no reason to look again, whoever wrote it.
-            .predicate_filter(predicates::generation, PredicateConfig::default());
-        let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
-        let watch = watch.labels(&managed);
-        let look_at_all = LookAtAll { clusters: self.clusters.clone(), kick: self.kick };
-        let pods = watcher(Api::<SlimPod>::all(client.clone()), watch.clone());
-        let pods = children(pods.modify(SlimPod::slim), self.pod_writer, look_at_all.clone());
-        let services = watcher(Api::<ServiceMetadata>::all(client.clone()), watch.clone());
-        let services = children(services.modify(slim), self.service_writer, look_at_all.clone());
-        let policies = watcher(Api::<PolicyMetadata>::all(client), watch);
-        let policies = children(policies.modify(slim), self.policy_writer, look_at_all);
-        let kicked = self.kicked;
-        let queue = stream::select_all([
-            trigger_self::<Guarded, _>(cluster_events, ()).boxed(),
-            pods,
-            services,
-            policies,
-            kicked.map(|cluster| Ok::<_, watcher::Error>(ReconcileRequest::from(cluster))).boxed(),
-        ]);
-        applier(
-            |cluster, context| Box::pin(reconcile::reconcile(cluster, context)),
-            reconcile::retry,
-            self.context,
-            self.clusters,
-            queue.take_until(Box::pin(stop)),
-            controller::Config::default().concurrency(self.concurrency),
-        )
-        .for_each(|done| async move {
-            match done {
-                // A reconcile that failed has told so; a cluster that is gone needs none.
-                Ok(_)
-                | Err(
-                    controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_),
-                ) => {}
-                Err(error) => tracing::warn!(%error, "the API server cannot be watched"),
+        let mut watches = watches(&self.context, &self.namespaces);
+        let Self { context, mut heard, concurrency, .. } = self;
+        let mut queue = Queue::new(usize::from(concurrency));
+        let mut looks = JoinSet::new();
+        let mut stop = Box::pin(stop);
+        let begin = Instant::now();
+        let now = || begin.elapsed();
+        loop {
+            while let Some((key, waited)) = queue.next(now()) {
+                context.metrics.queue_wait_seconds.observe(waited.as_secs_f64());
+                looks.spawn(look(Arc::clone(&context), key));
             }
-        })
-        .await;
+            context.metrics.queue_depth.set(i64::try_from(queue.depth()).unwrap_or(i64::MAX));
+            tokio::select! {
+                () = &mut stop => break,
+                Some(touched) = watches.next() => {
+                    for key in &touched {
+                        queue.add(key, now());
+                    }
+                }
+                Some(key) = heard.recv() => queue.add(&key, now()),
+                Some(Ok((key, again))) = looks.join_next() => {
+                    queue.done(&key);
+                    if let Some(at) = again.and_then(|after| now().checked_add(after)) {
+                        queue.add_later(&key, at);
+                    }
+                }
+                () = until(queue.wake_at().map(|at| begin + at)) => {}
+            }
+        }
+        while looks.join_next().await.is_some() {}
     }
 }
 
-/// Brings every cluster up in the queue.
-#[derive(Clone)]
-struct LookAtAll {
-    clusters: Store<Guarded>,
-    kick: UnboundedSender<ObjectRef<Guarded>>,
+/// What there is of all clusters together.
+fn tell(metrics: &Metrics, clusters: &Known<Guarded>, schedulers: &Schedulers) {
+    let mut phases = [0; Phase::ALL.len()];
+    let (mut workers, mut requested) = (WorkerCounts::default(), Requested::default());
+    for guarded in clusters.all(&None) {
+        let Ok(cluster) = &guarded.0 else { continue };
+        requested += Requested::by(cluster);
+        let Some(status) = &cluster.status else { continue };
+        workers += status.workers;
+        phases[status.phase as usize] += 1;
+    }
+    for phase in Phase::ALL {
+        let gauge = metrics.clusters.get_or_create(&metrics::Phase { phase: phase.as_str() });
+        gauge.set(phases[phase as usize]);
+    }
+    for (state, count) in [
+        ("desired", workers.desired),
+        ("starting", workers.starting),
+        ("ready", workers.ready),
+        ("retiring", workers.retiring),
+        ("failed", workers.failed),
+    ] {
+        metrics.workers.get_or_create(&State { state }).set(i64::from(count));
+    }
+    metrics.requested_cpus.set(requested.cpus);
+    let bytes = i64::try_from(requested.memory_bytes).unwrap_or(i64::MAX);
+    metrics.requested_memory_bytes.set(bytes);
+    metrics.schedulers.set(i64::try_from(schedulers.connected()).unwrap_or(i64::MAX));
+    for (reason, count) in schedulers.refused() {
+        let counter = metrics.demands_refused.get_or_create(&Reason { reason });
+        counter.inc_by(count.saturating_sub(counter.get()));
+    }
 }
 
-/// Keeps a store of what clusters have, and looks at the cluster of whatever changes.
-fn children<K>(
-    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
-    writer: Writer<K>,
-    look_at_all: LookAtAll,
-) -> BoxStream<'static, Result<ReconcileRequest<Guarded>, watcher::Error>>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
-{
-    let look = move |event: &Result<watcher::Event<K>, watcher::Error>| {
-        // What went away before a list is in no event.
-        if let Ok(watcher::Event::InitDone) = event {
-            for cluster in look_at_all.clusters.state() {
-                let kick = &look_at_all.kick;
-                let _: Result<(), _> = kick.unbounded_send(ObjectRef::from_obj(&*cluster));
-            }
-        }
+/// Waits until then, or for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+/// All watches: of each kind one for all namespaces, or one for each of some.
+fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> {
+    let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
+    let everything = watcher::Config::default().timeout(WATCH_SECONDS);
+    let ours = everything.clone().labels(&managed);
+    let scopes: Vec<Scope> = match namespaces {
+        [] => vec![None],
+        some => some.iter().cloned().map(Some).collect(),
     };
-    let events = events.default_backoff().reflect(writer).inspect(look).touched_objects();
-    trigger_owners::<Guarded, _>(events, (), ()).boxed()
+    let (client, known) = (&context.client, context);
+    let mut all = SelectAll::new();
+    for scope in scopes {
+        let clusters = events(client, &scope, &everything);
+        all.push(taken(clusters, &known.clusters, &scope, context));
+        let pods = events(client, &scope, &ours).modify(SlimPod::slim);
+        all.push(taken(pods, &known.pods, &scope, context));
+        let services = events(client, &scope, &ours).modify(slim);
+        all.push(taken(services, &known.services, &scope, context));
+        let policies = events(client, &scope, &ours).modify(slim);
+        all.push(taken(policies, &known.policies, &scope, context));
+    }
+    all
+}
+
+/// What happens to a kind in a scope.
+fn events<K>(
+    client: &Client,
+    scope: &Scope,
+    config: &watcher::Config,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + use<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + 'static,
+{
+    let api = match scope {
+        None => Api::<K>::all(client.clone()),
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+    };
+    watcher(api, config.clone()).default_backoff()
+}
+
+/// Takes in what happens. Gives the clusters to look at: all of a scope when it is known for the
+/// first time what they have.
+fn taken<K: Watched + Clone + 'static>(
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
+    known: &Arc<Known<K>>,
+    scope: &Scope,
+    context: &Arc<Context>,
+) -> Touched {
+    let (known, scope, clusters) =
+        (Arc::clone(known), scope.clone(), Arc::clone(&context.clusters));
+    let taken = events.map(move |event| match event {
+        Ok(event) => {
+            let is_first = matches!(event, Event::InitDone) && !known.has_listed_scope(&scope);
+            let mut touched = known.take(&scope, event);
+            if is_first {
+                touched.extend(clusters.all(&scope).iter().map(|it| key(&**it)));
+            }
+            touched.into_iter().collect()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the API server cannot be watched");
+            Vec::new()
+        }
+    });
+    taken.boxed()
 }

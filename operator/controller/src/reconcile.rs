@@ -2,32 +2,28 @@
 //! its own.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebbtide_api::Cluster;
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
+use ebbtide_plan::queue::ClusterKey;
 use ebbtide_plan::{Site, plan};
 use futures::FutureExt as _;
+use kube::Client;
 use kube::core::DeserializeGuard;
-use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
-use kube::runtime::reflector::Store;
-use kube::{Client, ResourceExt as _};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
-use crate::metrics::{Metrics, Outcome};
+use crate::known::Known;
+use crate::metrics::{Class, Metrics, Outcome};
 use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
 use crate::operator::Clock;
 use crate::record::record;
-
-/// How long a reconcile waits for the first lists of what clusters have.
-const KNOWN_MAX: Duration = Duration::from_secs(30);
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -38,27 +34,25 @@ const RETRY_MAX: Duration = Duration::from_mins(1);
 /// A cluster as it comes from the API server: it may not be one that we understand.
 pub(crate) type Guarded = DeserializeGuard<Cluster>;
 
-/// What every reconcile may use.
+/// What every look at a cluster may use.
 pub(crate) struct Context {
     pub(crate) client: Client,
-    pub(crate) pods: Store<SlimPod>,
-    pub(crate) services: Store<ServiceMetadata>,
-    pub(crate) policies: Store<PolicyMetadata>,
+    pub(crate) clusters: Arc<Known<Guarded>>,
+    pub(crate) pods: Arc<Known<SlimPod>>,
+    pub(crate) services: Arc<Known<ServiceMetadata>>,
+    pub(crate) policies: Arc<Known<PolicyMetadata>>,
     pub(crate) schedulers: Schedulers,
     pub(crate) authority: Arc<Authority>,
     pub(crate) site: Site,
     pub(crate) beliefs: Beliefs,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
-    pub(crate) failures: Mutex<BTreeMap<String, u32>>,
     pub(crate) clock: Clock,
 }
 
-/// Why a reconcile ended early.
+/// Why a look ended early.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReconcileError {
-    #[error("what clusters have is not known yet")]
-    NotReady,
+enum LookError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
     #[error(transparent)]
@@ -67,69 +61,84 @@ pub(crate) enum ReconcileError {
     Panic(String),
 }
 
-/// Reconciles one cluster. A panic is this cluster's alone.
-pub(crate) async fn reconcile(
-    guarded: Arc<Guarded>,
-    context: Arc<Context>,
-) -> Result<Action, ReconcileError> {
-    let steps = AssertUnwindSafe(steps(&guarded, &context)).catch_unwind().await;
-    let ended = steps.unwrap_or_else(|panic| Err(ReconcileError::Panic(words(&*panic))));
+/// Looks at one cluster and does what is due. A panic is this cluster's alone. Gives when to look
+/// again, though nothing happens.
+pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey, Option<Duration>) {
+    let begin = Instant::now();
+    let steps = AssertUnwindSafe(steps(&context, &key)).catch_unwind().await;
+    let ended = steps.unwrap_or_else(|panic| Err(LookError::Panic(words(&*panic))));
     let outcome = if ended.is_ok() { "success" } else { "error" };
     context.metrics.reconciles.get_or_create(&Outcome { outcome }).inc();
-    if ended.is_ok() {
-        let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.remove(&guarded.uid().unwrap_or_default());
-    }
-    ended
+    context.metrics.reconcile_seconds.observe(begin.elapsed().as_secs_f64());
+    let again = match ended {
+        Ok(again) => {
+            context.beliefs.succeeded(&key);
+            again
+        }
+        Err(error) => {
+            let class = error.class();
+            context.metrics.reconcile_errors.get_or_create(&Class { class }).inc();
+            let wait = wait_after(context.beliefs.failed(&key));
+            let retry_seconds = wait.as_secs_f64();
+            tracing::warn!(cluster = %key, class, %error, retry_seconds, "a reconcile failed");
+            Some(wait)
+        }
+    };
+    (key, again)
 }
 
-async fn steps(guarded: &Guarded, context: &Context) -> Result<Action, ReconcileError> {
+async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, LookError> {
+    let Some(guarded) = context.clusters.get(key) else {
+        context.beliefs.forget(key);
+        return Ok(None);
+    };
     let cluster = match &guarded.0 {
         Ok(cluster) => cluster,
         Err(invalid) => {
             // Stored under another schema. It stays as it is until somebody mends it.
-            tracing::warn!(name = guarded.name_any(), error = %invalid.error, "unreadable cluster");
-            return Ok(Action::await_change());
+            tracing::warn!(cluster = %key, error = %invalid.error, "unreadable cluster");
+            return Ok(None);
         }
     };
-    let known = async {
-        context.pods.wait_until_ready().await?;
-        context.services.wait_until_ready().await?;
-        context.policies.wait_until_ready().await
-    };
-    timeout(KNOWN_MAX, known).await.ok().and_then(Result::ok).ok_or(ReconcileError::NotReady)?;
-    let observed = observe(context, cluster);
-    let uid = cluster.uid().unwrap_or_default();
-    context.schedulers.tell_groups(&uid, &ebbtide_plan::groups(&cluster.spec));
+    let namespace = key.namespace.as_str();
+    if !context.pods.has_listed(namespace)
+        || !context.services.has_listed(namespace)
+        || !context.policies.has_listed(namespace)
+    {
+        // It comes up again when it is known what clusters have.
+        return Ok(None);
+    }
+    let cluster = &context.beliefs.with_written(key, cluster);
+    let observed = observe(context, key, cluster);
+    let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
+    context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let plan = plan(cluster, &observed, &context.site, (context.clock)());
     if let Err(error) = apply(context, cluster, &plan.changes).await {
         let status = plan.stuck(cluster, &error.to_string(), (context.clock)());
-        record(context, cluster, &status, &[]).await.map_err(ReconcileError::Record)?;
+        record(context, cluster, &status, &[]).await.map_err(LookError::Record)?;
         return Err(error.into());
     }
-    record(context, cluster, &plan.status, &plan.changes).await.map_err(ReconcileError::Record)?;
-    Ok(plan.next_look.map_or_else(Action::await_change, Action::requeue))
+    let wait = record(context, cluster, &plan.status, &plan.changes).await;
+    let wait = wait.map_err(LookError::Record)?;
+    Ok([plan.next_look, wait].into_iter().flatten().min())
 }
 
-/// Waits longer after each failure in a row.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
-pub(crate) fn retry(
-    guarded: Arc<Guarded>,
-    error: &ReconcileError,
-    context: Arc<Context>,
-) -> Action {
-    let mut failures = context.failures.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = failures.entry(guarded.uid().unwrap_or_default()).or_default();
-    let wait = RETRY_FIRST.saturating_mul(1 << (*count).min(10)).min(RETRY_MAX);
-    *count += 1;
-    tracing::warn!(
-        name = guarded.name_any(),
-        namespace = guarded.namespace(),
-        %error,
-        retry_seconds = wait.as_secs_f64(),
-        "a reconcile failed"
-    );
-    Action::requeue(wait)
+impl LookError {
+    /// What went wrong, in a word.
+    fn class(&self) -> &'static str {
+        match self {
+            Self::Apply(ApplyError::Call(error)) | Self::Record(error) => error.class(),
+            Self::Apply(ApplyError::Mint(_)) => "mint",
+            Self::Apply(ApplyError::Foreign { .. }) => "foreign",
+            Self::Apply(ApplyError::Earlier { .. }) => "earlier",
+            Self::Panic(_) => "panic",
+        }
+    }
+}
+
+/// Longer after each failure in a row.
+fn wait_after(failures: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(1 << failures.min(10)).min(RETRY_MAX)
 }
 
 fn words(panic: &(dyn Any + Send)) -> String {

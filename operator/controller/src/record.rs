@@ -1,74 +1,181 @@
 //! One status write, then events: what people are told is what the server has acknowledged.
 
+use std::time::Duration;
+
 use ebbtide_api::{Cluster, ClusterStatus};
-use ebbtide_plan::{Change, Op};
+use ebbtide_plan::{Change, Op, is_urgent};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
 use crate::api_call::{CallError, call};
+use crate::metrics::Phase;
 use crate::reconcile::Context;
 
 const FIELD_MANAGER: &str = "ebbtide-operator";
 
-/// Longest note that an event takes.
-const NOTE_MAX: usize = 1000;
+/// Names that one event tells.
+const NAMED_MAX: usize = 8;
 
-/// Writes the status if it differs, and tells of the changes.
+/// Writes the status if it differs, and tells of the changes. What is not urgent may wait: gives how
+/// long.
 pub(crate) async fn record(
     context: &Context,
     cluster: &Cluster,
     status: &ClusterStatus,
     changes: &[Change],
-) -> Result<(), CallError> {
+) -> Result<Option<Duration>, CallError> {
+    let mut wait = None;
     if cluster.status.as_ref() != Some(status) {
-        let clusters: Api<Cluster> =
-            Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-        let document = json!({
-            "apiVersion": Cluster::api_version(&()),
-            "kind": Cluster::kind(&()),
-            "metadata": { "uid": cluster.uid() },
-            "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let name = cluster.name_any();
-        let written = call(
-            "write the status",
-            clusters.patch_status(&name, &params, &Patch::Apply(document)),
-        )
-        .await;
-        match written {
-            Err(error) if !error.is_gone() => return Err(error),
-            _ => {}
+        if !is_urgent(cluster.status.as_ref(), status) {
+            wait = Some(context.beliefs.wait_of_status(cluster)).filter(|it| !it.is_zero());
+        }
+        if wait.is_none() {
+            write(context, cluster, status).await?;
         }
     }
-    for change in changes {
-        tell(context, cluster, change).await;
+    // That a new cluster gets its first pods is no news.
+    let is_new = cluster.status.is_none();
+    let is_news = |it: &&Change| !is_new || !matches!(it.op, Op::CreatePod(_));
+    for told in told(changes.iter().filter(is_news)) {
+        tell(context, cluster, &told).await;
     }
-    Ok(())
+    Ok(wait)
 }
 
-async fn tell(context: &Context, cluster: &Cluster, change: &Change) {
-    let reason = match &change.op {
-        Op::CreatePod(_) => "CreatedPod",
-        Op::DeletePod(_) => "DeletedPod",
-        Op::Retire { .. } => "Retiring",
-        Op::DeleteCluster { .. } => "Idle",
-        // Of no interest unless something goes wrong.
-        Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => return,
-    };
+async fn write(
+    context: &Context,
+    cluster: &Cluster,
+    status: &ClusterStatus,
+) -> Result<(), CallError> {
+    let clusters: Api<Cluster> =
+        Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let document = json!({
+        "apiVersion": Cluster::api_version(&()),
+        "kind": Cluster::kind(&()),
+        "metadata": { "uid": cluster.uid() },
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let name = cluster.name_any();
+    let patch = Patch::Apply(document);
+    let writing = clusters.patch_status(&name, &params, &patch);
+    match call("write the status", writing).await {
+        Ok(_) => {
+            context.beliefs.wrote(cluster, status);
+            count_phase(context, cluster, status);
+            Ok(())
+        }
+        Err(error) if error.is_gone() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Counts how long the phase took that is over.
+fn count_phase(context: &Context, cluster: &Cluster, status: &ClusterStatus) {
+    let before = cluster.status.as_ref().filter(|it| it.phase != status.phase);
+    let since = before.and_then(|it| it.phase_since.as_ref());
+    if let (Some(before), Some(since), Some(until)) = (before, since, &status.phase_since) {
+        let phase = Phase { phase: before.phase.as_str() };
+        let seconds = until.0.duration_since(since.0).as_secs_f64();
+        context.metrics.phase_seconds.get_or_create(&phase).observe(seconds);
+    }
+}
+
+/// One event.
+#[derive(Debug, Eq, PartialEq)]
+struct Told {
+    reason: &'static str,
+    why: &'static str,
+    pods: Vec<String>,
+}
+
+impl Told {
+    fn note(&self) -> String {
+        let Self { why, pods, .. } = self;
+        let names = pods.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        match pods.len() {
+            0 => (*why).to_owned(),
+            count if count > NAMED_MAX => format!("{names} and {} more: {why}", count - NAMED_MAX),
+            _ => format!("{names}: {why}"),
+        }
+    }
+}
+
+/// What is told of changes: those of one kind and cause together.
+fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
+    let mut all: Vec<Told> = Vec::new();
+    for change in changes {
+        let (reason, pods) = match &change.op {
+            Op::CreatePod(pod) => ("CreatedPod", vec![pod.name_any()]),
+            Op::DeletePod(pod) => ("DeletedPod", vec![pod.name.clone()]),
+            Op::Retire { workers, .. } => ("Retiring", workers.clone()),
+            Op::DeleteCluster { .. } => ("Idle", Vec::new()),
+            // Of no interest unless something goes wrong.
+            Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => continue,
+        };
+        match all.iter_mut().find(|it| (it.reason, it.why) == (reason, change.why)) {
+            Some(told) => told.pods.extend(pods),
+            None => all.push(Told { reason, why: change.why, pods }),
+        }
+    }
+    all
+}
+
+async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
+    // Without it events of one reason count up as one, with the words of the first.
+    let about = told.pods.first().map(|name| ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: Some(name.clone()),
+        namespace: cluster.namespace(),
+        ..ObjectReference::default()
+    });
     let event = Event {
         type_: EventType::Normal,
-        reason: reason.to_owned(),
-        note: Some(change.to_string().chars().take(NOTE_MAX).collect()),
+        reason: told.reason.to_owned(),
         action: "Reconcile".to_owned(),
-        secondary: None,
+        note: Some(told.note()),
+        secondary: about,
     };
     // Events are for people: losing one must not stop the work.
     if let Err(error) =
         call("publish an event", context.recorder.publish(&event, &cluster.object_ref(&()))).await
     {
         tracing::warn!(%error, "an event is lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_plan::{Change, Op, PodRef};
+
+    use super::{Told, told};
+
+    #[test]
+    fn what_is_done_to_many_for_one_reason_is_told_once() {
+        let delete = |name: &str, why| {
+            let (name, uid) = (name.to_owned(), String::new());
+            Change { op: Op::DeletePod(PodRef { name, uid }), why }
+        };
+        let workers = (0..12).map(|it| format!("w-{it}")).collect();
+        let retire = Op::Retire { workers, deadline_seconds: 1 };
+        let changes = [
+            delete("a", "it ended"),
+            Change { op: retire, why: "idle" },
+            delete("b", "it ended"),
+            delete("c", "no group has it"),
+        ];
+        let told = told(changes.iter());
+        let notes: Vec<String> = told.iter().map(Told::note).collect();
+        let expected = [
+            "a, b: it ended",
+            "w-0, w-1, w-2, w-3, w-4, w-5, w-6, w-7 and 4 more: idle",
+            "c: no group has it",
+        ];
+        assert_eq!(notes, expected);
+        assert_eq!(told[2].reason, "DeletedPod");
     }
 }

@@ -11,7 +11,8 @@ use ebbtide_contract::tls::Credentials;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{SchedulerAddress, Site};
 use jiff::Timestamp;
-use kube::{Client, Config};
+use kube::Config;
+use kube::client::ClientBuilder;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::authority;
+use crate::counted::Counted;
 use crate::lease::Candidate;
 use crate::metrics::Metrics;
 use crate::operator::{Equipment, Operator, WATCH_SECONDS};
@@ -37,8 +39,9 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 async fn operate(settings: Settings) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("no way to the API server")?;
     config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 30));
-    let client = Client::try_from(config).context("cannot use the way to the API server")?;
     let metrics = Metrics::default();
+    let way = ClientBuilder::try_from(config).context("cannot use the way to the API server")?;
+    let client = way.with_layer(&Counted { metrics: metrics.clone() }).build();
     let http = TcpListener::bind(&settings.http).await.context("cannot serve metrics")?;
     tokio::spawn(metrics.clone().serve(http));
     let mut terminate = signal(SignalKind::terminate())?;
@@ -51,6 +54,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         held = candidate.acquire() => held,
         _ = terminate.recv() => return Ok(()),
     };
+    metrics.is_leader.set(1);
     let authority = tokio::select! {
         loaded = authority::load(&client, &settings.namespace) => Arc::new(loaded?),
         lost = lease.keep() => bail!(lost),
@@ -67,14 +71,16 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let schedulers = Schedulers::default();
     let operator = Operator::new(Equipment {
         client,
+        namespaces: settings.namespaces.clone(),
         schedulers: schedulers.clone(),
         authority: Arc::clone(&authority),
         site,
         pod_name: settings.pod_name.clone(),
-        metrics,
+        metrics: metrics.clone(),
         concurrency: settings.concurrency,
         clock: Box::new(Timestamp::now),
     });
+    metrics.refresh_by(operator.figures());
     listen(&settings, authority, schedulers, operator.news()).await?;
     tracing::info!(namespace = settings.namespace, "the operator is ready");
     let stop = async move { terminate.recv().await.unwrap_or_default() };

@@ -18,6 +18,9 @@ pub struct Settings {
     /// Name of this pod, for events.
     #[arg(long, env = "EBBTIDE_POD_NAME")]
     pub pod_name: Option<String>,
+    /// The namespaces that it works in; none: all.
+    #[arg(long, env = "EBBTIDE_NAMESPACES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
     /// `host:port` at which schedulers reach the operator: its Service.
     #[arg(long)]
     pub address: String,

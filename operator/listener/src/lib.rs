@@ -4,6 +4,7 @@
 //! of one cluster, the one with the latest epoch counts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,6 +65,16 @@ struct Known {
     open: BTreeMap<String, usize>,
     /// How many connections there ever were.
     ever: u64,
+    /// How often something was refused, by why.
+    refused: BTreeMap<&'static str, u64>,
+}
+
+/// Why a connection was closed from here.
+#[derive(Debug)]
+struct Refused {
+    /// In a word, for those who count.
+    reason: &'static str,
+    message: String,
 }
 
 /// What one scheduler says and is told, however its lines travel. It ends when it is dropped.
@@ -105,6 +116,16 @@ impl Schedulers {
             |worker: &String| connection.kept.get(worker).is_some_and(|at| at.elapsed() < KEPT);
         demand.retired.retain(|worker, outcome| *outcome != Outcome::Kept || is_fresh(worker));
         Some(demand)
+    }
+
+    /// How many schedulers are connected.
+    pub fn connected(&self) -> usize {
+        self.lock().connections.len()
+    }
+
+    /// How often a connection was closed from here, by why.
+    pub fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().refused.clone()
     }
 
     /// How long ago a cluster had work that its scheduler told of on its present connection.
@@ -276,11 +297,27 @@ pub async fn serve(
         tokio::spawn(async move {
             if let Err(error) = session(stream, &acceptor, &schedulers, &news).await {
                 tracing::info!(%error, %from, "a scheduler's connection ended");
+                let why = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
+                if let Some(Refused { reason, .. }) = why {
+                    *schedulers.lock().refused.entry(reason).or_default() += 1;
+                }
             }
             drop(place);
         });
     }
 }
+
+fn refused(reason: &'static str, message: impl fmt::Display) -> io::Error {
+    io::Error::other(Refused { reason, message: message.to_string() })
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 async fn session(
     stream: TcpStream,
@@ -289,25 +326,27 @@ async fn session(
     news: &(impl Fn(&str) + Sync),
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+    let accepted = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
+    let accepted = accepted.map_err(|_| refused("tls", "no TLS in time"))?;
+    let stream = accepted.map_err(|error| refused("tls", error))?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let identity = certificate.and_then(|it| Identity::of_certificate(it).ok());
     let Some(Identity::Member { cluster_uid, role: Role::Scheduler }) = identity else {
-        return Err(io::Error::other("not a scheduler"));
+        return Err(refused("identity", "not a scheduler"));
     };
     let Some(_place) = schedulers.place(&cluster_uid) else {
-        return Err(io::Error::other(format!(
-            "{cluster_uid} has {CLUSTER_CONNECTIONS_MAX} connections already"
-        )));
+        let message = format!("{cluster_uid} has {CLUSTER_CONNECTIONS_MAX} connections already");
+        return Err(refused("connections", message));
     };
     let (reader, mut writer) = tokio::io::split(stream);
     let mut lines = Lines { reader: BufReader::new(reader), line: Vec::new() };
-    let hello = timeout(HANDSHAKE_MAX, lines.next()).await??;
+    let hello = timeout(HANDSHAKE_MAX, lines.next()).await;
+    let hello = hello.map_err(|_| refused("silence", "no hello in time"))??;
     let Some(Up::Hello { protocol, epoch }) = hello else {
-        return Err(io::Error::other("the first line is not hello"));
+        return Err(refused("line", "the first line is not hello"));
     };
     let opened = schedulers.open(&cluster_uid, protocol, epoch);
-    let mut conversation = opened.map_err(io::Error::other)?;
+    let mut conversation = opened.map_err(|error| refused("protocol", error))?;
     let ended = converse(&mut lines, &mut writer, &mut conversation, &|| news(&cluster_uid)).await;
     drop(conversation);
     news(&cluster_uid);
@@ -329,7 +368,7 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             read = lines.next() => {
                 let Some(up) = read? else { return Ok(()) };
                 silent_at = Instant::now() + SILENCE_MAX;
-                match conversation.hear(up).map_err(io::Error::other)? {
+                match conversation.hear(up).map_err(|error| refused("line", error))? {
                     Heard::News => is_new = true,
                     Heard::Partial => {}
                     Heard::Gap => say(writer, &Down::Resend).await?,
@@ -341,7 +380,7 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
                 news();
             }
             () = sleep_until(silent_at) => {
-                return Err(io::Error::other(format!("silent for {SILENCE_MAX:?}")));
+                return Err(refused("silence", format!("silent for {SILENCE_MAX:?}")));
             }
         }
     }
@@ -375,11 +414,9 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         }
         if line.last() != Some(&b'\n') {
             let bytes = line.len();
-            return Err(io::Error::other(format!(
-                "a line of {bytes} bytes is cut off or too long"
-            )));
+            return Err(refused("line", format!("a line of {bytes} bytes is cut off or too long")));
         }
-        let up = serde_json::from_slice(line)?;
+        let up = serde_json::from_slice(line).map_err(|error| refused("line", error))?;
         line.clear();
         Ok(Some(up))
     }

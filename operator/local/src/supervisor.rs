@@ -15,8 +15,8 @@ use ebbtide_contract::tls::{Credentials, CredentialsError, file};
 use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{
-    Change, Content, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site,
-    Trouble, client_secret, plan, request, token_secret,
+    Change, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site, Trouble,
+    client_secret, plan, request,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -246,20 +246,8 @@ impl Supervisor {
     }
 
     fn create_secret(&self, secret: &SecretWanted) -> Result<(), SupervisorError> {
-        let files = match &secret.content {
-            Content::Token => {
-                let uid = self.cluster.uid().unwrap_or_default();
-                vec![(file::TOKEN, self.authority.token(&uid))]
-            }
-            Content::Leaf(identity) => {
-                let leaf = self.authority.leaf(identity, Timestamp::now())?;
-                vec![
-                    (file::AUTHORITY, self.authority.certificate().to_owned()),
-                    (file::CERTIFICATE, leaf.certificate),
-                    (file::KEY, leaf.key),
-                ]
-            }
-        };
+        let now = Timestamp::now();
+        let files = self.authority.credentials(&secret.identity, secret.has_token, now)?;
         let folder = self.secrets().join(&secret.name);
         fs::create_dir_all(folder).map_err(system("create a folder for credentials"))?;
         for (name, text) in files {
@@ -272,19 +260,17 @@ impl Supervisor {
     fn write_endpoint(&self) -> Result<(), SupervisorError> {
         let SchedulerAddress::Fixed(address) = &self.site.scheduler_address else { return Ok(()) };
         let name = self.cluster.name_any();
-        let (client, token) = (client_secret(&self.cluster), token_secret(&self.cluster));
-        let read = |secret: &str, file: &str| {
-            fs::read_to_string(self.secrets().join(secret).join(file))
-                .map_err(system("read credentials"))
-        };
+        let client = self.secrets().join(client_secret(&self.cluster));
+        let read =
+            |file: &str| fs::read_to_string(client.join(file)).map_err(system("read credentials"));
         let endpoint = json!({
             "name": name,
             "clusterUid": self.cluster.uid().unwrap_or_default(),
             "address": { "tcp": address },
-            "authority": read(&client, file::AUTHORITY)?,
-            "certificate": read(&client, file::CERTIFICATE)?,
-            "key": read(&client, file::KEY)?,
-            "token": read(&token, file::TOKEN)?,
+            "authority": read(file::AUTHORITY)?,
+            "certificate": read(file::CERTIFICATE)?,
+            "key": read(file::KEY)?,
+            "token": read(file::TOKEN)?,
         });
         self.state.write_endpoint(&endpoint).map_err(system("write the endpoint"))
     }

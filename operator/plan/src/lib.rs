@@ -10,10 +10,13 @@ mod children;
 mod lifetime;
 mod network;
 mod pods;
+pub mod queue;
+pub mod requested;
 mod scaling;
 mod secrets;
 mod settings;
 mod status;
+mod times;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +37,8 @@ use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
-pub use crate::secrets::{Content, SecretWanted, client_secret, token_secret};
+pub use crate::secrets::{SecretWanted, client_secret};
+pub use crate::status::is_urgent;
 pub use crate::trouble::Trouble;
 
 /// What is the same for every cluster of an installation.
@@ -124,7 +128,8 @@ pub struct Plan {
 impl Plan {
     /// The status when one of the changes could not be made.
     pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
-        status::stuck(cluster, &self.status, error, now)
+        let status = status::stuck(cluster, &self.status, error, now);
+        times::timed(cluster.status.as_ref(), status, now)
     }
 }
 
@@ -183,6 +188,11 @@ enum Image {
 
 /// Plans one step towards `cluster.spec`.
 pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
+    let plan = step(cluster, observed, site, now);
+    Plan { status: times::timed(cluster.status.as_ref(), plan.status, now), ..plan }
+}
+
+fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
     if cluster.metadata.deletion_timestamp.is_some() {
         // Its children go with it: they carry owner references.
         return Plan { changes: Vec::new(), status: status::deleting(cluster), next_look: None };

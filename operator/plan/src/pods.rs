@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::children::Children;
 use crate::scaling::Target;
-use crate::secrets::{leaf_secret, token_secret};
+use crate::secrets::credentials;
 use crate::{Change, Op, Site, metadata, scheduler_addresses, settings};
 
 /// Where a pod's credentials are mounted.
@@ -62,8 +62,8 @@ struct Wanted<'a> {
     settings: &'a PodSettings,
     restart_policy: &'static str,
     env: Vec<EnvVar>,
-    /// Secrets whose keys make up the credentials.
-    credentials: Vec<String>,
+    /// Secret with the credentials.
+    credentials: String,
     ports: &'static [u16],
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
         settings: &cluster.spec.scheduler.pod,
         restart_policy: "Always",
         env: vec![plain(variable::OPERATOR, context.site.operator.clone())],
-        credentials: vec![leaf_secret(cluster, Role::Scheduler), token_secret(cluster)],
+        credentials: credentials(cluster, Role::Scheduler),
         ports: &[port::SCHEDULER, port::HTTP],
     };
     let op = Op::CreatePod(Box::new(pod(context, &wanted)));
@@ -131,7 +131,7 @@ fn worker(context: &Context<'_>, group: &WorkerGroup, index: u32) -> Pod {
         settings: &group.pod,
         restart_policy: "Never",
         env,
-        credentials: vec![leaf_secret(cluster, Role::Worker)],
+        credentials: credentials(cluster, Role::Worker),
         ports: &[port::WORKER, port::HTTP],
     };
     pod(context, &wanted)
@@ -275,10 +275,10 @@ fn map(entries: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     (!entries.is_empty()).then(|| entries.clone())
 }
 
-fn volumes(credentials: &[String]) -> [Volume; 2] {
-    let projection = |name: &String| VolumeProjection {
+fn volumes(credentials: &str) -> [Volume; 2] {
+    let projection = VolumeProjection {
         secret: Some(SecretProjection {
-            name: name.clone(),
+            name: credentials.to_owned(),
             items: None::<Vec<KeyToPath>>,
             optional: None,
         }),
@@ -290,7 +290,7 @@ fn volumes(credentials: &[String]) -> [Volume; 2] {
             name: credentials_volume,
             projected: Some(ProjectedVolumeSource {
                 default_mode: Some(KEY_MODE),
-                sources: Some(credentials.iter().map(projection).collect()),
+                sources: Some(vec![projection]),
             }),
             ..Volume::default()
         },

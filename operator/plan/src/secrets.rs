@@ -8,39 +8,27 @@ use serde::Serialize;
 
 use crate::{Change, Observed, Op, metadata};
 
-/// A Secret that is due.
+/// A Secret that is due: the authority's certificate, a leaf for an identity and its key.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SecretWanted {
     /// Its name.
     pub name: String,
     /// Its owner and labels.
     pub metadata: ObjectMeta,
-    /// What it is to hold.
-    pub content: Content,
+    /// Whose leaf.
+    pub identity: Identity,
+    /// Whether it holds the token that clients present to the scheduler, too.
+    pub has_token: bool,
 }
 
-/// What a Secret holds.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub enum Content {
-    /// The authority's certificate, a leaf for this identity and its key.
-    Leaf(Identity),
-    /// A token that clients present.
-    Token,
+/// The Secret with what proves that somebody has this role.
+pub(crate) fn credentials(cluster: &Cluster, role: Role) -> String {
+    named(cluster, &format!("{}-credentials", role.as_str()))
 }
 
-/// The Secret with what proves that a pod has this role.
-pub(crate) fn leaf_secret(cluster: &Cluster, role: Role) -> String {
-    named(cluster, role.as_str())
-}
-
-/// The Secret with a client's certificate.
+/// The Secret with everything that a client needs.
 pub fn client_secret(cluster: &Cluster) -> String {
-    leaf_secret(cluster, Role::Client)
-}
-
-/// The Secret with the token.
-pub fn token_secret(cluster: &Cluster) -> String {
-    named(cluster, "token")
+    credentials(cluster, Role::Client)
 }
 
 /// A Secret's name has the cluster's uid in it: one that exists is this very cluster's, and nobody
@@ -51,19 +39,15 @@ fn named(cluster: &Cluster, what: &str) -> String {
 
 pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
     let uid = cluster.uid().unwrap_or_default();
-    let leaf = |role| (leaf_secret(cluster, role), Content::Leaf(Identity::member(&uid, role)));
-    [
-        leaf(Role::Scheduler),
-        leaf(Role::Worker),
-        leaf(Role::Client),
-        (token_secret(cluster), Content::Token),
-    ]
-    .into_iter()
-    .filter(|(name, _)| !observed.secrets.contains(name))
-    .map(|(name, content)| {
-        let metadata = metadata(cluster, name.clone());
-        let op = Op::CreateSecret(Box::new(SecretWanted { name, metadata, content }));
-        Change { op, why: "the cluster has none" }
-    })
-    .collect()
+    [(Role::Scheduler, true), (Role::Worker, false), (Role::Client, true)]
+        .into_iter()
+        .map(|(role, has_token)| (credentials(cluster, role), role, has_token))
+        .filter(|(name, ..)| !observed.secrets.contains(name))
+        .map(|(name, role, has_token)| {
+            let metadata = metadata(cluster, name.clone());
+            let identity = Identity::member(&uid, role);
+            let wanted = SecretWanted { name, metadata, identity, has_token };
+            Change { op: Op::CreateSecret(Box::new(wanted)), why: "the cluster has none" }
+        })
+        .collect()
 }

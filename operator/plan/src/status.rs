@@ -80,7 +80,19 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         environment_key: facts.key.as_ref().map(ToString::to_string),
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),
+        ..ClusterStatus::default()
     }
+}
+
+/// Whether a status says more than other counts, and people wait for it.
+pub fn is_urgent(before: Option<&ClusterStatus>, next: &ClusterStatus) -> bool {
+    let Some(before) = before else { return next.phase != Phase::Starting };
+    let told = |it: &ClusterStatus| -> Vec<(String, String, String)> {
+        let conditions = it.conditions.iter();
+        conditions.map(|it| (it.type_.clone(), it.status.clone(), it.reason.clone())).collect()
+    };
+    let decided = |it: &ClusterStatus| (it.phase, it.observed_generation, it.image.clone());
+    decided(before) != decided(next) || told(before) != told(next)
 }
 
 /// The labels of the first group's workers, as a query.
@@ -165,12 +177,9 @@ fn groups(children: &Children, targets: &[Target]) -> Vec<GroupStatus> {
 }
 
 fn sum(groups: &[GroupStatus]) -> WorkerCounts {
-    groups.iter().map(|it| it.workers).fold(WorkerCounts::default(), |sum, it| WorkerCounts {
-        desired: sum.desired.saturating_add(it.desired),
-        starting: sum.starting.saturating_add(it.starting),
-        ready: sum.ready.saturating_add(it.ready),
-        retiring: sum.retiring.saturating_add(it.retiring),
-        failed: sum.failed.saturating_add(it.failed),
+    groups.iter().fold(WorkerCounts::default(), |mut sum, it| {
+        sum += it.workers;
+        sum
     })
 }
 

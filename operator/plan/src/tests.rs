@@ -178,7 +178,7 @@ fn no_pod_comes_before_its_secrets_and_policy() {
     let first_pod = plan.changes.iter().position(|it| matches!(it.op, Op::CreatePod(_))).unwrap();
     let later = &plan.changes[first_pod..];
     assert!(later.iter().all(|it| matches!(it.op, Op::CreatePod(_))));
-    assert_eq!((first_pod, later.len()), (7, 3));
+    assert_eq!((first_pod, later.len()), (6, 3));
 }
 
 #[test]

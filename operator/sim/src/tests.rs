@@ -111,6 +111,23 @@ fn an_operator_that_cannot_renew_stops_before_another_begins() {
 }
 
 #[test]
+fn a_new_cluster_costs_the_api_server_its_pods_and_eight_requests() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        // With the watches open that every operator has.
+        sleep(Duration::from_secs(1)).await;
+        let before = world.server.counts().requests;
+        let mut cluster = cluster("1Gi");
+        cluster["spec"]["workers"][0]["min"] = json!(3);
+        world.apply(&cluster);
+        world.until("it is ready", |store| is_ready(store, 3)).await.unwrap();
+        sleep(Duration::from_secs(10)).await;
+        let (requests, pods) = (world.server.counts().requests - before, 4);
+        assert!(requests <= pods + 8, "{requests} requests\n{}", world.server.trace());
+    });
+}
+
+#[test]
 fn nothing_is_read_or_written_in_an_idle_hour() {
     within(|| async {
         let world = World::new(&Conditions::quiet());

@@ -224,6 +224,7 @@ impl Shared {
         let clock = server.clone();
         let operator = Operator::new(Equipment {
             client: server.client(who),
+            namespaces: Vec::new(),
             schedulers: schedulers.clone(),
             authority: Arc::clone(&AUTHORITY),
             site: Site {

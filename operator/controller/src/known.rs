@@ -1,0 +1,304 @@
+//! What watches have shown, by the cluster whose it is.
+//!
+//! A list is compared with what was known: whatever came, went or changed while nobody watched
+//! makes its own cluster come up in the queue, and no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use ebbtide_api::Cluster;
+use ebbtide_plan::queue::ClusterKey;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt as _};
+
+use crate::observe::SlimPod;
+use crate::reconcile::Guarded;
+
+/// What one watch is about: a namespace, or all of them.
+pub(crate) type Scope = Option<String>;
+
+/// A cluster and its uid.
+type Whose = (ClusterKey, String);
+
+/// An object that is watched.
+pub(crate) trait Watched: Resource<DynamicType = ()> + Send + Sync {
+    /// The clusters whose it is.
+    fn whose(&self) -> Vec<Whose>;
+
+    /// Whether a cluster is to be looked at when this becomes that.
+    fn matters(&self, next: &Self) -> bool {
+        self.meta().resource_version != next.meta().resource_version
+    }
+}
+
+impl Watched for Guarded {
+    fn whose(&self) -> Vec<Whose> {
+        vec![(key(self), self.uid().unwrap_or_default())]
+    }
+
+    /// A written status is no reason to look again, whoever wrote it.
+    fn matters(&self, next: &Self) -> bool {
+        let decided = |it: &Self| (it.meta().uid.clone(), it.meta().generation);
+        decided(self) != decided(next)
+    }
+}
+
+impl Watched for SlimPod {
+    fn whose(&self) -> Vec<Whose> {
+        owners(self)
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Send + Sync> Watched for PartialObjectMeta<K> {
+    fn whose(&self) -> Vec<Whose> {
+        owners(self)
+    }
+}
+
+/// Name and namespace of a cluster.
+pub(crate) fn key(cluster: &impl Resource<DynamicType = ()>) -> ClusterKey {
+    let meta = cluster.meta();
+    let text = |it: &Option<String>| it.clone().unwrap_or_default();
+    ClusterKey { namespace: text(&meta.namespace), name: text(&meta.name) }
+}
+
+fn owners(object: &impl Resource<DynamicType = ()>) -> Vec<Whose> {
+    let namespace = object.meta().namespace.clone().unwrap_or_default();
+    let is_cluster = |it: &&OwnerReference| {
+        it.kind == Cluster::kind(&())
+            && it.api_version.split_once('/').is_some_and(|(group, _)| group == Cluster::group(&()))
+    };
+    let owners = object.meta().owner_references.iter().flatten().filter(is_cluster);
+    owners
+        .map(|it| {
+            let key = ClusterKey { namespace: namespace.clone(), name: it.name.clone() };
+            (key, it.uid.clone())
+        })
+        .collect()
+}
+
+/// Objects of a kind.
+#[derive(Debug)]
+pub(crate) struct Known<K>(RwLock<Index<K>>);
+
+#[derive(Debug)]
+struct Index<K> {
+    /// By namespace and name.
+    objects: BTreeMap<(String, String), Arc<K>>,
+    /// Where a cluster's objects are, by its uid.
+    of: BTreeMap<String, BTreeSet<(String, String)>>,
+    /// Lists that are under way.
+    coming: BTreeMap<Scope, Vec<K>>,
+    /// What was listed at least once.
+    listed: BTreeSet<Scope>,
+}
+
+impl<K> Default for Known<K> {
+    fn default() -> Self {
+        Self(RwLock::new(Index {
+            objects: BTreeMap::new(),
+            of: BTreeMap::new(),
+            coming: BTreeMap::new(),
+            listed: BTreeSet::new(),
+        }))
+    }
+}
+
+impl<K: Watched> Known<K> {
+    /// The object of a name.
+    pub(crate) fn get(&self, key: &ClusterKey) -> Option<Arc<K>> {
+        let place = (key.namespace.clone(), key.name.clone());
+        self.read().objects.get(&place).map(Arc::clone)
+    }
+
+    /// The objects of the cluster with this uid.
+    pub(crate) fn of(&self, uid: &str) -> Vec<Arc<K>> {
+        let index = self.read();
+        let places = index.of.get(uid).into_iter().flatten();
+        places.filter_map(|place| index.objects.get(place).map(Arc::clone)).collect()
+    }
+
+    /// Everything that is known in a scope.
+    pub(crate) fn all(&self, scope: &Scope) -> Vec<Arc<K>> {
+        let index = self.read();
+        index.within(scope).filter_map(|it| index.objects.get(it).map(Arc::clone)).collect()
+    }
+
+    /// Whether what is in a namespace is known.
+    pub(crate) fn has_listed(&self, namespace: &str) -> bool {
+        [None, Some(namespace.to_owned())].iter().any(|it| self.has_listed_scope(it))
+    }
+
+    /// Whether a watch has shown everything once.
+    pub(crate) fn has_listed_scope(&self, scope: &Scope) -> bool {
+        self.read().listed.contains(scope)
+    }
+
+    /// Takes in what a watch shows. Gives the clusters to look at.
+    pub(crate) fn take(&self, scope: &Scope, event: Event<K>) -> BTreeSet<ClusterKey> {
+        let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut touched = BTreeSet::new();
+        match event {
+            Event::Apply(object) => index.put(object, &mut touched),
+            Event::Delete(object) => index.remove(&place(&object), &mut touched),
+            Event::Init => drop(index.coming.insert(scope.clone(), Vec::new())),
+            Event::InitApply(object) => {
+                index.coming.entry(scope.clone()).or_default().push(object);
+            }
+            Event::InitDone => {
+                let list = index.coming.remove(scope).unwrap_or_default();
+                let there: BTreeSet<(String, String)> = list.iter().map(place).collect();
+                let gone: Vec<(String, String)> =
+                    index.within(scope).filter(|it| !there.contains(*it)).cloned().collect();
+                for place in &gone {
+                    index.remove(place, &mut touched);
+                }
+                for object in list {
+                    index.put(object, &mut touched);
+                }
+                index.listed.insert(scope.clone());
+            }
+        }
+        touched
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Index<K>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Watched> Index<K> {
+    fn within<'a>(&'a self, scope: &'a Scope) -> impl Iterator<Item = &'a (String, String)> {
+        let is_within =
+            move |it: &&(String, String)| scope.as_ref().is_none_or(|namespace| it.0 == *namespace);
+        self.objects.keys().filter(is_within)
+    }
+
+    fn put(&mut self, object: K, touched: &mut BTreeSet<ClusterKey>) {
+        let (place, object) = (place(&object), Arc::new(object));
+        let before = self.objects.insert(place.clone(), Arc::clone(&object));
+        let matters = before.as_ref().is_none_or(|before| before.matters(&object));
+        for (key, uid) in before.iter().flat_map(|it| it.whose()) {
+            self.leave(&uid, &place);
+            if matters {
+                touched.insert(key);
+            }
+        }
+        for (key, uid) in object.whose() {
+            self.of.entry(uid).or_default().insert(place.clone());
+            if matters {
+                touched.insert(key);
+            }
+        }
+    }
+
+    fn remove(&mut self, place: &(String, String), touched: &mut BTreeSet<ClusterKey>) {
+        let before = self.objects.remove(place);
+        for (key, uid) in before.iter().flat_map(|it| it.whose()) {
+            self.leave(&uid, place);
+            touched.insert(key);
+        }
+    }
+
+    fn leave(&mut self, uid: &str, place: &(String, String)) {
+        if let Some(places) = self.of.get_mut(uid) {
+            places.remove(place);
+            if places.is_empty() {
+                self.of.remove(uid);
+            }
+        }
+    }
+}
+
+fn place(object: &impl Resource<DynamicType = ()>) -> (String, String) {
+    let ClusterKey { namespace, name } = key(object);
+    (namespace, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ebbtide_api::Cluster;
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+    use kube::Resource as _;
+    use kube::core::PartialObjectMeta;
+    use kube::runtime::watcher::Event;
+
+    use super::{ClusterKey, Known};
+
+    type Child = PartialObjectMeta<Service>;
+
+    fn child(namespace: &str, name: &str, owner: &str, version: u32) -> Child {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            resource_version: Some(version.to_string()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: Cluster::api_version(&()).into_owned(),
+                kind: Cluster::kind(&()).into_owned(),
+                name: owner.to_owned(),
+                uid: format!("uid-{namespace}-{owner}"),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        };
+        Child { types: None, metadata, ..Child::default() }
+    }
+
+    fn list(known: &Known<Child>, scope: Option<&str>, objects: &[Child]) -> BTreeSet<String> {
+        let scope = scope.map(str::to_owned);
+        known.take(&scope, Event::Init);
+        for object in objects {
+            let touched = known.take(&scope, Event::InitApply(object.clone()));
+            assert_eq!(touched, BTreeSet::new(), "a list counts when it is whole");
+        }
+        names(&known.take(&scope, Event::InitDone))
+    }
+
+    fn names(keys: &BTreeSet<ClusterKey>) -> BTreeSet<String> {
+        keys.iter().map(ClusterKey::to_string).collect()
+    }
+
+    fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_list_brings_up_the_clusters_of_what_came_went_or_changed_and_no_other() {
+        let known = Known::default();
+        let [a, b, c] = ["a", "b", "c"].map(|it| child("n", &format!("of-{it}"), it, 1));
+        assert!(!known.has_listed("n"));
+        assert_eq!(list(&known, None, &[a.clone(), b, c]), set(["n/a", "n/b", "n/c"]));
+        assert!(known.has_listed("n"));
+        let (changed, new) = (child("n", "of-c", "c", 2), child("n", "of-d", "d", 3));
+        assert_eq!(list(&known, None, &[a, changed, new]), set(["n/b", "n/c", "n/d"]));
+        assert_eq!((known.of("uid-n-b").len(), known.of("uid-n-d").len()), (0, 1));
+    }
+
+    #[test]
+    fn a_list_of_one_namespace_says_nothing_of_another() {
+        let known = Known::default();
+        let (here, there) = (child("here", "of-a", "a", 1), child("there", "of-a", "a", 1));
+        assert_eq!(list(&known, Some("here"), &[here]), set(["here/a"]));
+        assert_eq!(list(&known, Some("there"), &[there]), set(["there/a"]));
+        assert_eq!(list(&known, Some("here"), &[]), set(["here/a"]));
+        assert_eq!((known.of("uid-here-a").len(), known.of("uid-there-a").len()), (0, 1));
+        assert!(known.has_listed("there") && !known.has_listed("elsewhere"));
+    }
+
+    #[test]
+    fn what_changes_hands_is_news_for_both_and_what_comes_again_for_nobody() {
+        let (known, scope) = (Known::default(), None);
+        let take = |event| names(&known.take(&scope, event));
+        assert_eq!(take(Event::Apply(child("n", "it", "a", 1))), set(["n/a"]));
+        assert_eq!(take(Event::Apply(child("n", "it", "a", 1))), set([]));
+        assert_eq!(take(Event::Apply(child("n", "it", "b", 2))), set(["n/a", "n/b"]));
+        assert_eq!(known.of("uid-n-a").len(), 0);
+        assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set(["n/b"]));
+        assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set([]));
+    }
+}
