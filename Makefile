@@ -13,7 +13,7 @@ help:
 	@echo "make worlds                     20,000 worlds in which an operator meets every fault"
 	@echo "make mutants                    breaks core and operator on purpose: a test notices each time"
 	@echo "make wheel | python             the Python package, into .tools | with its types, doctests and tests"
-	@echo "make chart [UPDATE=1]           lints the chart and compares its rendering with the committed one"
+	@echo "make chart [UPDATE=1]           lints the chart and compares its renderings with the committed ones"
 	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
 	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
 	@echo "make bench [CASE=spine]         figures beside the peers'"

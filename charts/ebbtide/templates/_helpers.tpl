@@ -7,3 +7,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion }}
 app.kubernetes.io/name: ebbtide-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
+{{- /* What the operator may do with tenants' things. Their Secrets are made, and never read. */ -}}
+{{- define "ebbtide.rules" -}}
+- { apiGroups: [ebbtide.dev], resources: [clusters], verbs: [get, list, watch, delete] }
+- { apiGroups: [ebbtide.dev], resources: [clusters/status], verbs: [patch] }
+- { apiGroups: [ebbtide.dev], resources: [clusters/finalizers], verbs: [update] }
+- { apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete] }
+- { apiGroups: [""], resources: [secrets], verbs: [create] }
+- { apiGroups: [""], resources: [services], verbs: [get, list, watch, create] }
+- { apiGroups: [networking.k8s.io], resources: [networkpolicies], verbs: [get, list, watch, create] }
+- { apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch] }
+{{- end }}
