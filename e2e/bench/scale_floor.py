@@ -1,0 +1,191 @@
+"""Bare pods where kwok plays the nodes, in numbers: what no operator can be faster than.
+
+Run it with `e2e/scale-cluster net python3 e2e/bench/scale_floor.py [PODS..]`, 400 and then 4,000 if
+not said. It is the only client; on few cores, the seconds are those of programs that compete, and
+the CPU seconds of each tell more.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = Path(os.environ["KUBECONFIG"]).parent
+LIMIT = 600
+AT_ONCE = 32
+PROGRAMS = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "kwok")
+Object = dict[str, Any]
+
+
+class Api:
+    """The API server, asked as admin; each thread has a connection of its own."""
+
+    def __init__(self) -> None:
+        """Take the credentials that are in the state folder."""
+        pki = STATE / "pki"
+        self._context = ssl.create_default_context(cafile=pki / "ca.crt")
+        self._context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+        self._own = threading.local()
+
+    def connect(self, timeout: float) -> http.client.HTTPSConnection:
+        """Make a connection."""
+        return http.client.HTTPSConnection(
+            "127.0.0.1", 6443, context=self._context, timeout=timeout
+        )
+
+    def ask(self, method: str, path: str, body: Object | None = None) -> Object:
+        """Send a request and return the answer."""
+        if not hasattr(self._own, "connection"):
+            self._own.connection = self.connect(LIMIT)
+        headers = {"Content-Type": "application/json"}
+        self._own.connection.request(method, path, json.dumps(body) if body else None, headers)
+        response = self._own.connection.getresponse()
+        text = response.read()
+        if response.status >= 300:
+            raise SystemExit(f"{method} {path}: {text.decode()}")
+        return json.loads(text)
+
+
+class Pods:
+    """Which pods there are and which of them are ready, as a watch tells."""
+
+    def __init__(self, api: Api, path: str) -> None:
+        """Listen from now on."""
+        self._api, self._path = api, path
+        self._ready: dict[str, bool] = {}
+        self._news = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:  # a server ends watches of who listens too slowly
+            pods = self._api.ask("GET", self._path)
+            with self._news:
+                self._ready = {pod["metadata"]["name"]: is_ready(pod) for pod in pods["items"]}
+                self._news.notify_all()
+            connection = self._api.connect(LIMIT)
+            since = pods["metadata"]["resourceVersion"]
+            connection.request("GET", f"{self._path}?watch=true&resourceVersion={since}")
+            for line in connection.getresponse():
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    break
+                self._take(event["type"], event["object"])
+            connection.close()
+
+    def _take(self, kind: str, pod: Object) -> None:
+        with self._news:
+            if kind == "DELETED":
+                self._ready.pop(pod["metadata"]["name"], None)
+            else:
+                self._ready[pod["metadata"]["name"]] = is_ready(pod)
+            self._news.notify_all()
+
+    def wait(self, what: str, is_it: Callable[[int, int], bool]) -> float:
+        """Wait until it is so with the pods that are there and those that are ready; tell when."""
+        with self._news:
+            if not self._news.wait_for(
+                lambda: is_it(len(self._ready), sum(self._ready.values())), LIMIT
+            ):
+                raise SystemExit(f"{what}: not within {LIMIT} s")
+            return time.perf_counter()
+
+
+def is_ready(pod: Object) -> bool:
+    """Tell whether a pod has an address and is ready."""
+    status = pod["status"]
+    conditions = {it["type"]: it["status"] for it in status.get("conditions", [])}
+    return "podIP" in status and conditions.get("Ready") == "True"
+
+
+def cpu() -> Counter[str]:
+    """Read how many CPU seconds each program of the control plane has had, and this one."""
+    seconds: Counter[str] = Counter({"bench": time.process_time()})
+    for group in (STATE / "n1" / "cgroups").read_text().split():
+        for path in Path(group).rglob("cgroup.procs"):
+            for pid in path.read_text().split():
+                try:
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+                    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                name = next((it for it in PROGRAMS if Path(command).name.startswith(it)), None)
+                if name:
+                    ticks = int(stat[11]) + int(stat[12])
+                    seconds[name] = max(seconds[name], ticks / os.sysconf("SC_CLK_TCK"))
+    return seconds
+
+
+@contextmanager
+def namespace(api: Api) -> Iterator[str]:
+    """Have a namespace meanwhile, in which pods can be made."""
+    name = f"floor-{uuid.uuid4().hex[:8]}"
+    api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    try:
+        accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
+        while not api.ask("GET", accounts)["items"]:
+            time.sleep(0.1)
+        yield name
+    finally:
+        api.ask("DELETE", f"/api/v1/namespaces/{name}")
+
+
+def measure(api: Api, count: int, table: Table) -> None:
+    """Make so many pods, wait for them, delete them."""
+    with namespace(api) as name:
+        path = f"/api/v1/namespaces/{name}/pods"
+        pods = Pods(api, path)
+        resources = {"requests": {"cpu": "100m", "memory": "128Mi"}}
+        container = {"name": "bare", "image": "none", "resources": resources}
+
+        def create(number: int) -> None:
+            metadata = {"name": f"bare-{number}"}
+            spec = {"containers": [container], "terminationGracePeriodSeconds": 5}
+            api.ask("POST", path, {"metadata": metadata, "spec": spec})
+
+        before, start = cpu(), time.perf_counter()
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(create, range(count)))
+        created = time.perf_counter()
+        ready = pods.wait("all pods are ready", lambda _, ready: ready == count)
+        then = cpu()
+        table.add(f"{count} pods created", "s", created - start)
+        table.add(f"{count} pods ready", "s", ready - start)
+        for program, seconds in sorted((then - before).items()):
+            table.add(f"{count} pods ready, {program}", "CPU s", seconds)
+
+        start = time.perf_counter()
+        api.ask("DELETE", path)
+        gone = pods.wait("all pods are gone", lambda there, _: there == 0)
+        table.add(f"{count} pods gone", "s", gone - start)
+        for program, seconds in sorted((cpu() - then).items()):
+            table.add(f"{count} pods gone, {program}", "CPU s", seconds)
+
+
+def main() -> None:
+    """Measure each of the sizes that were asked for."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    api = Api()
+    table = Table("scale floor", ROOT / "target" / "bench" / "scale_floor.jsonl")
+    table.add("load of this machine at the start", "1", os.getloadavg()[0])
+    for count in [int(it) for it in sys.argv[1:]] or [400, 4000]:
+        measure(api, count, table)
+
+
+if __name__ == "__main__":
+    main()
