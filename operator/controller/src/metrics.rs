@@ -227,3 +227,53 @@ impl Process {
         self.memory.set(kibibytes.unwrap_or_default().saturating_mul(1024));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use prometheus_client::encoding::text::encode;
+
+    use super::{Class, Metrics, Outcome, Phase, Reason, Request, Resource, State, Verb};
+
+    /// The names under which everything is found, of each family one.
+    fn served() -> BTreeSet<String> {
+        let metrics = Metrics::default();
+        metrics.reconciles.get_or_create(&Outcome { outcome: "success" }).inc();
+        metrics.reconcile_errors.get_or_create(&Class { class: "panic" }).inc();
+        let request = Request { verb: "get", resource: "pods".to_owned(), code: "200".to_owned() };
+        metrics.api_requests.get_or_create(&request).inc();
+        metrics.api_request_seconds.get_or_create(&Verb { verb: "get" }).observe(1.0);
+        metrics.watch_is_open("pods");
+        metrics.tell_watches();
+        metrics.watch_age_seconds.get_or_create(&Resource { resource: "pods".to_owned() }).set(1.0);
+        metrics.clusters.get_or_create(&Phase { phase: "Ready" }).set(1);
+        metrics.phase_seconds.get_or_create(&Phase { phase: "Ready" }).observe(1.0);
+        metrics.workers.get_or_create(&State { state: "ready" }).set(1);
+        metrics.demands_refused.get_or_create(&Reason { reason: "line" }).inc();
+        metrics.changes.get_or_create(&super::Kind { kind: "create pod" }).inc();
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry()).unwrap();
+        let name = |line: &str| line.split(['{', ' ']).next().unwrap_or_default().to_owned();
+        text.lines().filter(|it| !it.starts_with('#')).map(name).collect()
+    }
+
+    #[test]
+    fn alerts_and_dashboards_ask_for_what_is_served() {
+        let served = served();
+        for file in ["alerts.yaml", "dashboard.json"] {
+            let path = format!("{}/../../charts/ebbtide/files/{file}", env!("CARGO_MANIFEST_DIR"));
+            let text = fs::read_to_string(path).unwrap();
+            let is_part = |it: char| it.is_ascii_alphanumeric() || it == '_';
+            let asked: BTreeSet<&str> = text
+                .split(|it| !is_part(it))
+                .filter(|it| it.starts_with("ebbtide_operator_"))
+                .collect();
+            assert!(asked.len() > 5, "{file} asks for {asked:?}");
+            for name in asked {
+                assert!(served.contains(name), "{file} asks for {name}; there are {served:#?}");
+            }
+        }
+    }
+}
