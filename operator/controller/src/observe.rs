@@ -209,6 +209,7 @@ pub(crate) fn observe(context: &Context, key: &ClusterKey, cluster: &Cluster) ->
         has_network_policy: known.contains(NETWORK_POLICY) || has_policy,
         pods: context.pods.of(uid).iter().map(|pod| seen(pod)).collect(),
         demand: context.schedulers.demand(uid),
+        silent_for: context.schedulers.silent_for(uid),
         busy_ago: context.schedulers.busy_ago(uid),
     }
 }

@@ -43,6 +43,9 @@ const RETIRE_MAX: usize = 256;
 /// How long it counts that a scheduler needs a worker that was to go: it is not asked again before.
 const KEPT: Duration = Duration::from_secs(10);
 
+/// How long it is known when a connection was lost.
+const LEFT_KEPT: Duration = Duration::from_mins(1);
+
 /// How long a scheduler may take to read an order.
 const SAY_MAX: Duration = Duration::from_secs(10);
 
@@ -54,11 +57,15 @@ const CLUSTER_CONNECTIONS_MAX: usize = 4;
 const NEWS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the schedulers of all clusters say.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Schedulers(Arc<Mutex<Known>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
+    /// Since when schedulers may connect.
+    since: Instant,
+    /// When clusters lost their connection, of late.
+    left: BTreeMap<String, Instant>,
     /// The connection that counts, by the cluster's uid.
     connections: BTreeMap<String, Connection>,
     /// How many connections each cluster has.
@@ -106,6 +113,19 @@ struct Place<'a> {
     cluster_uid: String,
 }
 
+impl Default for Schedulers {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Known {
+            since: Instant::now(),
+            left: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            open: BTreeMap::new(),
+            ever: 0,
+            refused: BTreeMap::new(),
+        })))
+    }
+}
+
 impl Schedulers {
     /// What the scheduler of this cluster says, while it is connected.
     pub fn demand(&self, cluster_uid: &str) -> Option<Demand> {
@@ -116,6 +136,15 @@ impl Schedulers {
             |worker: &String| connection.kept.get(worker).is_some_and(|at| at.elapsed() < KEPT);
         demand.retired.retain(|worker, outcome| *outcome != Outcome::Kept || is_fresh(worker));
         Some(demand)
+    }
+
+    /// For how long a cluster has had no connection, as far as this operator knows.
+    pub fn silent_for(&self, cluster_uid: &str) -> Duration {
+        let known = self.lock();
+        if known.connections.contains_key(cluster_uid) {
+            return Duration::ZERO;
+        }
+        known.left.get(cluster_uid).unwrap_or(&known.since).elapsed()
     }
 
     /// How many schedulers are connected.
@@ -227,6 +256,8 @@ impl Schedulers {
         let mut known = self.lock();
         if known.connections.get(uid).is_some_and(|it| it.number == number) {
             known.connections.remove(uid);
+            known.left.retain(|_, at| at.elapsed() < LEFT_KEPT);
+            known.left.insert(uid.to_owned(), Instant::now());
         }
     }
 

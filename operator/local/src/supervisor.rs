@@ -203,6 +203,7 @@ impl Supervisor {
             has_network_policy: self.has_network_policy,
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
             demand: self.schedulers.demand(&uid),
+            silent_for: self.schedulers.silent_for(&uid),
             busy_ago: self.schedulers.busy_ago(&uid),
         }
     }

@@ -74,6 +74,8 @@ pub struct Observed {
     pub pods: Vec<PodSeen>,
     /// What the scheduler says, while it is connected.
     pub demand: Option<Demand>,
+    /// How long the scheduler has not been connected.
+    pub silent_for: Duration,
     /// How long ago there was work, as far as the scheduler told on its present connection.
     pub busy_ago: Option<Duration>,
 }
@@ -189,6 +191,7 @@ enum Image {
 /// Plans one step towards `cluster.spec`.
 pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
     let plan = step(cluster, observed, site, now);
+    let plan = status::patient(cluster, observed, plan);
     Plan { status: times::timed(cluster.status.as_ref(), plan.status, now), ..plan }
 }
 
@@ -221,15 +224,19 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
             .push(Change { op: Op::DeleteCluster { uid }, why: "there was no work for too long" });
     } else {
         let made = pods::Context { cluster, site, image: &image };
-        changes.extend(secrets::due(cluster, observed));
+        let workers = pods::workers_due(&made, &children, &targets);
+        are_more_due = workers.len() == pods::AT_ONCE_MAX;
+        let pods: Vec<Change> =
+            pods::scheduler_due(&made, &children).into_iter().chain(workers).collect();
+        // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
+        if !pods.is_empty() {
+            changes.extend(secrets::due(cluster, observed));
+        }
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
         changes.extend(scaling::fewer(cluster, &children, &targets));
-        changes.extend(pods::scheduler_due(&made, &children));
-        let workers = pods::workers_due(&made, &children, &targets);
-        are_more_due = workers.len() == pods::AT_ONCE_MAX;
-        changes.extend(workers);
+        changes.extend(pods);
     }
     let status = status::observed(&status::Facts {
         cluster,

@@ -1,6 +1,7 @@
 //! What the user sees: computed from what was observed, never from what is hoped.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ebbtide_api::status::{CAUSES_MAX, Cause, CauseCount, GroupStatus};
 use ebbtide_api::{Cluster, ClusterStatus, GROUPS_MAX, MESSAGE_MAX, Phase, WorkerCounts, names};
@@ -13,7 +14,7 @@ use crate::children::Children;
 use crate::lifetime::Idle;
 use crate::scaling::{Target, homeless};
 use crate::trouble::{Trouble, refusal};
-use crate::{Observed, Site, scheduler_addresses};
+use crate::{Observed, Plan, PodPhase, PodSeen, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
 const PENDING_CHANGE: &str = "PendingChange";
@@ -81,6 +82,35 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),
         ..ClusterStatus::default()
+    }
+}
+
+/// How long a cluster that was ready counts as ready though its scheduler has no connection: when an
+/// operator begins, all of them dial anew.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A plan whose status waits for a scheduler that runs and says nothing yet.
+pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Plan {
+    let rest = SILENCE.saturating_sub(observed.silent_for);
+    let name = names::scheduler(&cluster.name_any());
+    let is_well = |it: &PodSeen| {
+        let is_running = it.phase == PodPhase::Running && !it.is_deleting;
+        it.name == name && is_running && it.trouble.is_none()
+    };
+    let before = cluster.status.as_ref().filter(|it| {
+        it.phase == Phase::Ready && it.observed_generation == cluster.metadata.generation
+    });
+    match before {
+        Some(before)
+            if observed.demand.is_none()
+                && plan.status.phase == Phase::Starting
+                && !rest.is_zero()
+                && observed.pods.iter().any(is_well) =>
+        {
+            let next_look = [plan.next_look, Some(rest)].into_iter().flatten().min();
+            Plan { status: before.clone(), next_look, ..plan }
+        }
+        _ => plan,
     }
 }
 

@@ -545,3 +545,28 @@ fn a_pod_with_old_settings_that_is_going_is_a_pending_change_until_it_is_gone() 
     world.observed.pods.remove(1);
     assert_eq!(pending(world.after(1)), "False");
 }
+
+#[test]
+fn a_cluster_whose_scheduler_dials_anew_stays_ready_for_a_while_and_then_says_that_it_waits() {
+    let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
+    world.step();
+    world.run();
+    let ready = world.after(1).status;
+    assert_eq!(ready.phase, Phase::Ready);
+    // Another operator: it knows what watches show, and no scheduler is connected yet.
+    world.observed.demand = None;
+    world.observed.secrets.clear();
+    let silent = |world: &mut World, seconds| {
+        world.observed.silent_for = std::time::Duration::from_secs(seconds);
+        plan(&world.cluster, &world.observed, &site(), at(world.seconds))
+    };
+    let soon = silent(&mut world, 3);
+    assert!(soon.changes.is_empty(), "no Secret is written: {:?}", soon.changes);
+    assert_eq!((soon.status, soon.next_look), (ready, Some(std::time::Duration::from_secs(7))));
+    assert_eq!(silent(&mut world, 10).status.phase, Phase::Starting);
+    world.observed.pods[0].trouble = Trouble::ended("Error", 1, "");
+    assert_ne!(silent(&mut world, 1).status.phase, Phase::Ready, "it has crashed");
+    world.observed.pods[0].trouble = None;
+    world.observed.pods[0].is_deleting = true;
+    assert_ne!(silent(&mut world, 1).status.phase, Phase::Ready, "it goes");
+}

@@ -128,6 +128,23 @@ fn a_new_cluster_costs_the_api_server_its_pods_and_eight_requests() {
 }
 
 #[test]
+fn an_operator_that_begins_writes_nothing_where_everything_is_as_it_should_be() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        sleep(Duration::from_mins(2)).await;
+        let before = world.server.counts().writes;
+        world.restart(0);
+        sleep(Duration::from_mins(2)).await;
+        let writes = world.server.counts().writes - before;
+        assert_eq!(writes, 0, "{}", world.server.trace());
+        world.queue(3);
+        world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
+    });
+}
+
+#[test]
 fn nothing_is_read_or_written_in_an_idle_hour() {
     within(|| async {
         let world = World::new(&Conditions::quiet());

@@ -123,6 +123,12 @@ impl World {
         self.shared.end(who);
     }
 
+    /// Another process in the place of an operator that ended.
+    pub fn restart(&self, who: usize) {
+        self.kill(who);
+        self.shared.start(&self.server, who);
+    }
+
     /// Asks an operator to end.
     pub fn stop(&self, who: usize) {
         self.server.log(&format!("operator {who} is stopped"));
