@@ -50,7 +50,7 @@ mutants: setup
 	@$(STAGE) mutants scripts/mutants
 
 worlds: setup
-	@$(STAGE) worlds cargo run --release --quiet --locked -p ebbtide-operator-sim
+	@$(STAGE) worlds scripts/worlds
 
 test: check worlds mutants python chart e2e
 

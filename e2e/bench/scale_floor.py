@@ -62,48 +62,62 @@ class Api:
         return json.loads(text)
 
 
-class Pods:
-    """Which pods there are and which of them are ready, as a watch tells."""
+class Seen:
+    """What there is and how much of it is as it should be, as a watch tells."""
 
-    def __init__(self, api: Api, path: str) -> None:
+    def __init__(
+        self, api: Api, path: str, is_well: Callable[[Object], bool], query: str = ""
+    ) -> None:
         """Listen from now on."""
-        self._api, self._path = api, path
-        self._ready: dict[str, bool] = {}
+        self._api, self._path, self._is_well, self._query = api, path, is_well, query
+        self._well: dict[tuple[str, str], bool] = {}
         self._news = threading.Condition()
+        self._is_over = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        while True:  # a server ends watches of who listens too slowly
-            pods = self._api.ask("GET", self._path)
+        while not self._is_over:  # a server ends watches of who listens too slowly
+            there = self._api.ask("GET", f"{self._path}?{self._query}")
             with self._news:
-                self._ready = {pod["metadata"]["name"]: is_ready(pod) for pod in pods["items"]}
+                self._well = {name(it): self._is_well(it) for it in there["items"]}
                 self._news.notify_all()
             connection = self._api.connect(LIMIT)
-            since = pods["metadata"]["resourceVersion"]
-            connection.request("GET", f"{self._path}?watch=true&resourceVersion={since}")
+            since = there["metadata"]["resourceVersion"]
+            query = f"{self._query}&watch=true&resourceVersion={since}"
+            connection.request("GET", f"{self._path}?{query}")
             for line in connection.getresponse():
                 event = json.loads(line)
-                if event["type"] == "ERROR":
+                if event["type"] == "ERROR" or self._is_over:
                     break
                 self._take(event["type"], event["object"])
             connection.close()
 
-    def _take(self, kind: str, pod: Object) -> None:
+    def end(self) -> None:
+        """Listen no longer than to the next event."""
+        self._is_over = True
+
+    def _take(self, kind: str, it: Object) -> None:
         with self._news:
             if kind == "DELETED":
-                self._ready.pop(pod["metadata"]["name"], None)
+                self._well.pop(name(it), None)
             else:
-                self._ready[pod["metadata"]["name"]] = is_ready(pod)
+                self._well[name(it)] = self._is_well(it)
             self._news.notify_all()
 
     def wait(self, what: str, is_it: Callable[[int, int], bool]) -> float:
-        """Wait until it is so with the pods that are there and those that are ready; tell when."""
+        """Wait until it is so with how many there are and how many are well; tell when."""
         with self._news:
             if not self._news.wait_for(
-                lambda: is_it(len(self._ready), sum(self._ready.values())), LIMIT
+                lambda: is_it(len(self._well), sum(self._well.values())), LIMIT
             ):
-                raise SystemExit(f"{what}: not within {LIMIT} s")
+                there, well = len(self._well), sum(self._well.values())
+                raise SystemExit(f"{what}: not within {LIMIT} s; {there} there, {well} well")
             return time.perf_counter()
+
+
+def name(it: Object) -> tuple[str, str]:
+    """Tell an object from others of its kind."""
+    return it["metadata"]["namespace"], it["metadata"]["name"]
 
 
 def is_ready(pod: Object) -> bool:
@@ -134,22 +148,22 @@ def cpu() -> Counter[str]:
 @contextmanager
 def namespace(api: Api) -> Iterator[str]:
     """Have a namespace meanwhile, in which pods can be made."""
-    name = f"floor-{uuid.uuid4().hex[:8]}"
-    api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    place = f"floor-{uuid.uuid4().hex[:8]}"
+    api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": place}})
     try:
-        accounts = f"/api/v1/namespaces/{name}/serviceaccounts"
+        accounts = f"/api/v1/namespaces/{place}/serviceaccounts"
         while not api.ask("GET", accounts)["items"]:
             time.sleep(0.1)
-        yield name
+        yield place
     finally:
-        api.ask("DELETE", f"/api/v1/namespaces/{name}")
+        api.ask("DELETE", f"/api/v1/namespaces/{place}")
 
 
-def measure(api: Api, count: int, table: Table) -> None:
-    """Make so many pods, wait for them, delete them."""
-    with namespace(api) as name:
-        path = f"/api/v1/namespaces/{name}/pods"
-        pods = Pods(api, path)
+def bare(api: Api, count: int, table: Table | None = None) -> tuple[float, float]:
+    """Make so many pods, wait for them, delete them. Tell when all were there, and when ready."""
+    with namespace(api) as place:
+        path = f"/api/v1/namespaces/{place}/pods"
+        pods = Seen(api, path, is_ready)
         resources = {"requests": {"cpu": "100m", "memory": "128Mi"}}
         container = {"name": "bare", "image": "none", "resources": resources}
 
@@ -161,20 +175,21 @@ def measure(api: Api, count: int, table: Table) -> None:
         before, start = cpu(), time.perf_counter()
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(create, range(count)))
-        created = time.perf_counter()
-        ready = pods.wait("all pods are ready", lambda _, ready: ready == count)
-        then = cpu()
-        table.add(f"{count} pods created", "s", created - start)
-        table.add(f"{count} pods ready", "s", ready - start)
-        for program, seconds in sorted((then - before).items()):
-            table.add(f"{count} pods ready, {program}", "CPU s", seconds)
-
-        start = time.perf_counter()
+        created = time.perf_counter() - start
+        ready = pods.wait("all pods are ready", lambda _, well: well == count) - start
+        then, start = cpu(), time.perf_counter()
         api.ask("DELETE", path)
-        gone = pods.wait("all pods are gone", lambda there, _: there == 0)
-        table.add(f"{count} pods gone", "s", gone - start)
-        for program, seconds in sorted((cpu() - then).items()):
-            table.add(f"{count} pods gone, {program}", "CPU s", seconds)
+        gone = pods.wait("all pods are gone", lambda there, _: there == 0) - start
+        pods.end()
+        if table:
+            table.add(f"{count} pods created", "s", created)
+            table.add(f"{count} pods ready", "s", ready)
+            for program, seconds in sorted((then - before).items()):
+                table.add(f"{count} pods ready, {program}", "CPU s", seconds)
+            table.add(f"{count} pods gone", "s", gone)
+            for program, seconds in sorted((cpu() - then).items()):
+                table.add(f"{count} pods gone, {program}", "CPU s", seconds)
+        return created, ready
 
 
 def main() -> None:
@@ -184,7 +199,7 @@ def main() -> None:
     table = Table("scale floor", ROOT / "target" / "bench" / "scale_floor.jsonl")
     table.add("load of this machine at the start", "1", os.getloadavg()[0])
     for count in [int(it) for it in sys.argv[1:]] or [400, 4000]:
-        measure(api, count, table)
+        bare(api, count, table)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,13 @@ def test_groups_come_for_what_only_their_workers_have_and_one_that_no_node_takes
         kubectl("apply", "-n", namespace, "-f", str(manifest()))
         gone = ("pod", "-n", namespace, "-l", "ebbtide.dev/group=gpu")
         kubectl("wait", *gone, "--for=delete", "--timeout=60s")
-        wait(namespace, "{.status.groups[*].name}=general")
+        with told(namespace, "clusters") as clusters:
+            clusters.wait(is_general_alone, "a group that has gone is told of no longer")
+
+
+def is_general_alone(clusters: list[dict]) -> bool:
+    """Tell whether clusters have no group but general."""
+    return all([it["name"] for it in c["status"]["groups"]] == ["general"] for c in clusters)
 
 
 def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_room(

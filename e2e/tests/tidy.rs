@@ -45,6 +45,8 @@ const ARROWS: &[(&str, &str)] = &[
     ("ebbtide-python", "ebbtide-array"),
     ("ebbtide-python", "ebbtide-core"),
     ("ebbtide-python", "ebbtide-node"),
+    ("ebbtide-schedulers", "ebbtide-api"),
+    ("ebbtide-schedulers", "ebbtide-contract"),
     ("ebbtide-sim", "ebbtide-core"),
 ];
 
