@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STATE = Path(os.environ["KUBECONFIG"]).parent
 LIMIT = 600
 AT_ONCE = 32
+# A server may end connections that nobody uses.
+IDLE_MAX = 10
 PROGRAMS = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "kwok")
 Object = dict[str, Any]
 
@@ -51,8 +53,10 @@ class Api:
 
     def ask(self, method: str, path: str, body: Object | None = None) -> Object:
         """Send a request and return the answer."""
-        if not hasattr(self._own, "connection"):
+        now = time.monotonic()
+        if now - getattr(self._own, "used", 0) > IDLE_MAX:
             self._own.connection = self.connect(LIMIT)
+        self._own.used = now
         headers = {"Content-Type": "application/json"}
         self._own.connection.request(method, path, json.dumps(body) if body else None, headers)
         response = self._own.connection.getresponse()

@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ def operator() -> Program:
     )
 
 
+def speaking(namespaces: str) -> Program:
+    """Start what speaks for the schedulers of namespaces whose names begin so."""
+    command = [str(BIN / "ebbtide-schedulers"), f"--namespaces={namespaces}"]
+    return Program(command, "schedulers.log")
+
+
 class Counts:
     """What the operator had counted at a moment."""
 
@@ -145,7 +152,8 @@ def wait(what: str, is_so: Callable[[Counts], bool], pause: float = 0.05) -> flo
 @contextmanager
 def namespaces(api: Api, prefix: str) -> Iterator[list[str]]:
     """Have namespaces meanwhile."""
-    names = [f"{prefix}-{number}" for number in range(NAMESPACES)]
+    run = uuid.uuid4().hex[:8]
+    names = [f"{prefix}-{run}-{number}" for number in range(NAMESPACES)]
     for name in names:
         api.ask("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     try:
@@ -190,9 +198,9 @@ def is_cluster_ready(it: Object) -> bool:
     return status.get("phase") == "Ready"
 
 
-def waits(schedulers: Program, namespace: str, count: int) -> list[float]:
+def waits(schedulers: Program, count: int) -> list[float]:
     """Let work come to clusters, and tell how long each waited for its pod, in ms."""
-    seconds = schedulers.order(f"demand {namespace} {count}")["seconds"]
+    seconds = schedulers.order(f"demand {count}")["seconds"]
     if not seconds or None in seconds:
         raise SystemExit(f"{seconds.count(None)} of {len(seconds)} demands brought no pod")
     return [1000 * it for it in seconds]
@@ -263,20 +271,26 @@ def again(table: Table, size: int, run: Program) -> Program:
 
 def demand(api: Api, table: Table, size: int, schedulers: Program) -> None:
     """Let work come, in quiet and beside hostile schedulers."""
-    quiet = waits(schedulers, "scale", DEMANDS)
+    pods = Seen(api, "/api/v1/pods", is_ready, OURS)
+    quiet = waits(schedulers, DEMANDS)
     head = f"{size} clusters, work to pod"
     table.add(f"{head}, median", "ms", statistics.median(quiet))
     table.add(f"{head}, p99", "ms", p99(quiet), goal="<= 500")
+    hostile = speaking("hostile")
     with namespaces(api, "hostile") as names:
         clusters = Seen(api, f"{GROUP}/clusters", is_cluster_ready)
         apply(api, names, HOSTILE)
         clusters.wait("the hostile are ready", lambda _, ready: ready == size + HOSTILE)
         clusters.end()
-        schedulers.order("hostile hostile true")
+        # Every cluster has room for one more worker again.
+        usual = (size + HOSTILE) * PODS
+        pods.wait("workers without work have gone", lambda there, _: there == usual)
+        hostile.order("hostile")
         time.sleep(5)
-        loud = waits(schedulers, "scale", DEMANDS)
+        loud = waits(schedulers, DEMANDS)
         refused = counts().of("demands_refused_total")
-        schedulers.order("hostile hostile false")
+        hostile.end()
+    pods.end()
     table.add(f"{head}, p99 beside {HOSTILE} hostile, and in quiet", "ms", p99(loud), p99(quiet))
     table.add(
         f"{head}, p99 beside {HOSTILE} hostile, to that", "1", p99(loud) / p99(quiet), goal="<= 2"
@@ -287,8 +301,7 @@ def demand(api: Api, table: Table, size: int, schedulers: Program) -> None:
 def measure(api: Api, table: Table, size: int) -> None:
     """Measure one size."""
     run = operator()
-    speak = [str(BIN / "ebbtide-schedulers")]
-    schedulers = Program(speak, "schedulers.log")
+    schedulers = speaking("scale")
     wait("the operator leads", lambda it: it.of("is_leader") == 1)
     try:
         with namespaces(api, "scale") as names:

@@ -1,6 +1,8 @@
 //! Which clusters there are, as their pods show it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -40,6 +42,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Clusters {
     client: Client,
     operator: String,
+    namespaces: String,
+    addresses: AtomicU32,
     known: Mutex<BTreeMap<String, Cluster>>,
 }
 
@@ -79,8 +83,17 @@ impl SeenPod {
 }
 
 impl Clusters {
-    pub(crate) fn new(client: Client, operator: String) -> Self {
-        Self { client, operator, known: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(client: Client, operator: String, namespaces: String) -> Self {
+        let (addresses, known) = (AtomicU32::new(1), Mutex::new(BTreeMap::new()));
+        Self { client, operator, namespaces, addresses, known }
+    }
+
+    /// An address of this machine that nobody had before.
+    fn address(&self) -> Ipv4Addr {
+        let number = self.addresses.fetch_add(1, Ordering::Relaxed);
+        let process = (std::process::id() % 250) as u8 + 2;
+        let [.., high, low] = number.to_be_bytes();
+        Ipv4Addr::new(127, process, high, low)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Cluster>> {
@@ -105,11 +118,15 @@ impl Clusters {
 
     fn take(&self, pod: &SeenPod, is_there: bool) {
         let Some(uid) = pod.labels().get(names::CLUSTER_UID) else { return };
+        let namespace = pod.namespace().unwrap_or_default();
+        if !namespace.starts_with(&self.namespaces) {
+            return;
+        }
         let (name, is_running) = (pod.name_any(), is_there && pod.is_running());
         let is_worker = pod.labels().get(names::ROLE).is_some_and(|it| it == "worker");
         let mut known = self.lock();
         let cluster = known.entry(uid.clone()).or_insert_with(|| Cluster {
-            namespace: pod.namespace().unwrap_or_default(),
+            namespace,
             state: watch::Sender::default(),
             waits: None,
             pods: BTreeSet::new(),
@@ -132,6 +149,7 @@ impl Clusters {
             let way = Way {
                 client: self.client.clone(),
                 operator: self.operator.clone(),
+                address: self.address(),
                 namespace: cluster.namespace.clone(),
                 secret: pod.secret().unwrap_or_default(),
             };

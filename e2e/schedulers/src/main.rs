@@ -21,6 +21,9 @@ struct Settings {
     /// `host:port` at which the operator listens for schedulers.
     #[arg(long, default_value = "127.0.0.1:7443")]
     operator: String,
+    /// It speaks for clusters of namespaces whose names begin so.
+    #[arg(long)]
+    namespaces: String,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,7 +31,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let client = Client::try_default().await.context("no way to the API server")?;
-        let clusters = Arc::new(Clusters::new(client, settings.operator));
+        let clusters = Arc::new(Clusters::new(client, settings.operator, settings.namespaces));
         tokio::spawn(Arc::clone(&clusters).watch());
         orders::obey(&clusters).await
     })

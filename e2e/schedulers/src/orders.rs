@@ -20,12 +20,8 @@ pub(crate) async fn obey(clusters: &Arc<Clusters>) -> anyhow::Result<()> {
         let words: Vec<&str> = order.split(' ').collect();
         let answer = match words.as_slice() {
             ["status"] => json!({ "clusters": clusters.lock().len() }),
-            ["demand", namespace, count] => {
-                json!({ "seconds": demand(clusters, namespace, count.parse()?).await })
-            }
-            ["hostile", namespace, is] => {
-                json!({ "hostile": turn(clusters, namespace, *is == "true") })
-            }
+            ["demand", count] => json!({ "seconds": demand(clusters, count.parse()?).await }),
+            ["hostile"] => json!({ "hostile": turn(clusters) }),
             _ => json!({ "error": format!("{order:?} is no order") }),
         };
         let mut out = stdout();
@@ -35,15 +31,13 @@ pub(crate) async fn obey(clusters: &Arc<Clusters>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets work come to clusters of namespaces that begin so, one after the other. Gives for each how
-/// long it took until a pod was there to do it, or none if none came.
-async fn demand(clusters: &Clusters, namespace: &str, count: usize) -> Vec<Option<f64>> {
+/// Lets work come to clusters, one after the other. Gives for each how long it took until a pod was
+/// there to do it, or none if none came.
+async fn demand(clusters: &Clusters, count: usize) -> Vec<Option<f64>> {
     let uids: Vec<String> = {
         let known = clusters.lock();
-        let of_namespace = known.iter().filter(|(_, it)| it.namespace.starts_with(namespace));
-        let all: Vec<&String> = of_namespace.map(|(uid, _)| uid).collect();
-        let step = (all.len() / count.max(1)).max(1);
-        all.into_iter().step_by(step).take(count).cloned().collect()
+        let step = (known.len() / count.max(1)).max(1);
+        known.keys().step_by(step).take(count).cloned().collect()
     };
     let mut took = Vec::new();
     for uid in uids {
@@ -65,9 +59,8 @@ async fn demand(clusters: &Clusters, namespace: &str, count: usize) -> Vec<Optio
     took
 }
 
-/// Makes the schedulers of namespaces that begin so hostile, or peaceful. Gives how many.
-fn turn(clusters: &Clusters, namespace: &str, is_hostile: bool) -> usize {
+/// Makes all schedulers hostile. Gives how many.
+fn turn(clusters: &Clusters) -> usize {
     let known = clusters.lock();
-    let of_namespace = known.values().filter(|it| it.namespace.starts_with(namespace));
-    of_namespace.map(|it| it.state.send_modify(|state| state.is_hostile = is_hostile)).count()
+    known.values().map(|it| it.state.send_modify(|state| state.is_hostile = true)).count()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
@@ -34,6 +35,7 @@ const LINES_AT_ONCE: usize = 200;
 pub(crate) struct Way {
     pub(crate) client: Client,
     pub(crate) operator: String,
+    pub(crate) address: Ipv4Addr,
     pub(crate) namespace: String,
     pub(crate) secret: String,
 }
@@ -73,7 +75,10 @@ async fn session(
     epoch: u64,
     state: &mut watch::Receiver<State>,
 ) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(&way.operator).await?;
+    // Like a pod: from an address of its own.
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((way.address, 0).into())?;
+    let stream = socket.connect(way.operator.parse()?).await?;
     stream.set_nodelay(true)?;
     let stream = TlsConnector::from(Arc::clone(config)).connect(tls::any_name(), stream).await?;
     let (reader, mut writer) = tokio::io::split(stream);

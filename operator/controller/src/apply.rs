@@ -1,8 +1,9 @@
-//! All writes of one reconcile: one loop, one match, stopped by the first error.
+//! All writes of one reconcile: step by step, one match, stopped by an error.
 
 use ebbtide_api::Cluster;
 use ebbtide_authority::AuthorityError;
 use ebbtide_plan::{Change, Op, SecretWanted};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -29,61 +30,96 @@ pub(crate) enum ApplyError {
     Earlier { kind: &'static str, name: String },
 }
 
-/// Applies changes in their order.
+/// Pods of one cluster that are created at once.
+const PODS_AT_ONCE: usize = 8;
+
+/// Applies changes in their order: what pods need at once, then everything else that is no pod, then
+/// the pods, several at a time. After an error in one of these nothing of the next is begun, and the
+/// first one is told.
 pub(crate) async fn apply(
     context: &Context,
     cluster: &Cluster,
     changes: &[Change],
 ) -> Result<(), ApplyError> {
+    let step = |change: &Change| match change.op {
+        Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => Step::Needed,
+        Op::CreatePod(_) => Step::Pods,
+        Op::DeletePod(_) | Op::Retire { .. } | Op::DeleteCluster { .. } => Step::Others,
+    };
+    for (now, at_once) in
+        [(Step::Needed, PODS_AT_ONCE), (Step::Others, 1), (Step::Pods, PODS_AT_ONCE)]
+    {
+        let mut due = Vec::new();
+        for change in changes.iter().filter(|it| step(it) == now) {
+            due.push(carry_out(context, cluster, change).boxed());
+        }
+        let done: Vec<Result<(), ApplyError>> = stream::iter(due).buffered(at_once).collect().await;
+        done.into_iter().collect::<Result<(), ApplyError>>()?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Step {
+    Needed,
+    Others,
+    Pods,
+}
+
+async fn carry_out(
+    context: &Context,
+    cluster: &Cluster,
+    change: &Change,
+) -> Result<(), ApplyError> {
     let (namespace, uid) =
         (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
-    for change in changes {
-        tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
-        let kind = match &change.op {
-            Op::CreateSecret(wanted) => {
-                let minted = mint(context, wanted)?;
-                let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-                let params = PostParams::default();
-                match call("create a secret", secrets.create(&params, &minted)).await {
-                    // Its name is this cluster's alone.
-                    Err(error) if !error.is_already_there() => return Err(error.into()),
-                    _ => {}
-                }
-                context.beliefs.learn(cluster, observe::secret(&wanted.name));
-                "create secret"
+    tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
+    let kind = match &change.op {
+        Op::CreateSecret(wanted) => {
+            let minted = mint(context, wanted)?;
+            let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+            let params = PostParams::default();
+            match call("create a secret", secrets.create(&params, &minted)).await {
+                // Its name is this cluster's alone.
+                Err(error) if !error.is_already_there() => return Err(error.into()),
+                _ => {}
             }
-            Op::CreateNetworkPolicy(policy) => {
-                create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
-                context.beliefs.learn(cluster, NETWORK_POLICY.to_owned());
-                "create network policy"
+            context.beliefs.learn(cluster, observe::secret(&wanted.name));
+            "create secret"
+        }
+        Op::CreateNetworkPolicy(policy) => {
+            create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
+            context.beliefs.learn(cluster, NETWORK_POLICY.to_owned());
+            "create network policy"
+        }
+        Op::CreateService(service) => {
+            create::<Service>(context, cluster, "service", service).await?;
+            context.beliefs.learn(cluster, observe::service(&service.name_any()));
+            "create service"
+        }
+        Op::CreatePod(pod) => {
+            if let Some(made) = create::<Pod>(context, cluster, "pod", pod).await? {
+                context.beliefs.made(cluster, &made);
             }
-            Op::CreateService(service) => {
-                create::<Service>(context, cluster, "service", service).await?;
-                context.beliefs.learn(cluster, observe::service(&service.name_any()));
-                "create service"
-            }
-            Op::CreatePod(pod) => {
-                create::<Pod>(context, cluster, "pod", pod).await?;
-                "create pod"
-            }
-            Op::DeletePod(pod) => {
-                let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-                gone(call("delete a pod", pods.delete(&pod.name, &only(&pod.uid))).await)?;
-                "delete pod"
-            }
-            Op::Retire { workers, deadline_seconds } => {
-                context.schedulers.retire(&uid, workers, *deadline_seconds);
-                "retire"
-            }
-            Op::DeleteCluster { uid } => {
-                let clusters: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
-                let name = cluster.name_any();
-                gone(call("delete the cluster", clusters.delete(&name, &only(uid))).await)?;
-                "delete cluster"
-            }
-        };
-        context.metrics.changes.get_or_create(&Kind { kind }).inc();
-    }
+            "create pod"
+        }
+        Op::DeletePod(pod) => {
+            let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+            gone(call("delete a pod", pods.delete(&pod.name, &only(&pod.uid))).await)?;
+            "delete pod"
+        }
+        Op::Retire { workers, deadline_seconds } => {
+            context.schedulers.retire(&uid, workers, *deadline_seconds);
+            "retire"
+        }
+        Op::DeleteCluster { uid } => {
+            let clusters: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
+            let name = cluster.name_any();
+            gone(call("delete the cluster", clusters.delete(&name, &only(uid))).await)?;
+            "delete cluster"
+        }
+    };
+    context.metrics.changes.get_or_create(&Kind { kind }).inc();
     Ok(())
 }
 
@@ -100,13 +136,13 @@ fn gone<T>(deleted: Result<T, CallError>) -> Result<(), CallError> {
     }
 }
 
-/// Creates a child. That it is there already is success if it is ours.
+/// Creates a child. That it is there already is success if it is ours, and gives nothing.
 async fn create<K>(
     context: &Context,
     cluster: &Cluster,
     kind: &'static str,
     child: &K,
-) -> Result<(), ApplyError>
+) -> Result<Option<K>, ApplyError>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -117,14 +153,14 @@ where
     let namespace = cluster.namespace().unwrap_or_default();
     let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
     match call("create a child", api.create(&PostParams::default(), child)).await {
-        Ok(_) => Ok(()),
+        Ok(made) => Ok(Some(made)),
         Err(error) if error.is_already_there() => {
             let name = child.name_any();
             let there = call("read a child", api.get_metadata(&name)).await?;
             let owners = there.owner_references();
             let (uid, ours) = (cluster.uid(), cluster.name_any());
             if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
-                Ok(())
+                Ok(None)
             } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
                 // The garbage collector takes what has no owner any more.
                 Err(ApplyError::Earlier { kind, name })

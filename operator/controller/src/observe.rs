@@ -7,7 +7,7 @@ use std::time::Duration;
 use ebbtide_api::{Cluster, ClusterStatus, names};
 use ebbtide_plan::queue::ClusterKey;
 use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, Service};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::core::{ObjectMeta, PartialObjectMeta};
 use kube::{Resource, ResourceExt as _};
@@ -27,6 +27,14 @@ const CREATED_BELIEF: Duration = Duration::from_secs(10);
 
 /// How long a status waits that says no more than other counts: pods come and go in numbers.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
+
+/// Statuses of one cluster that may be written in a row, and how long until there may be one more.
+const STATUSES: u32 = 10;
+const STATUS_EVERY: Duration = Duration::from_secs(2);
+
+/// Events of one cluster that may be told in a row, and how long until there may be one more.
+const EVENTS: u32 = 20;
+const EVENT_EVERY: Duration = Duration::from_secs(15);
 
 /// What is kept of a Service.
 pub(crate) type ServiceMetadata = PartialObjectMeta<Service>;
@@ -83,6 +91,34 @@ struct Belief {
     written: Option<(ClusterStatus, Instant)>,
     /// Since when another status waits to be written.
     waits_since: Option<Instant>,
+    statuses: Allowance,
+    events: Allowance,
+    /// Pods that were created and that no watch has shown yet.
+    pods: BTreeMap<String, (PodSeen, Instant)>,
+}
+
+/// How often something may be done: a stock that fills up again.
+#[derive(Debug, Default)]
+struct Allowance {
+    used: f64,
+    at: Option<Instant>,
+}
+
+impl Allowance {
+    /// How long to wait, of a stock of so many that gets one back every so often. Takes one if there
+    /// is nothing to wait for.
+    fn take(&mut self, stock: u32, every: Duration) -> Duration {
+        let now = Instant::now();
+        let back = self.at.map_or(0.0, |at| now.duration_since(at).div_duration_f64(every));
+        self.used = (self.used - back).max(0.0);
+        self.at = Some(now);
+        let over = self.used + 1.0 - f64::from(stock);
+        if over > 0.0 {
+            return every.mul_f64(over);
+        }
+        self.used += 1.0;
+        Duration::ZERO
+    }
 }
 
 impl Beliefs {
@@ -124,6 +160,44 @@ impl Beliefs {
         belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
         let since = *belief.waits_since.get_or_insert_with(Instant::now);
         STATUS_WAIT.saturating_sub(since.elapsed())
+    }
+
+    /// How long a cluster's status must wait because so many were written of late; zero takes one.
+    pub(crate) fn status_allowance(&self, key: &ClusterKey) -> Duration {
+        let mut all = self.lock();
+        all.entry(key.clone()).or_default().statuses.take(STATUSES, STATUS_EVERY)
+    }
+
+    /// Whether another event of a cluster may be told.
+    pub(crate) fn may_tell(&self, key: &ClusterKey) -> bool {
+        let mut all = self.lock();
+        all.entry(key.clone()).or_default().events.take(EVENTS, EVENT_EVERY).is_zero()
+    }
+
+    /// A pod was created.
+    pub(crate) fn made(&self, cluster: &Cluster, pod: &Pod) {
+        let mut all = self.lock();
+        let belief = all.entry(key(cluster)).or_default();
+        belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
+        let seen = PodSeen {
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            labels: pod.labels().clone(),
+            made_from: pod.annotations().get(names::MADE_FROM).cloned(),
+            created_at: pod.creation_timestamp().map(|time| time.0),
+            ..PodSeen::default()
+        };
+        belief.pods.insert(seen.name.clone(), (seen, Instant::now()));
+    }
+
+    /// Pods that were created of late and that no watch has shown yet.
+    fn made_unseen(&self, key: &ClusterKey, shown: &[PodSeen]) -> Vec<PodSeen> {
+        let mut all = self.lock();
+        let Some(belief) = all.get_mut(key) else { return Vec::new() };
+        belief.pods.retain(|name, (_, since)| {
+            since.elapsed() < CREATED_BELIEF && shown.iter().all(|it| it.name != *name)
+        });
+        belief.pods.values().map(|(pod, _)| pod.clone()).collect()
     }
 
     /// A cluster with the status that was written last, if no watch has shown it yet.
@@ -174,6 +248,7 @@ impl Belief {
             self.there.clear();
             self.written = None;
             self.waits_since = None;
+            self.pods.clear();
             uid.clone_into(&mut self.uid);
         }
     }
@@ -202,12 +277,14 @@ pub(crate) fn observe(context: &Context, key: &ClusterKey, cluster: &Cluster) ->
     };
     let mut services: BTreeSet<String> = named(SERVICE);
     services.extend(context.services.of(uid).iter().map(|it| it.name_any()));
+    let mut pods: Vec<PodSeen> = context.pods.of(uid).iter().map(|pod| seen(pod)).collect();
+    pods.extend(context.beliefs.made_unseen(key, &pods));
     let has_policy = !context.policies.of(uid).is_empty();
     Observed {
         secrets: named(SECRET),
         services,
         has_network_policy: known.contains(NETWORK_POLICY) || has_policy,
-        pods: context.pods.of(uid).iter().map(|pod| seen(pod)).collect(),
+        pods,
         demand: context.schedulers.demand(uid),
         silent_for: context.schedulers.silent_for(uid),
         busy_ago: context.schedulers.busy_ago(uid),

@@ -133,9 +133,12 @@ impl Operator {
                     }
                 }
                 Some(key) = heard.recv() => queue.add(&key, now()),
-                Some(Ok((key, again))) = looks.join_next() => {
+                Some(Ok((key, next))) = looks.join_next() => {
+                    if let Some(held) = next.held {
+                        queue.hold(&key, now() + held);
+                    }
                     queue.done(&key);
-                    if let Some(at) = again.and_then(|after| now().checked_add(after)) {
+                    if let Some(at) = next.again.and_then(|after| now().checked_add(after)) {
                         queue.add_later(&key, at);
                     }
                 }

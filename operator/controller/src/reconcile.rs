@@ -31,6 +31,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_mins(1);
 
+/// Longest time for which a cluster is left alone after a failure, whatever happens to it.
+const HELD_MAX: Duration = Duration::from_secs(5);
+
 /// A cluster as it comes from the API server: it may not be one that we understand.
 pub(crate) type Guarded = DeserializeGuard<Cluster>;
 
@@ -61,19 +64,27 @@ enum LookError {
     Panic(String),
 }
 
-/// Looks at one cluster and does what is due. A panic is this cluster's alone. Gives when to look
-/// again, though nothing happens.
-pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey, Option<Duration>) {
+/// When a cluster is looked at next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    /// After so long, though nothing happens.
+    pub(crate) again: Option<Duration>,
+    /// Not before, whatever happens.
+    pub(crate) held: Option<Duration>,
+}
+
+/// Looks at one cluster and does what is due. A panic is this cluster's alone.
+pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey, Next) {
     let begin = Instant::now();
     let steps = AssertUnwindSafe(steps(&context, &key)).catch_unwind().await;
     let ended = steps.unwrap_or_else(|panic| Err(LookError::Panic(words(&*panic))));
     let outcome = if ended.is_ok() { "success" } else { "error" };
     context.metrics.reconciles.get_or_create(&Outcome { outcome }).inc();
     context.metrics.reconcile_seconds.observe(begin.elapsed().as_secs_f64());
-    let again = match ended {
+    let next = match ended {
         Ok(again) => {
             context.beliefs.succeeded(&key);
-            again
+            Next { again, held: None }
         }
         Err(error) => {
             let class = error.class();
@@ -81,10 +92,10 @@ pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey,
             let wait = wait_after(context.beliefs.failed(&key));
             let retry_seconds = wait.as_secs_f64();
             tracing::warn!(cluster = %key, class, %error, retry_seconds, "a reconcile failed");
-            Some(wait)
+            Next { again: Some(wait), held: Some(wait.min(HELD_MAX)) }
         }
     };
-    (key, again)
+    (key, next)
 }
 
 async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, LookError> {

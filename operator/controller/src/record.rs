@@ -11,6 +11,7 @@ use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
 use crate::api_call::{CallError, call};
+use crate::known::key;
 use crate::metrics::Phase;
 use crate::reconcile::Context;
 
@@ -33,6 +34,9 @@ pub(crate) async fn record(
             wait = Some(context.beliefs.wait_of_status(cluster)).filter(|it| !it.is_zero());
         }
         if wait.is_none() {
+            wait = Some(context.beliefs.status_allowance(&key(cluster))).filter(|it| !it.is_zero());
+        }
+        if wait.is_none() {
             write(context, cluster, status).await?;
         }
     }
@@ -40,6 +44,10 @@ pub(crate) async fn record(
     let is_new = cluster.status.is_none();
     let is_news = |it: &&Change| !is_new || !matches!(it.op, Op::CreatePod(_));
     for told in told(changes.iter().filter(is_news)) {
+        if !context.beliefs.may_tell(&key(cluster)) {
+            tracing::info!(cluster = %key(cluster), note = told.note(), "too many events to tell");
+            continue;
+        }
         tell(context, cluster, &told).await;
     }
     Ok(wait)

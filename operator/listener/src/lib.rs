@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,16 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// Wait after a connection could not be accepted.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long whoever was refused waits before its next connection is served: doubled with each one.
+const PENALTY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait, and how long a refusal is remembered.
+const PENALTY_MAX: Duration = Duration::from_secs(5);
+const PENALTY_KEPT: Duration = Duration::from_mins(1);
+
+/// Connections from one address that wait so; more are closed.
+const PENALIZED_MAX: usize = 4;
 
 /// How long TLS may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -74,6 +85,16 @@ struct Known {
     ever: u64,
     /// How often something was refused, by why.
     refused: BTreeMap<&'static str, u64>,
+    /// Who was refused of late.
+    penalties: BTreeMap<IpAddr, Penalty>,
+}
+
+/// What somebody has to bear who was refused.
+#[derive(Debug)]
+struct Penalty {
+    times: u32,
+    last: Instant,
+    waiting: usize,
 }
 
 /// Why a connection was closed from here.
@@ -122,6 +143,7 @@ impl Default for Schedulers {
             open: BTreeMap::new(),
             ever: 0,
             refused: BTreeMap::new(),
+            penalties: BTreeMap::new(),
         })))
     }
 }
@@ -261,6 +283,38 @@ impl Schedulers {
         }
     }
 
+    /// Somebody at this address was refused.
+    fn refuse(&self, from: IpAddr, reason: &'static str) {
+        let mut known = self.lock();
+        *known.refused.entry(reason).or_default() += 1;
+        known.penalties.retain(|_, it| it.waiting > 0 || it.last.elapsed() < PENALTY_KEPT);
+        let first = || Penalty { times: 0, last: Instant::now(), waiting: 0 };
+        let penalty = known.penalties.entry(from).or_insert_with(first);
+        penalty.times = penalty.times.saturating_add(1);
+        penalty.last = Instant::now();
+    }
+
+    /// Waits as whoever is at this address has to. False if so many of them wait already.
+    async fn bear(&self, from: IpAddr) -> bool {
+        let wait = {
+            let mut known = self.lock();
+            let Some(penalty) = known.penalties.get_mut(&from) else { return true };
+            if penalty.last.elapsed() >= PENALTY_KEPT {
+                return true;
+            }
+            if penalty.waiting >= PENALIZED_MAX {
+                return false;
+            }
+            penalty.waiting += 1;
+            PENALTY_FIRST.saturating_mul(1 << penalty.times.min(10).saturating_sub(1))
+        };
+        sleep(wait.min(PENALTY_MAX)).await;
+        if let Some(penalty) = self.lock().penalties.get_mut(&from) {
+            penalty.waiting -= 1;
+        }
+        true
+    }
+
     /// A place for one more connection of a cluster.
     fn place(&self, cluster_uid: &str) -> Option<Place<'_>> {
         let mut known = self.lock();
@@ -326,11 +380,14 @@ pub async fn serve(
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let (schedulers, news) = (schedulers.clone(), news.clone());
         tokio::spawn(async move {
+            if !schedulers.bear(from.ip()).await {
+                return;
+            }
             if let Err(error) = session(stream, &acceptor, &schedulers, &news).await {
                 tracing::info!(%error, %from, "a scheduler's connection ended");
                 let why = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
                 if let Some(Refused { reason, .. }) = why {
-                    *schedulers.lock().refused.entry(reason).or_default() += 1;
+                    schedulers.refuse(from.ip(), reason);
                 }
             }
             drop(place);

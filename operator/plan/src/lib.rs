@@ -37,6 +37,7 @@ use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
+use crate::secrets::Needed;
 pub use crate::secrets::{SecretWanted, client_secret};
 pub use crate::status::is_urgent;
 pub use crate::trouble::Trouble;
@@ -226,17 +227,19 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         let made = pods::Context { cluster, site, image: &image };
         let workers = pods::workers_due(&made, &children, &targets);
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
-        let pods: Vec<Change> =
-            pods::scheduler_due(&made, &children).into_iter().chain(workers).collect();
+        let scheduler = pods::scheduler_due(&made, &children);
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
-        if !pods.is_empty() {
-            changes.extend(secrets::due(cluster, observed));
+        if scheduler.is_some() {
+            changes.extend(secrets::due(cluster, observed, Needed::ByAll));
+        } else if !workers.is_empty() {
+            changes.extend(secrets::due(cluster, observed, Needed::ByWorkers));
         }
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
         changes.extend(scaling::fewer(cluster, &children, &targets));
-        changes.extend(pods);
+        changes.extend(scheduler);
+        changes.extend(workers);
     }
     let status = status::observed(&status::Facts {
         cluster,

@@ -31,6 +31,8 @@ pub struct Queue {
     under_way: BTreeMap<ClusterKey, Option<Duration>>,
     /// How many of a namespace are looked at.
     busy: BTreeMap<String, usize>,
+    /// What is not looked at before then, whatever happens.
+    held: BTreeMap<ClusterKey, Duration>,
     later: BTreeSet<(Duration, ClusterKey)>,
     later_of: BTreeMap<ClusterKey, Duration>,
 }
@@ -51,6 +53,7 @@ impl Queue {
             is_due: BTreeSet::new(),
             under_way: BTreeMap::new(),
             busy: BTreeMap::new(),
+            held: BTreeMap::new(),
             later: BTreeSet::new(),
             later_of: BTreeMap::new(),
         }
@@ -62,6 +65,12 @@ impl Queue {
             again.get_or_insert(now);
             return;
         }
+        if let Some(until) = self.held.get(key).copied() {
+            if until > now {
+                return self.add_later(key, until);
+            }
+            self.held.remove(key);
+        }
         if !self.is_due.insert(key.clone()) {
             return;
         }
@@ -70,6 +79,11 @@ impl Queue {
             self.turns.push_back(key.namespace.clone());
         }
         of_namespace.push_back((key.name.clone(), now));
+    }
+
+    /// A look went wrong: whatever happens to the cluster, there is no other one before then.
+    pub fn hold(&mut self, key: &ClusterKey, until: Duration) {
+        self.held.insert(key.clone(), until);
     }
 
     /// A cluster is to be looked at by then, if nothing happens before.
@@ -217,6 +231,23 @@ mod tests {
         assert_eq!(begin(&mut queue, now), [key("a", 1)]);
         queue.done(&key("a", 1));
         assert_eq!(begin(&mut queue, now), [key("b", 1)]);
+    }
+
+    #[test]
+    fn what_goes_wrong_is_not_tried_more_often_because_much_happens() {
+        let after = Duration::from_secs;
+        let mut queue = Queue::new(8);
+        queue.add(&key("a", 1), after(0));
+        assert_eq!(begin(&mut queue, after(0)), [key("a", 1)]);
+        queue.add(&key("a", 1), after(1));
+        queue.hold(&key("a", 1), after(5));
+        queue.done(&key("a", 1));
+        (1..5).for_each(|it| queue.add(&key("a", 1), after(it)));
+        assert_eq!((begin(&mut queue, after(4)), queue.wake_at()), (vec![], Some(after(5))));
+        assert_eq!(begin(&mut queue, after(5)), [key("a", 1)]);
+        queue.done(&key("a", 1));
+        queue.add(&key("a", 1), after(6));
+        assert_eq!(begin(&mut queue, after(6)), [key("a", 1)], "it went well");
     }
 
     #[test]
