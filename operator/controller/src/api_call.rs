@@ -42,6 +42,12 @@ impl CallError {
         self.status().is_some_and(|status| status.code == 409)
     }
 
+    /// The namespace goes, and everything in it.
+    pub(crate) fn is_for_nothing(&self) -> bool {
+        let causes = self.status().and_then(|it| it.details.as_ref()).map(|it| &it.causes);
+        causes.into_iter().flatten().any(|it| it.reason == "NamespaceTerminating")
+    }
+
     /// Something of this name is there already.
     pub(crate) fn is_already_there(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_already_exists)

@@ -29,12 +29,12 @@ const CREATED_BELIEF: Duration = Duration::from_secs(10);
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 
 /// Statuses of one cluster that may be written in a row, and how long until there may be one more.
-const STATUSES: u32 = 10;
-const STATUS_EVERY: Duration = Duration::from_secs(2);
+const STATUSES: u32 = 6;
+const STATUS_EVERY: Duration = Duration::from_secs(5);
 
 /// Events of one cluster that may be told in a row, and how long until there may be one more.
-const EVENTS: u32 = 20;
-const EVENT_EVERY: Duration = Duration::from_secs(15);
+const EVENTS: u32 = 8;
+const EVENT_EVERY: Duration = Duration::from_secs(30);
 
 /// What is kept of a Service.
 pub(crate) type ServiceMetadata = PartialObjectMeta<Service>;
@@ -91,7 +91,8 @@ struct Belief {
     written: Option<(ClusterStatus, Instant)>,
     /// Since when another status waits to be written.
     waits_since: Option<Instant>,
-    statuses: Allowance,
+    /// Of statuses that are not urgent, and of those that are.
+    statuses: [Allowance; 2],
     events: Allowance,
     /// Pods that were created and that no watch has shown yet.
     pods: BTreeMap<String, (PodSeen, Instant)>,
@@ -131,16 +132,19 @@ impl Beliefs {
         belief.there.insert(what, Instant::now());
     }
 
-    /// What is believed about a cluster. What is too old is forgotten: creating it again finds out.
-    fn recall(&self, key: &ClusterKey, uid: &str) -> BTreeSet<String> {
+    /// What is believed about a cluster, and how much longer. What is too old is forgotten: creating it
+    /// again finds out.
+    fn recall(&self, key: &ClusterKey, uid: &str) -> BTreeMap<String, Duration> {
         let mut all = self.lock();
-        let Some(belief) = all.get_mut(key) else { return BTreeSet::new() };
+        let Some(belief) = all.get_mut(key) else { return BTreeMap::new() };
         belief.be_about(uid);
-        belief.there.retain(|what, since| {
+        let rest = |what: &str, since: Instant| {
             let is_secret = what.starts_with(SECRET);
-            since.elapsed() < if is_secret { SECRET_BELIEF } else { CREATED_BELIEF }
-        });
-        belief.there.keys().cloned().collect()
+            let belief = if is_secret { SECRET_BELIEF } else { CREATED_BELIEF };
+            belief.saturating_sub(since.elapsed())
+        };
+        belief.there.retain(|what, since| !rest(what, *since).is_zero());
+        belief.there.iter().map(|(what, since)| (what.clone(), rest(what, *since))).collect()
     }
 
     /// A status of a cluster was written.
@@ -163,9 +167,10 @@ impl Beliefs {
     }
 
     /// How long a cluster's status must wait because so many were written of late; zero takes one.
-    pub(crate) fn status_allowance(&self, key: &ClusterKey) -> Duration {
+    pub(crate) fn status_allowance(&self, key: &ClusterKey, is_urgent: bool) -> Duration {
         let mut all = self.lock();
-        all.entry(key.clone()).or_default().statuses.take(STATUSES, STATUS_EVERY)
+        let statuses = &mut all.entry(key.clone()).or_default().statuses;
+        statuses[usize::from(is_urgent)].take(STATUSES, STATUS_EVERY)
     }
 
     /// Whether another event of a cluster may be told.
@@ -190,14 +195,16 @@ impl Beliefs {
         belief.pods.insert(seen.name.clone(), (seen, Instant::now()));
     }
 
-    /// Pods that were created of late and that no watch has shown yet.
-    fn made_unseen(&self, key: &ClusterKey, shown: &[PodSeen]) -> Vec<PodSeen> {
+    /// Pods that were created of late and that no watch has shown yet, and how much longer they are
+    /// believed in.
+    fn made_unseen(&self, key: &ClusterKey, shown: &[PodSeen]) -> Vec<(PodSeen, Duration)> {
         let mut all = self.lock();
         let Some(belief) = all.get_mut(key) else { return Vec::new() };
+        let rest = |since: &Instant| CREATED_BELIEF.saturating_sub(since.elapsed());
         belief.pods.retain(|name, (_, since)| {
-            since.elapsed() < CREATED_BELIEF && shown.iter().all(|it| it.name != *name)
+            !rest(since).is_zero() && shown.iter().all(|it| it.name != *name)
         });
-        belief.pods.values().map(|(pod, _)| pod.clone()).collect()
+        belief.pods.values().map(|(pod, since)| (pod.clone(), rest(since))).collect()
     }
 
     /// A cluster with the status that was written last, if no watch has shown it yet.
@@ -268,27 +275,45 @@ pub(crate) const NETWORK_POLICY: &str = "network policy";
 
 /// Reads what is known of a cluster. Pods, Services and policy come from the caches, demand from the
 /// scheduler's own connection, Secrets from what this operator made, so that a cluster that is as it
-/// should be costs the API server nothing.
-pub(crate) fn observe(context: &Context, key: &ClusterKey, cluster: &Cluster) -> Observed {
+/// should be costs the API server nothing. Gives also when to look again because something is believed
+/// to be there that no watch shows: somebody may have taken it away.
+pub(crate) fn observe(
+    context: &Context,
+    key: &ClusterKey,
+    cluster: &Cluster,
+) -> (Observed, Option<Duration>) {
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
     let known = context.beliefs.recall(key, uid);
-    let named = |kind: &str| {
-        known.iter().filter_map(|it| it.strip_prefix(kind)).map(str::to_owned).collect()
-    };
-    let mut services: BTreeSet<String> = named(SERVICE);
-    services.extend(context.services.of(uid).iter().map(|it| it.name_any()));
+    let mut services: BTreeSet<String> =
+        context.services.of(uid).iter().map(|it| it.name_any()).collect();
+    let mut has_network_policy = !context.policies.of(uid).is_empty();
     let mut pods: Vec<PodSeen> = context.pods.of(uid).iter().map(|pod| seen(pod)).collect();
-    pods.extend(context.beliefs.made_unseen(key, &pods));
-    let has_policy = !context.policies.of(uid).is_empty();
-    Observed {
-        secrets: named(SECRET),
+    let (mut secrets, mut doubts) = (BTreeSet::new(), Vec::new());
+    for (what, rest) in known {
+        let is_news = if let Some(name) = what.strip_prefix(SECRET) {
+            secrets.insert(name.to_owned());
+            false
+        } else if let Some(name) = what.strip_prefix(SERVICE) {
+            services.insert(name.to_owned())
+        } else {
+            !std::mem::replace(&mut has_network_policy, true)
+        };
+        doubts.extend(is_news.then_some(rest));
+    }
+    for (pod, rest) in context.beliefs.made_unseen(key, &pods) {
+        pods.push(pod);
+        doubts.push(rest);
+    }
+    let observed = Observed {
+        secrets,
         services,
-        has_network_policy: known.contains(NETWORK_POLICY) || has_policy,
+        has_network_policy,
         pods,
         demand: context.schedulers.demand(uid),
         silent_for: context.schedulers.silent_for(uid),
         busy_ago: context.schedulers.busy_ago(uid),
-    }
+    };
+    (observed, doubts.into_iter().min())
 }
 
 fn seen(pod: &SlimPod) -> PodSeen {

@@ -34,6 +34,9 @@ const RETRY_MAX: Duration = Duration::from_mins(1);
 /// Longest time for which a cluster is left alone after a failure, whatever happens to it.
 const HELD_MAX: Duration = Duration::from_secs(5);
 
+/// For how long one is left alone whose namespace goes.
+const HELD_LONG: Duration = Duration::from_secs(10);
+
 /// A cluster as it comes from the API server: it may not be one that we understand.
 pub(crate) type Guarded = DeserializeGuard<Cluster>;
 
@@ -90,9 +93,11 @@ pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey,
             let class = error.class();
             context.metrics.reconcile_errors.get_or_create(&Class { class }).inc();
             let wait = wait_after(context.beliefs.failed(&key));
+            let held = if error.is_for_nothing() { HELD_LONG } else { wait.min(HELD_MAX) };
+            let wait = wait.max(held);
             let retry_seconds = wait.as_secs_f64();
             tracing::warn!(cluster = %key, class, %error, retry_seconds, "a reconcile failed");
-            Next { again: Some(wait), held: Some(wait.min(HELD_MAX)) }
+            Next { again: Some(wait), held: Some(held) }
         }
     };
     (key, next)
@@ -120,7 +125,7 @@ async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, 
         return Ok(None);
     }
     let cluster = &context.beliefs.with_written(key, cluster);
-    let observed = observe(context, key, cluster);
+    let (observed, doubt) = observe(context, key, cluster);
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let plan = plan(cluster, &observed, &context.site, (context.clock)());
@@ -131,10 +136,18 @@ async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, 
     }
     let wait = record(context, cluster, &plan.status, &plan.changes).await;
     let wait = wait.map_err(LookError::Record)?;
-    Ok([plan.next_look, wait].into_iter().flatten().min())
+    Ok([plan.next_look, wait, doubt].into_iter().flatten().min())
 }
 
 impl LookError {
+    /// Whether another try would not help.
+    fn is_for_nothing(&self) -> bool {
+        match self {
+            Self::Apply(ApplyError::Call(error)) | Self::Record(error) => error.is_for_nothing(),
+            Self::Apply(_) | Self::Panic(_) => false,
+        }
+    }
+
     /// What went wrong, in a word.
     fn class(&self) -> &'static str {
         match self {

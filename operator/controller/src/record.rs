@@ -30,11 +30,13 @@ pub(crate) async fn record(
 ) -> Result<Option<Duration>, CallError> {
     let mut wait = None;
     if cluster.status.as_ref() != Some(status) {
-        if !is_urgent(cluster.status.as_ref(), status) {
+        let is_urgent = is_urgent(cluster.status.as_ref(), status);
+        if !is_urgent {
             wait = Some(context.beliefs.wait_of_status(cluster)).filter(|it| !it.is_zero());
         }
         if wait.is_none() {
-            wait = Some(context.beliefs.status_allowance(&key(cluster))).filter(|it| !it.is_zero());
+            wait = Some(context.beliefs.status_allowance(&key(cluster), is_urgent))
+                .filter(|it| !it.is_zero());
         }
         if wait.is_none() {
             write(context, cluster, status).await?;

@@ -17,6 +17,9 @@ use crate::server::Server;
 /// Between two tries to reach an operator, and before an answer.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// Tasks that every group can take.
+const ANY_MAX: u64 = 3;
+
 /// How often a scheduler looks for orders.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -42,7 +45,7 @@ struct Seen<'a> {
 /// All schedulers that run.
 #[derive(Default)]
 pub struct Engines {
-    /// Tasks that wait in every cluster, each of ten core-seconds, for any group.
+    /// Tasks that wait in every cluster, each of ten core-seconds.
     pub tasks: u64,
     by_cluster: BTreeMap<String, Engine>,
 }
@@ -205,12 +208,16 @@ impl Engine {
             held_bytes: 0,
             assigned: 0,
         });
-        let queue = Fact::Queue {
-            fits: self.groups.clone(),
-            tasks,
-            core_seconds: 10.0 * tasks as f64,
-            running: 0,
-        };
-        workers.chain((tasks > 0).then_some(queue)).collect()
+        // What waits behind that for every group is for the last group alone.
+        let any = tasks.min(ANY_MAX);
+        let classes = [(self.groups.clone(), any), (self.last_group(), tasks - any)];
+        let queues = classes.into_iter().filter(|(_, tasks)| *tasks > 0).map(|(fits, tasks)| {
+            Fact::Queue { fits, tasks, core_seconds: 10.0 * tasks as f64, running: 0 }
+        });
+        workers.chain(queues).collect()
+    }
+
+    fn last_group(&self) -> Vec<String> {
+        self.groups.last().cloned().into_iter().collect()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::kinds::{self, Kind};
+
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
@@ -11,6 +13,8 @@ pub enum Fault {
     Event(usize, EventFault),
     /// The nth list of an operator shows what was so many changes of the kind ago.
     List(usize, usize),
+    /// After the nth write somebody takes away everything of a kind that clusters have.
+    Taken(usize, Kind),
     /// The nth request of any kind gets no answer for so long, and is then refused with 503.
     Slow(usize, Duration),
 }
@@ -44,6 +48,9 @@ pub enum EventFault {
     /// It comes so much later, and everything after it on this watch.
     Held(Duration),
 }
+
+/// What somebody may take away who may do so.
+pub const TAKEN: [Kind; 3] = [kinds::POD, kinds::SERVICE, kinds::NETWORK_POLICY];
 
 /// Every way in which a write can go wrong.
 pub const WRITE_FAULTS: [WriteFault; 9] = [

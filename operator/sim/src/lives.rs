@@ -9,8 +9,9 @@ use ebbtide_api::names;
 use serde_json::{Value, json};
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
+use tokio::time::sleep;
 
-use crate::faults::{EVENT_FAULTS, Fault, WRITE_FAULTS, WriteFault};
+use crate::faults::{EVENT_FAULTS, Fault, TAKEN, WRITE_FAULTS, WriteFault};
 use crate::kinds;
 use crate::nodes::FAILURES;
 use crate::server::Counts;
@@ -32,17 +33,30 @@ pub struct Played {
     pub children: Vec<String>,
 }
 
+/// Pods that there may be while there is no room for more.
+const TIGHT: usize = 3;
+
+/// How long there is none.
+const TIGHT_TIME: Duration = Duration::from_secs(40);
+
 /// A cluster whose workers have so much memory.
 pub fn cluster(memory: &str) -> Value {
+    with_groups(memory, 1)
+}
+
+/// The same with one group, or with a second one that comes when the first has all it may have.
+fn with_groups(memory: &str, groups: usize) -> Value {
+    let resources = json!({ "cpu": "1", "memory": memory });
+    let all = [
+        json!({ "name": "w", "min": 1, "max": 3, "resources": resources }),
+        json!({ "name": "more", "min": 0, "max": 2, "resources": resources }),
+    ];
     json!({
         "metadata": { "name": "risk", "namespace": "default" },
         "spec": {
             "image": "image@sha256:1",
             "lifetime": { "idle": { "after": "24h" } },
-            "workers": [{
-                "name": "w", "min": 1, "max": 3,
-                "resources": { "cpu": "1", "memory": memory },
-            }],
+            "workers": all[..groups],
         },
     })
 }
@@ -62,11 +76,20 @@ pub fn is_ready(store: &Store, workers: u64) -> bool {
 }
 
 /// The life of a cluster and of another one after it under the same name.
-pub async fn lives(world: &World) -> Result<(), String> {
+async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
+    let cluster = |memory| with_groups(memory, conditions.groups);
+    let most = if conditions.groups == 1 { 3 } else { 5 };
     world.apply(&cluster("1Gi"));
     world.until("it is ready", |store| is_ready(store, 1)).await?;
-    world.queue(3);
-    world.until("it has grown", |store| is_ready(store, 3)).await?;
+    if conditions.is_tight {
+        world.server.set_quota(Some(TIGHT));
+    }
+    world.queue(most);
+    if conditions.is_tight {
+        sleep(TIGHT_TIME).await;
+        world.server.set_quota(None);
+    }
+    world.until("it has grown", |store| is_ready(store, most)).await?;
     world.queue(0);
     world.until("it has shrunk", |store| is_ready(store, 1)).await?;
     world.apply(&cluster("2Gi"));
@@ -78,7 +101,9 @@ pub async fn lives(world: &World) -> Result<(), String> {
             .flatten()
             .any(|it| it["type"] == "PendingChange" && it["status"] == wanted)
     };
-    world.until("a change is pending", |store| is_pending(store, "True")).await?;
+    if conditions.is_whole {
+        world.until("a change is pending", |store| is_pending(store, "True")).await?;
+    }
     let is_worker = |pod: &&Arc<Value>| pod["metadata"]["labels"][names::ROLE] == "worker";
     world.server.change(|store, now| {
         let name = |pod: &Arc<Value>| pod["metadata"]["name"].as_str().map(str::to_owned);
@@ -105,7 +130,7 @@ pub async fn lives(world: &World) -> Result<(), String> {
 pub fn play(conditions: &Conditions) -> Result<Played, String> {
     within(|| async move {
         let world = World::new(conditions);
-        let lived = lives(&world).await;
+        let lived = lives(&world, conditions).await;
         let children = world.children().into_iter();
         let children = children.map(|(it, count)| format!("{count} {it}")).collect();
         match lived {
@@ -143,8 +168,9 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
     for first in 0..counts.writes {
         let crash = Fault::Write(first, WriteFault::CrashAfter);
         for second in first + 1..counts.writes {
-            let again = Fault::Write(second, WriteFault::CrashAfter);
-            crashes.push(with(&quiet, vec![crash, again]));
+            for again in [WriteFault::CrashAfter, WriteFault::CrashBefore, WriteFault::Lost] {
+                crashes.push(with(&quiet, vec![crash, Fault::Write(second, again)]));
+            }
         }
         // The lists of the operator that comes after are the third and the fourth.
         for stale in 1..=STALE_MAX {
@@ -155,6 +181,21 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
         }
     }
     groups.push(("a crash, and another or stale lists".to_owned(), crashes));
+    for (about, conditions) in [
+        ("two worker groups and one fault", Conditions { groups: 2, ..quiet.clone() }),
+        ("no room for a while and one fault", Conditions { is_tight: true, ..quiet.clone() }),
+    ] {
+        let counts = play(&conditions)?.counts;
+        let worlds = singles(counts).into_iter().map(|it| with(&conditions, vec![it]));
+        groups.push((about.to_owned(), worlds.collect()));
+    }
+    let mut meddled = Vec::new();
+    for begin in [quiet, two] {
+        let begin = Conditions { is_whole: false, ..begin };
+        let taken = (0..counts.writes).flat_map(|nth| TAKEN.map(|it| Fault::Taken(nth, it)));
+        meddled.extend(taken.map(|it| with(&begin, vec![it])));
+    }
+    groups.push(("somebody who takes away what clusters have".to_owned(), meddled));
     Ok(groups)
 }
 

@@ -65,6 +65,8 @@ struct Inner {
     cut: BTreeSet<usize>,
     counts: Counts,
     guard: Option<Guard>,
+    /// How many pods there may be.
+    quota: Option<usize>,
     wrong: Option<String>,
     trace: String,
 }
@@ -109,6 +111,7 @@ impl Server {
             cut: BTreeSet::new(),
             counts: Counts::default(),
             guard: None,
+            quota: None,
             wrong: None,
             trace: String::new(),
         };
@@ -138,6 +141,11 @@ impl Server {
     /// Lets an operator's requests for leases go without an answer from now on.
     pub fn cut_leases_of(&self, who: usize) {
         self.lock().cut.insert(who);
+    }
+
+    /// Lets there be so many pods at most from now on.
+    pub fn set_quota(&self, pods: Option<usize>) {
+        self.lock().quota = pods;
     }
 
     /// Judges every write of operators from now on.
@@ -244,7 +252,11 @@ impl Server {
     fn slow(&self) -> Option<Duration> {
         let pick = |it: &Fault, nth| match it {
             Fault::Slow(at, time) if *at == nth => Some(*time),
-            Fault::Slow(..) | Fault::Write(..) | Fault::Event(..) | Fault::List(..) => None,
+            Fault::Slow(..)
+            | Fault::Write(..)
+            | Fault::Event(..)
+            | Fault::List(..)
+            | Fault::Taken(..) => None,
         };
         self.lock().meet(|counts| &mut counts.requests, pick).1
     }
@@ -257,7 +269,11 @@ impl Server {
     ) -> Result<Response<Answer>, BoxError> {
         let pick = |it: &Fault, nth| match it {
             Fault::Write(at, fault) if *at == nth => Some(*fault),
-            Fault::Write(..) | Fault::Event(..) | Fault::List(..) | Fault::Slow(..) => None,
+            Fault::Write(..)
+            | Fault::Event(..)
+            | Fault::List(..)
+            | Fault::Slow(..)
+            | Fault::Taken(..) => None,
         };
         let (nth, fault) = self.lock().meet(|counts| &mut counts.writes, pick);
         let name =
@@ -266,7 +282,11 @@ impl Server {
         let fault_told = fault.map(|it| format!(" {it:?}")).unwrap_or_default();
         self.log(&format!("operator {who} write {nth}: {what}{fault_told}"));
         match fault {
-            None => Ok(self.judged(who, call, body)),
+            None => {
+                let answer = self.judged(who, call, body);
+                self.meddle(nth);
+                Ok(answer)
+            }
             Some(WriteFault::CrashBefore) => self.crash(who).await,
             Some(WriteFault::CrashAfter) => {
                 drop(self.judged(who, call, body));
@@ -282,6 +302,26 @@ impl Server {
             }
             Some(WriteFault::Hangs) => pending().await,
             Some(WriteFault::Refused(code)) => Ok(refused(&refusal(code))),
+        }
+    }
+
+    /// What somebody else does after this write.
+    fn meddle(&self, write: usize) {
+        let taken: Vec<Kind> = {
+            let inner = self.lock();
+            let meant = inner.faults.iter().filter_map(|it| match it {
+                Fault::Taken(at, kind) if *at == write => Some(*kind),
+                Fault::Taken(..)
+                | Fault::Write(..)
+                | Fault::Event(..)
+                | Fault::List(..)
+                | Fault::Slow(..) => None,
+            });
+            meant.collect()
+        };
+        for kind in taken {
+            self.log(&format!("somebody takes away all {}", kind.plural));
+            self.change(|store, now| store.delete_all(kind, now));
         }
     }
 
@@ -313,6 +353,14 @@ impl Server {
     fn carry_out(&self, call: &Call, body: &Value) -> Response<Answer> {
         let Call { kind, .. } = *call;
         let name = call.name.as_deref().unwrap_or_default();
+        let quota = self.lock().quota.filter(|_| call.verb == Verb::Create && kind == kinds::POD);
+        if quota.is_some_and(|quota| self.look(|store| store.list(kinds::POD).count()) >= quota) {
+            return refused(&Refusal {
+                code: 403,
+                reason: "Forbidden",
+                message: "pods is forbidden: exceeded quota: small".to_owned(),
+            });
+        }
         let done = self.change(|store, now| match call.verb {
             Verb::Get => store.get(kind, name).cloned(),
             Verb::Create => store.create(kind, body.clone(), now),
@@ -333,7 +381,11 @@ impl Server {
         let mut inner = self.lock();
         let pick = |it: &Fault, nth| match it {
             Fault::List(at, changes) if *at == nth => Some(*changes),
-            Fault::List(..) | Fault::Write(..) | Fault::Event(..) | Fault::Slow(..) => None,
+            Fault::List(..)
+            | Fault::Write(..)
+            | Fault::Event(..)
+            | Fault::Slow(..)
+            | Fault::Taken(..) => None,
         };
         let (nth, stale) = inner.meet(|counts| &mut counts.lists, pick);
         let (objects, version) = match stale {
@@ -432,7 +484,11 @@ impl Watching {
     async fn deliver(&mut self, line: String) {
         let pick = |it: &Fault, nth| match it {
             Fault::Event(at, fault) if *at == nth => Some(*fault),
-            Fault::Event(..) | Fault::Write(..) | Fault::List(..) | Fault::Slow(..) => None,
+            Fault::Event(..)
+            | Fault::Write(..)
+            | Fault::List(..)
+            | Fault::Slow(..)
+            | Fault::Taken(..) => None,
         };
         let (nth, fault) = self.server.lock().meet(|counts| &mut counts.events, pick);
         if let Some(fault) = fault {

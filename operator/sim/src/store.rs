@@ -247,6 +247,15 @@ impl Store {
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 
+    /// Deletes everything of a kind, as somebody may.
+    pub fn delete_all(&mut self, kind: Kind, now: Timestamp) {
+        let name = |it: &Arc<Value>| it["metadata"]["name"].as_str().map(str::to_owned);
+        let names: Vec<String> = self.list(kind).filter_map(name).collect();
+        for name in names {
+            drop(self.delete(kind, &name, &Deletion::default(), now));
+        }
+    }
+
     /// Takes an object away, whatever it waits for: a kubelet that has ended a pod.
     pub fn remove(&mut self, key: Key) -> Arc<Value> {
         let before = self.objects.remove(&key).unwrap_or_default();

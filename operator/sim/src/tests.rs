@@ -8,7 +8,7 @@ use crate::faults::{EventFault, Fault};
 use crate::kinds::{self, Kind};
 use crate::lives::{all, cluster, is_ready, play, play_all, within};
 use crate::nodes::Failure;
-use crate::store::{Deletion, Store};
+use crate::store::Store;
 use crate::world::{Conditions, World};
 
 #[test]
@@ -19,6 +19,14 @@ fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
     // Fewer of them for a mutant.
     let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
     let worlds: Vec<Conditions> = worlds.into_iter().step_by(step.unwrap_or(1)).collect();
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
+fn whatever_somebody_takes_away_at_any_moment_comes_back() {
+    let expected = play(&meddled()).unwrap();
+    let (about, worlds) = all().unwrap().pop().unwrap();
+    assert_eq!(about, "somebody who takes away what clusters have");
     play_all(&worlds, &expected).unwrap();
 }
 
@@ -156,15 +164,7 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
 
 /// Takes away everything of a kind that clusters have.
 fn take_away(world: &World, kind: Kind) {
-    world.server.change(|store, now| {
-        let names: Vec<String> = store
-            .list(kind)
-            .filter_map(|it| it["metadata"]["name"].as_str().map(str::to_owned))
-            .collect();
-        for name in names {
-            drop(store.delete(kind, &name, &Deletion::default(), now));
-        }
-    });
+    world.server.change(|store, now| store.delete_all(kind, now));
 }
 
 fn meddled() -> Conditions {

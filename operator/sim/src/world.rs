@@ -51,6 +51,10 @@ pub struct Conditions {
     pub has_lease: bool,
     /// Whether nobody but the operators makes or takes away children.
     pub is_whole: bool,
+    /// Worker groups of the cluster.
+    pub groups: usize,
+    /// Whether there is no room for more workers for a while.
+    pub is_tight: bool,
 }
 
 /// A world that goes on by itself.
@@ -83,7 +87,8 @@ impl Conditions {
     /// One operator, and nothing goes wrong.
     pub fn quiet() -> Self {
         let (faults, failure) = (Vec::new(), None);
-        Self { faults, failure, operators: 1, has_lease: false, is_whole: true }
+        let (has_lease, is_whole, is_tight) = (false, true, false);
+        Self { faults, failure, operators: 1, has_lease, is_whole, groups: 1, is_tight }
     }
 }
 
