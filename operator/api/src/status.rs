@@ -72,6 +72,11 @@ pub struct ClusterStatus {
     /// Since when there has been no work, as far as the scheduler said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
+    /// How many jobs had ever come when there last was no work: tells whether some came and went while
+    /// nobody listened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub jobs: Option<i64>,
 }
 
 /// What a cluster is doing.

@@ -1,5 +1,7 @@
 //! All writes of one reconcile: step by step, one match, stopped by an error.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ebbtide_api::Cluster;
 use ebbtide_authority::AuthorityError;
 use ebbtide_plan::{Change, Op, SecretWanted};
@@ -34,8 +36,7 @@ pub(crate) enum ApplyError {
 const PODS_AT_ONCE: usize = 8;
 
 /// Applies changes in their order: what pods need at once, then everything else that is no pod, then
-/// the pods, several at a time. After an error in one of these nothing of the next is begun, and the
-/// first one is told.
+/// the pods, several at a time. After an error nothing more is begun, and the first one is told.
 pub(crate) async fn apply(
     context: &Context,
     cluster: &Cluster,
@@ -46,12 +47,23 @@ pub(crate) async fn apply(
         Op::CreatePod(_) => Step::Pods,
         Op::DeletePod(_) | Op::Retire { .. } | Op::DeleteCluster { .. } => Step::Others,
     };
+    let failed = AtomicBool::new(false);
     for (now, at_once) in
         [(Step::Needed, PODS_AT_ONCE), (Step::Others, 1), (Step::Pods, PODS_AT_ONCE)]
     {
         let mut due = Vec::new();
         for change in changes.iter().filter(|it| step(it) == now) {
-            due.push(carry_out(context, cluster, change).boxed());
+            let failed = &failed;
+            let carried_out = async move {
+                // After an error nothing more is begun.
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let done = carry_out(context, cluster, change).await;
+                failed.fetch_or(done.is_err(), Ordering::Relaxed);
+                done
+            };
+            due.push(carried_out.boxed());
         }
         let done: Vec<Result<(), ApplyError>> = stream::iter(due).buffered(at_once).collect().await;
         done.into_iter().collect::<Result<(), ApplyError>>()?;

@@ -44,14 +44,15 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (verb, resource) = asked(request.method(), request.uri().path(), request.uri().query());
+        let (verb, namespace, resource) =
+            asked(request.method(), request.uri().path(), request.uri().query());
         let (answer, metrics, begin) =
             (self.inner.call(request), self.metrics.clone(), Instant::now());
         Box::pin(async move {
             let answer = answer.await;
             let code = answer.as_ref().ok().map(|it| it.status().as_u16());
             if verb == "watch" && code == Some(200) {
-                metrics.watch_is_open(&resource);
+                metrics.watch_is_open(&namespace, &resource);
             }
             if verb != "watch" {
                 let seconds = begin.elapsed().as_secs_f64();
@@ -65,16 +66,17 @@ where
     }
 }
 
-/// Verb and resource of a request, as RBAC has them.
-fn asked(method: &Method, path: &str, query: Option<&str>) -> (&'static str, String) {
+/// Verb, namespace and resource of a request, as RBAC has them.
+fn asked(method: &Method, path: &str, query: Option<&str>) -> (&'static str, String, String) {
     let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
     let after_version = match parts.as_slice() {
         ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
         _ => &[],
     };
-    let (resource, name) = match after_version {
-        ["namespaces", _, plural, rest @ ..] | [plural, rest @ ..] => (*plural, rest),
-        [] => ("", &[][..]),
+    let (namespace, resource, name) = match after_version {
+        ["namespaces", namespace, plural, rest @ ..] => (*namespace, *plural, rest),
+        [plural, rest @ ..] => ("", *plural, rest),
+        [] => ("", "", &[][..]),
     };
     let resource = match name {
         [_, sub] => format!("{resource}/{sub}"),
@@ -91,7 +93,7 @@ fn asked(method: &Method, path: &str, query: Option<&str>) -> (&'static str, Str
         ("DELETE", _) => "delete",
         _ => "other",
     };
-    (verb, resource)
+    (verb, namespace.to_owned(), resource)
 }
 
 #[cfg(test)]
@@ -129,7 +131,7 @@ mod tests {
             ),
             (asked(Method::GET, "/version", None), "list", ""),
         ] {
-            assert_eq!(found, (verb, resource.to_owned()));
+            assert_eq!((found.0, found.2.as_str()), (verb, resource));
         }
     }
 }

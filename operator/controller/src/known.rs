@@ -113,11 +113,19 @@ impl<K: Watched> Known<K> {
         self.read().objects.get(&place).map(Arc::clone)
     }
 
-    /// The objects of the cluster with this uid.
-    pub(crate) fn of(&self, uid: &str) -> Vec<Arc<K>> {
+    /// The objects of the cluster with this uid. What names it as its owner from another namespace is
+    /// somebody's trick.
+    pub(crate) fn of(&self, namespace: &str, uid: &str) -> Vec<Arc<K>> {
         let index = self.read();
         let places = index.of.get(uid).into_iter().flatten();
+        let places = places.filter(|it| it.0 == namespace);
         places.filter_map(|place| index.objects.get(place).map(Arc::clone)).collect()
+    }
+
+    /// The names of what has this uid, wherever.
+    pub(crate) fn named(&self, uid: &str) -> Vec<ClusterKey> {
+        let places = self.read().of.get(uid).cloned().unwrap_or_default();
+        places.into_iter().map(|(namespace, name)| ClusterKey { namespace, name }).collect()
     }
 
     /// Everything that is known in a scope.
@@ -276,7 +284,7 @@ mod tests {
         assert!(known.has_listed("n"));
         let (changed, new) = (child("n", "of-c", "c", 2), child("n", "of-d", "d", 3));
         assert_eq!(list(&known, None, &[a, changed, new]), set(["n/b", "n/c", "n/d"]));
-        assert_eq!((known.of("uid-n-b").len(), known.of("uid-n-d").len()), (0, 1));
+        assert_eq!((known.of("n", "uid-n-b").len(), known.of("n", "uid-n-d").len()), (0, 1));
     }
 
     #[test]
@@ -286,8 +294,22 @@ mod tests {
         assert_eq!(list(&known, Some("here"), &[here]), set(["here/a"]));
         assert_eq!(list(&known, Some("there"), &[there]), set(["there/a"]));
         assert_eq!(list(&known, Some("here"), &[]), set(["here/a"]));
-        assert_eq!((known.of("uid-here-a").len(), known.of("uid-there-a").len()), (0, 1));
+        assert_eq!(
+            (known.of("here", "uid-here-a").len(), known.of("there", "uid-there-a").len()),
+            (0, 1)
+        );
         assert!(known.has_listed("there") && !known.has_listed("elsewhere"));
+    }
+
+    #[test]
+    fn what_names_a_cluster_of_another_namespace_as_its_owner_is_not_its_own() {
+        let known = Known::default();
+        let mut trick = child("theirs", "of-a", "a", 1);
+        trick.metadata.owner_references.as_mut().unwrap()[0].uid = "uid-n-a".to_owned();
+        list(&known, None, &[child("n", "of-a", "a", 1), trick]);
+        let own = known.of("n", "uid-n-a");
+        assert_eq!(own.len(), 1);
+        assert_eq!(own[0].metadata.namespace.as_deref(), Some("n"));
     }
 
     #[test]
@@ -297,7 +319,7 @@ mod tests {
         assert_eq!(take(Event::Apply(child("n", "it", "a", 1))), set(["n/a"]));
         assert_eq!(take(Event::Apply(child("n", "it", "a", 1))), set([]));
         assert_eq!(take(Event::Apply(child("n", "it", "b", 2))), set(["n/a", "n/b"]));
-        assert_eq!(known.of("uid-n-a").len(), 0);
+        assert_eq!(known.of("n", "uid-n-a").len(), 0);
         assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set(["n/b"]));
         assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set([]));
     }

@@ -89,7 +89,8 @@ pub struct Metrics {
     pub(crate) schedulers: Gauge,
     pub(crate) demands_refused: Family<Reason, Counter>,
     pub(crate) is_leader: Gauge,
-    watches: Arc<Mutex<BTreeMap<String, Instant>>>,
+    /// When each watch was opened, by resource and namespace.
+    watches: Arc<Mutex<BTreeMap<(String, String), Instant>>>,
     refresh: Arc<OnceLock<Refresh>>,
 }
 
@@ -127,16 +128,21 @@ impl Metrics {
     }
 
     /// A watch was opened.
-    pub(crate) fn watch_is_open(&self, resource: &str) {
+    pub(crate) fn watch_is_open(&self, namespace: &str, resource: &str) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.insert(resource.to_owned(), Instant::now());
+        watches.insert((resource.to_owned(), namespace.to_owned()), Instant::now());
     }
 
     fn tell_watches(&self) {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        for (resource, opened_at) in watches.iter() {
-            let age =
-                self.watch_age_seconds.get_or_create(&Resource { resource: resource.clone() });
+        let mut oldest = BTreeMap::new();
+        for ((resource, _), opened_at) in watches.iter() {
+            let oldest = oldest.entry(resource).or_insert(opened_at);
+            *oldest = opened_at.min(oldest);
+        }
+        for (resource, opened_at) in oldest {
+            let resource = Resource { resource: resource.clone() };
+            let age = self.watch_age_seconds.get_or_create(&resource);
             age.set(opened_at.elapsed().as_secs_f64());
         }
     }
@@ -156,7 +162,11 @@ impl Metrics {
         let name = "api_request_seconds";
         it.register(name, "How long it took to answer", counted.api_request_seconds);
         let name = "watch_age_seconds";
-        it.register(name, "Time since a watch was opened last", counted.watch_age_seconds);
+        it.register(
+            name,
+            "Time since the watch was opened that was opened longest ago",
+            counted.watch_age_seconds,
+        );
         it.register("clusters", "Clusters, by what they do", counted.clusters);
         it.register("phase_seconds", "How long clusters did so", counted.phase_seconds);
         it.register("workers", "Workers of all clusters, by how far they are", counted.workers);
@@ -245,7 +255,7 @@ mod tests {
         let request = Request { verb: "get", resource: "pods".to_owned(), code: "200".to_owned() };
         metrics.api_requests.get_or_create(&request).inc();
         metrics.api_request_seconds.get_or_create(&Verb { verb: "get" }).observe(1.0);
-        metrics.watch_is_open("pods");
+        metrics.watch_is_open("", "pods");
         metrics.tell_watches();
         metrics.watch_age_seconds.get_or_create(&Resource { resource: "pods".to_owned() }).set(1.0);
         metrics.clusters.get_or_create(&Phase { phase: "Ready" }).set(1);

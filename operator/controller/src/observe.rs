@@ -89,8 +89,9 @@ struct Belief {
     failures: u32,
     /// The status that was written last, until a watch shows it.
     written: Option<(ClusterStatus, Instant)>,
-    /// Since when another status waits to be written.
+    /// Since when another status waits to be written, and that status.
     waits_since: Option<Instant>,
+    waiting: Option<ClusterStatus>,
     /// Of statuses that are not urgent, and of those that are.
     statuses: [Allowance; 2],
     events: Allowance,
@@ -154,7 +155,31 @@ impl Beliefs {
         let belief = all.entry(key(cluster)).or_default();
         belief.be_about(&uid);
         belief.written = Some((status.clone(), Instant::now()));
-        belief.waits_since = None;
+        (belief.waits_since, belief.waiting) = (None, None);
+    }
+
+    /// A status of a cluster waits to be written.
+    pub(crate) fn waits(&self, cluster: &Cluster, status: &ClusterStatus) {
+        let mut all = self.lock();
+        all.entry(key(cluster)).or_default().waiting = Some(status.clone());
+    }
+
+    /// A cluster as the plan must know it: since when there was no work is decided from, though it is
+    /// not written yet.
+    pub(crate) fn as_planned(&self, key: &ClusterKey, cluster: &Cluster) -> Cluster {
+        let mut cluster = cluster.clone();
+        let all = self.lock();
+        let waiting = all.get(key).and_then(|it| it.waiting.as_ref());
+        if let (Some(status), Some(waiting)) = (&mut cluster.status, waiting) {
+            status.idle_since.clone_from(&waiting.idle_since);
+            status.jobs = waiting.jobs;
+            for group in &mut status.groups {
+                if let Some(planned) = waiting.groups.iter().find(|it| it.name == group.name) {
+                    group.idle_since.clone_from(&planned.idle_since);
+                }
+            }
+        }
+        cluster
     }
 
     /// How long a status that is not urgent waits for others, from the first time that this is asked.
@@ -254,7 +279,7 @@ impl Belief {
         if self.uid != uid {
             self.there.clear();
             self.written = None;
-            self.waits_since = None;
+            (self.waits_since, self.waiting) = (None, None);
             self.pods.clear();
             uid.clone_into(&mut self.uid);
         }
@@ -283,11 +308,13 @@ pub(crate) fn observe(
     cluster: &Cluster,
 ) -> (Observed, Option<Duration>) {
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
+    let namespace = key.namespace.as_str();
     let known = context.beliefs.recall(key, uid);
     let mut services: BTreeSet<String> =
-        context.services.of(uid).iter().map(|it| it.name_any()).collect();
-    let mut has_network_policy = !context.policies.of(uid).is_empty();
-    let mut pods: Vec<PodSeen> = context.pods.of(uid).iter().map(|pod| seen(pod)).collect();
+        context.services.of(namespace, uid).iter().map(|it| it.name_any()).collect();
+    let mut has_network_policy = !context.policies.of(namespace, uid).is_empty();
+    let mut pods: Vec<PodSeen> =
+        context.pods.of(namespace, uid).iter().map(|pod| seen(pod)).collect();
     let (mut secrets, mut doubts) = (BTreeSet::new(), Vec::new());
     for (what, rest) in known {
         let is_news = if let Some(name) = what.strip_prefix(SECRET) {

@@ -96,9 +96,9 @@ impl Operator {
     pub fn news(&self) -> impl Fn(&str) + Clone + Send + Sync + 'static {
         let (clusters, news) = (Arc::clone(&self.context.clusters), self.news.clone());
         move |uid: &str| {
-            for cluster in clusters.of(uid) {
+            for key in clusters.named(uid) {
                 // The queue is gone only when the operator ends.
-                let _: Result<(), _> = news.send(key(&*cluster));
+                let _: Result<(), _> = news.send(key);
             }
         }
     }
@@ -201,6 +201,11 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
         some => some.iter().cloned().map(Some).collect(),
     };
     let (client, known) = (&context.client, context);
+    for scope in &scopes {
+        for resource in ["clusters", "pods", "services", "networkpolicies"] {
+            context.metrics.watch_is_open(scope.as_deref().unwrap_or_default(), resource);
+        }
+    }
     let mut all = SelectAll::new();
     for scope in scopes {
         let clusters = events(client, &scope, &everything);

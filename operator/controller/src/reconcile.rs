@@ -128,7 +128,8 @@ async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, 
     let (observed, doubt) = observe(context, key, cluster);
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
-    let plan = plan(cluster, &observed, &context.site, (context.clock)());
+    let planned = context.beliefs.as_planned(key, cluster);
+    let plan = plan(&planned, &observed, &context.site, (context.clock)());
     if let Err(error) = apply(context, cluster, &plan.changes).await {
         let status = plan.stuck(cluster, &error.to_string(), (context.clock)());
         record(context, cluster, &status, &[]).await.map_err(LookError::Record)?;

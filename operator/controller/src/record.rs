@@ -17,6 +17,9 @@ use crate::reconcile::Context;
 
 const FIELD_MANAGER: &str = "ebbtide-operator";
 
+/// Reason of the event that a cluster goes.
+const GOES: &str = "Idle";
+
 /// Names that one event tells.
 const NAMED_MAX: usize = 8;
 
@@ -38,15 +41,17 @@ pub(crate) async fn record(
             wait = Some(context.beliefs.status_allowance(&key(cluster), is_urgent))
                 .filter(|it| !it.is_zero());
         }
-        if wait.is_none() {
-            write(context, cluster, status).await?;
+        match wait {
+            None => write(context, cluster, status).await?,
+            Some(_) => context.beliefs.waits(cluster, status),
         }
     }
     // That a new cluster gets its first pods is no news.
     let is_new = cluster.status.is_none();
     let is_news = |it: &&Change| !is_new || !matches!(it.op, Op::CreatePod(_));
     for told in told(changes.iter().filter(is_news)) {
-        if !context.beliefs.may_tell(&key(cluster)) {
+        // That it goes is told once, and nobody could look it up later.
+        if told.reason != GOES && !context.beliefs.may_tell(&key(cluster)) {
             tracing::info!(cluster = %key(cluster), note = told.note(), "too many events to tell");
             continue;
         }
@@ -122,7 +127,7 @@ fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
             Op::CreatePod(pod) => ("CreatedPod", vec![pod.name_any()]),
             Op::DeletePod(pod) => ("DeletedPod", vec![pod.name.clone()]),
             Op::Retire { workers, .. } => ("Retiring", workers.clone()),
-            Op::DeleteCluster { .. } => ("Idle", Vec::new()),
+            Op::DeleteCluster { .. } => (GOES, Vec::new()),
             // Of no interest unless something goes wrong.
             Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => continue,
         };

@@ -71,7 +71,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let schedulers = Schedulers::default();
     let operator = Operator::new(Equipment {
         client,
-        namespaces: settings.namespaces.clone(),
+        namespaces: settings.namespaces(),
         schedulers: schedulers.clone(),
         authority: Arc::clone(&authority),
         site,

@@ -38,6 +38,14 @@ pub struct Settings {
     pub concurrency: u16,
 }
 
+impl Settings {
+    /// The namespaces that were named.
+    pub(crate) fn namespaces(&self) -> Vec<String> {
+        let named = self.namespaces.iter().map(|it| it.trim()).filter(|it| !it.is_empty());
+        named.map(str::to_owned).collect()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Catalogue(BTreeMap<String, String>);

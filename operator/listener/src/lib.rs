@@ -22,12 +22,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Schedulers at once: 1,000 clusters, each with a new connection before its old one is closed.
 const CONNECTIONS_MAX: usize = 4096;
 
 /// Wait after a connection could not be accepted.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+
+const REPLACED: &str = "a later one took over";
 
 /// How long whoever was refused waits before its next connection is served: doubled with each one.
 const PENALTY_FIRST: Duration = Duration::from_millis(100);
@@ -75,7 +78,7 @@ pub struct Schedulers(Arc<Mutex<Known>>);
 struct Known {
     /// Since when schedulers may connect.
     since: Instant,
-    /// When clusters lost their connection, of late.
+    /// When what is known of clusters was lost, of late.
     left: BTreeMap<String, Instant>,
     /// The connection that counts, by the cluster's uid.
     connections: BTreeMap<String, Connection>,
@@ -86,7 +89,14 @@ struct Known {
     /// How often something was refused, by why.
     refused: BTreeMap<&'static str, u64>,
     /// Who was refused of late.
-    penalties: BTreeMap<IpAddr, Penalty>,
+    penalties: BTreeMap<Offender, Penalty>,
+}
+
+/// Who was refused: an address until it is known whose it is, and then the cluster.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Offender {
+    Address(IpAddr),
+    Cluster(String),
 }
 
 /// What somebody has to bear who was refused.
@@ -103,6 +113,8 @@ struct Refused {
     /// In a word, for those who count.
     reason: &'static str,
     message: String,
+    /// Whose scheduler it was, once that is known.
+    cluster_uid: Option<String>,
 }
 
 /// What one scheduler says and is told, however its lines travel. It ends when it is dropped.
@@ -160,10 +172,10 @@ impl Schedulers {
         Some(demand)
     }
 
-    /// For how long a cluster has had no connection, as far as this operator knows.
+    /// For how long nothing has been known of a cluster's demand, as far as this operator remembers.
     pub fn silent_for(&self, cluster_uid: &str) -> Duration {
         let known = self.lock();
-        if known.connections.contains_key(cluster_uid) {
+        if known.connections.get(cluster_uid).is_some_and(|it| it.view.demand().is_some()) {
             return Duration::ZERO;
         }
         known.left.get(cluster_uid).unwrap_or(&known.since).elapsed()
@@ -222,7 +234,7 @@ impl Schedulers {
     fn hear(&self, uid: &str, number: u64, line: Up) -> Result<Heard, String> {
         let mut known = self.lock();
         let connection = known.connections.get_mut(uid).filter(|it| it.number == number);
-        let Some(connection) = connection else { return Err("a later one took over".to_owned()) };
+        let Some(connection) = connection else { return Err(REPLACED.to_owned()) };
         if let Up::Hello { epoch, .. } = line {
             connection.epoch = epoch;
         }
@@ -277,16 +289,23 @@ impl Schedulers {
     fn leave(&self, uid: &str, number: u64) {
         let mut known = self.lock();
         if known.connections.get(uid).is_some_and(|it| it.number == number) {
-            known.connections.remove(uid);
+            let left = known.connections.remove(uid);
             known.left.retain(|_, at| at.elapsed() < LEFT_KEPT);
-            known.left.insert(uid.to_owned(), Instant::now());
+            // Who said nothing whole left long ago.
+            if left.is_some_and(|it| it.view.demand().is_some()) {
+                known.left.insert(uid.to_owned(), Instant::now());
+            }
         }
     }
 
-    /// Somebody at this address was refused.
-    fn refuse(&self, from: IpAddr, reason: &'static str) {
+    /// Counts a refusal, and who has to bear it.
+    fn refuse(&self, from: IpAddr, refused: &Refused) {
         let mut known = self.lock();
-        *known.refused.entry(reason).or_default() += 1;
+        *known.refused.entry(refused.reason).or_default() += 1;
+        let from = match &refused.cluster_uid {
+            Some(uid) => Offender::Cluster(uid.clone()),
+            None => Offender::Address(from),
+        };
         known.penalties.retain(|_, it| it.waiting > 0 || it.last.elapsed() < PENALTY_KEPT);
         let first = || Penalty { times: 0, last: Instant::now(), waiting: 0 };
         let penalty = known.penalties.entry(from).or_insert_with(first);
@@ -294,8 +313,13 @@ impl Schedulers {
         penalty.last = Instant::now();
     }
 
-    /// Waits as whoever is at this address has to. False if so many of them wait already.
-    async fn bear(&self, from: IpAddr) -> bool {
+    /// Whoever is at this address proved to be a scheduler.
+    fn absolve(&self, from: IpAddr) {
+        self.lock().penalties.remove(&Offender::Address(from));
+    }
+
+    /// Waits as this offender has to. False if so many of its connections wait already.
+    async fn bear(&self, from: Offender) -> bool {
         let wait = {
             let mut known = self.lock();
             let Some(penalty) = known.penalties.get_mut(&from) else { return true };
@@ -303,6 +327,7 @@ impl Schedulers {
                 return true;
             }
             if penalty.waiting >= PENALIZED_MAX {
+                *known.refused.entry("penalty").or_default() += 1;
                 return false;
             }
             penalty.waiting += 1;
@@ -310,7 +335,7 @@ impl Schedulers {
         };
         sleep(wait.min(PENALTY_MAX)).await;
         if let Some(penalty) = self.lock().penalties.get_mut(&from) {
-            penalty.waiting -= 1;
+            penalty.waiting = penalty.waiting.saturating_sub(1);
         }
         true
     }
@@ -380,14 +405,14 @@ pub async fn serve(
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let (schedulers, news) = (schedulers.clone(), news.clone());
         tokio::spawn(async move {
-            if !schedulers.bear(from.ip()).await {
+            if !schedulers.bear(Offender::Address(from.ip())).await {
                 return;
             }
-            if let Err(error) = session(stream, &acceptor, &schedulers, &news).await {
+            if let Err(error) = session(stream, from.ip(), &acceptor, &schedulers, &news).await {
                 tracing::info!(%error, %from, "a scheduler's connection ended");
                 let why = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
-                if let Some(Refused { reason, .. }) = why {
-                    schedulers.refuse(from.ip(), reason);
+                if let Some(refused) = why {
+                    schedulers.refuse(from.ip(), refused);
                 }
             }
             drop(place);
@@ -396,7 +421,15 @@ pub async fn serve(
 }
 
 fn refused(reason: &'static str, message: impl fmt::Display) -> io::Error {
-    io::Error::other(Refused { reason, message: message.to_string() })
+    io::Error::other(Refused { reason, message: message.to_string(), cluster_uid: None })
+}
+
+/// The same of a scheduler that proved whose it is.
+fn of_cluster(error: io::Error, uid: &str) -> io::Error {
+    match error.downcast::<Refused>() {
+        Ok(refused) => io::Error::other(Refused { cluster_uid: Some(uid.to_owned()), ..refused }),
+        Err(error) => error,
+    }
 }
 
 impl fmt::Display for Refused {
@@ -409,6 +442,7 @@ impl std::error::Error for Refused {}
 
 async fn session(
     stream: TcpStream,
+    from: IpAddr,
     acceptor: &TlsAcceptor,
     schedulers: &Schedulers,
     news: &(impl Fn(&str) + Sync),
@@ -422,7 +456,22 @@ async fn session(
     let Some(Identity::Member { cluster_uid, role: Role::Scheduler }) = identity else {
         return Err(refused("identity", "not a scheduler"));
     };
-    let Some(_place) = schedulers.place(&cluster_uid) else {
+    schedulers.absolve(from);
+    let served = serve_cluster(stream, &cluster_uid, schedulers, news).await;
+    served.map_err(|error| of_cluster(error, &cluster_uid))
+}
+
+/// Hears the scheduler of a cluster.
+async fn serve_cluster(
+    stream: TlsStream<TcpStream>,
+    cluster_uid: &str,
+    schedulers: &Schedulers,
+    news: &(impl Fn(&str) + Sync),
+) -> io::Result<()> {
+    if !schedulers.bear(Offender::Cluster(cluster_uid.to_owned())).await {
+        return Err(io::Error::other(format!("{cluster_uid} dials too often")));
+    }
+    let Some(_place) = schedulers.place(cluster_uid) else {
         let message = format!("{cluster_uid} has {CLUSTER_CONNECTIONS_MAX} connections already");
         return Err(refused("connections", message));
     };
@@ -433,11 +482,11 @@ async fn session(
     let Some(Up::Hello { protocol, epoch }) = hello else {
         return Err(refused("line", "the first line is not hello"));
     };
-    let opened = schedulers.open(&cluster_uid, protocol, epoch);
+    let opened = schedulers.open(cluster_uid, protocol, epoch);
     let mut conversation = opened.map_err(|error| refused("protocol", error))?;
-    let ended = converse(&mut lines, &mut writer, &mut conversation, &|| news(&cluster_uid)).await;
+    let ended = converse(&mut lines, &mut writer, &mut conversation, &|| news(cluster_uid)).await;
     drop(conversation);
-    news(&cluster_uid);
+    news(cluster_uid);
     ended
 }
 
@@ -456,7 +505,7 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             read = lines.next() => {
                 let Some(up) = read? else { return Ok(()) };
                 silent_at = Instant::now() + SILENCE_MAX;
-                match conversation.hear(up).map_err(|error| refused("line", error))? {
+                match conversation.hear(up).map_err(unheard)? {
                     Heard::News => is_new = true,
                     Heard::Partial => {}
                     Heard::Gap => say(writer, &Down::Resend).await?,
@@ -472,6 +521,11 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             }
         }
     }
+}
+
+/// A later connection of the same cluster is no offence.
+fn unheard(why: String) -> io::Error {
+    if why == REPLACED { io::Error::other(why) } else { refused("line", why) }
 }
 
 async fn say<W: AsyncWrite + Unpin>(writer: &mut W, order: &Down) -> io::Result<()> {

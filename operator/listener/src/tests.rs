@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Schedulers, serve};
+use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Offender, Refused, Schedulers, serve};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -225,4 +226,42 @@ async fn that_a_worker_was_kept_counts_for_a_while() {
     assert_eq!(answer(), Some(outcome));
     tokio::time::advance(KEPT).await;
     assert_eq!(answer(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_connected_and_says_nothing_whole_is_as_silent_as_before() {
+    let schedulers = Schedulers::default();
+    sleep(Duration::from_secs(5)).await;
+    let conversation = schedulers.open("a", PROTOCOL, 1).unwrap();
+    assert_eq!(schedulers.silent_for("a"), Duration::from_secs(5));
+    drop(conversation);
+    assert_eq!(schedulers.silent_for("a"), Duration::from_secs(5));
+    let conversation = schedulers.open("a", PROTOCOL, 2).unwrap();
+    conversation.hear(Up::Begin { sequence: 0 }).unwrap();
+    conversation.hear(Up::End { sequence: 1 }).unwrap();
+    assert_eq!(schedulers.silent_for("a"), Duration::ZERO);
+    drop(conversation);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(schedulers.silent_for("a"), Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_refused_waits_and_nobody_else_does() {
+    let schedulers = Schedulers::default();
+    let address = |last| IpAddr::from([10, 0, 0, last]);
+    let refused = Refused { reason: "tls", message: String::new(), cluster_uid: None };
+    (0..3).for_each(|_| schedulers.refuse(address(1), &refused));
+    let wait = async |offender| {
+        let begin = Instant::now();
+        assert!(schedulers.bear(offender).await);
+        begin.elapsed()
+    };
+    assert_eq!(wait(Offender::Address(address(1))).await, Duration::from_millis(400));
+    assert_eq!(wait(Offender::Address(address(2))).await, Duration::ZERO);
+    let of_cluster = Refused { cluster_uid: Some("a".to_owned()), ..refused };
+    schedulers.refuse(address(2), &of_cluster);
+    assert_eq!(wait(Offender::Address(address(2))).await, Duration::ZERO);
+    assert!(!wait(Offender::Cluster("a".to_owned())).await.is_zero());
+    schedulers.absolve(address(1));
+    assert_eq!(wait(Offender::Address(address(1))).await, Duration::ZERO);
 }

@@ -37,10 +37,12 @@ use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
-use crate::secrets::Needed;
 pub use crate::secrets::{SecretWanted, client_secret};
 pub use crate::status::is_urgent;
 pub use crate::trouble::Trouble;
+
+/// How long until it is made sure again that a pod which does not begin has its Secret.
+const SECRET_LOOK: Duration = Duration::from_secs(61);
 
 /// What is the same for every cluster of an installation.
 #[derive(Clone, Debug)]
@@ -102,6 +104,13 @@ pub struct PodSeen {
     pub ended_at: Option<Timestamp>,
     /// Why it cannot start, or ended.
     pub trouble: Option<Trouble>,
+}
+
+impl PodSeen {
+    /// Whether it has not begun, and nothing is known that keeps it: a Secret may be missing.
+    fn may_wait_for_secret(&self) -> bool {
+        self.phase == PodPhase::Pending && !self.is_deleting && self.trouble.is_none()
+    }
 }
 
 /// How far a pod is.
@@ -218,7 +227,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     let targets = scaling::targets(cluster, &children, observed, &idle, now);
 
     let mut changes = Vec::new();
-    let mut are_more_due = false;
+    let (mut are_more_due, mut secret_look) = (false, None);
     if idle.is_over {
         let uid = cluster.uid().unwrap_or_default();
         changes
@@ -229,11 +238,11 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
         let scheduler = pods::scheduler_due(&made, &children);
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
-        if scheduler.is_some() {
-            changes.extend(secrets::due(cluster, observed, Needed::ByAll));
-        } else if !workers.is_empty() {
-            changes.extend(secrets::due(cluster, observed, Needed::ByWorkers));
+        let waits = observed.pods.iter().any(PodSeen::may_wait_for_secret);
+        if scheduler.is_some() || !workers.is_empty() || waits {
+            changes.extend(secrets::due(cluster, observed));
         }
+        secret_look = waits.then_some(SECRET_LOOK);
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
@@ -253,7 +262,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         now,
     });
     let at_once = are_more_due.then_some(Duration::from_secs(1));
-    let looks = [children.next_look, idle.next_look, at_once];
+    let looks = [children.next_look, idle.next_look, at_once, secret_look];
     let looks = looks.into_iter().chain(targets.iter().map(|it| it.next_look));
     Plan { changes, status, next_look: looks.flatten().min() }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ebbtide_api::Cluster;
+use ebbtide_contract::view::Demand;
 use jiff::Timestamp;
 
 use crate::Observed;
@@ -17,20 +18,27 @@ pub(crate) struct Idle {
 }
 
 pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Idle {
-    let is_idle = observed.demand.as_ref().is_some_and(|it| !it.is_busy());
-    if !is_idle {
+    let Some(demand) = observed.demand.as_ref().filter(|it| !it.is_busy()) else {
         return Idle::default();
-    }
+    };
     let known = cluster.status.as_ref().and_then(|status| status.idle_since.as_ref());
     let since = known.map_or(now, |time| time.0);
     // Work that came and went since then, and that nobody looked at.
     let busy_at = observed.busy_ago.and_then(|ago| now.checked_sub(ago).ok());
     let since = busy_at.map_or(since, |busy_at| busy_at.max(since));
+    // Work that came and went while no scheduler was heard.
+    let counted = cluster.status.as_ref().and_then(|status| status.jobs);
+    let since = if counted.is_some_and(|it| it != jobs(demand)) { now } else { since };
     let length = self::since(since, now);
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
     let is_over = rest.is_zero();
     Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
+}
+
+/// How many jobs ever came, as a status has it.
+pub(crate) fn jobs(demand: &Demand) -> i64 {
+    i64::try_from(demand.jobs).unwrap_or(i64::MAX)
 }
 
 pub(crate) fn since(at: Timestamp, now: Timestamp) -> Duration {

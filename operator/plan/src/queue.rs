@@ -1,8 +1,8 @@
 //! Which cluster is looked at next. Knows no clock and runs nothing.
 //!
 //! Namespaces take turns, and one may have another look under way only while it has fewer than are
-//! free: alone it gets half of them, and however many clusters a tenant has, and however long each
-//! of them takes, the next one of somebody else finds room.
+//! free: alone it gets half of them, two get a third each. However many clusters a namespace has, and
+//! however long each of them takes, it alone leaves room for others.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;

@@ -37,20 +37,10 @@ fn named(cluster: &Cluster, what: &str) -> String {
     names::of_life(&cluster.name_any(), &cluster.uid().unwrap_or_default(), what)
 }
 
-/// Whom Secrets are for that are made sure of.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Needed {
-    /// A new scheduler comes: everybody, so that nobody waits for one later.
-    ByAll,
-    /// Workers come.
-    ByWorkers,
-}
-
-pub(crate) fn due(cluster: &Cluster, observed: &Observed, needed: Needed) -> Vec<Change> {
+pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
     let uid = cluster.uid().unwrap_or_default();
     [(Role::Scheduler, true), (Role::Worker, false), (Role::Client, true)]
         .into_iter()
-        .filter(|(role, _)| needed == Needed::ByAll || *role == Role::Worker)
         .map(|(role, has_token)| (credentials(cluster, role), role, has_token))
         .filter(|(name, ..)| !observed.secrets.contains(name))
         .map(|(name, role, has_token)| {

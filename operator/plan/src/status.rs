@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use crate::children::Children;
-use crate::lifetime::Idle;
+use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
 use crate::trouble::{Trouble, refusal};
 use crate::{Observed, Plan, PodPhase, PodSeen, Site, scheduler_addresses};
@@ -81,6 +81,10 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         environment_key: facts.key.as_ref().map(ToString::to_string),
         image: Some(facts.image.to_owned()),
         idle_since: facts.idle.since.and_then(whole_seconds),
+        jobs: match &observed.demand {
+            Some(demand) if !demand.is_busy() => Some(jobs(demand)),
+            _ => cluster.status.as_ref().and_then(|status| status.jobs),
+        },
         ..ClusterStatus::default()
     }
 }

@@ -184,6 +184,10 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
     for (about, conditions) in [
         ("two worker groups and one fault", Conditions { groups: 2, ..quiet.clone() }),
         ("no room for a while and one fault", Conditions { is_tight: true, ..quiet.clone() }),
+        (
+            "no room for a while, two operators and one fault",
+            Conditions { is_tight: true, ..two.clone() },
+        ),
     ] {
         let counts = play(&conditions)?.counts;
         let worlds = singles(counts).into_iter().map(|it| with(&conditions, vec![it]));
