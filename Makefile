@@ -16,7 +16,7 @@ help:
 	@echo "make chart [UPDATE=1]           lints the chart and compares its renderings with the committed ones"
 	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
 	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
-	@echo "make bench [CASE=spine]         figures beside the peers'"
+	@echo "make bench [CASE=spine]         figures beside the peers'; CASE=operator: many clusters"
 	@echo "make crds                       crds/clusters.yaml and docs/reference.md from the types of operator/api"
 	@echo "make dev-cluster                that Kubernetes with the chart installed; again: with what is new"
 	@echo "make dev-cluster-down           away again without a trace"
