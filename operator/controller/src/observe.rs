@@ -400,3 +400,28 @@ fn unschedulable(conditions: &[PodCondition]) -> Option<Trouble> {
     let is_refused = scheduled.status == "False" && scheduled.reason.is_some();
     is_refused.then(|| Trouble::unschedulable(scheduled.message.as_deref().unwrap_or_default()))
 }
+
+#[cfg(test)]
+mod tests {
+    use ebbtide_api::{Cluster, ClusterStatus, Phase};
+    use serde_json::json;
+
+    use super::Beliefs;
+    use crate::known::key;
+
+    #[test]
+    fn a_status_that_was_written_is_known_before_a_watch_shows_it_and_of_this_cluster_alone() {
+        let spec = json!({
+            "image": "image@sha256:1",
+            "workers": [{ "name": "w", "resources": { "cpu": "1", "memory": "1Gi" }, "max": 1 }],
+        });
+        let mut cluster = Cluster::new("risk", serde_json::from_value(spec).unwrap());
+        cluster.metadata.uid = Some("u-1".to_owned());
+        let (beliefs, key) = (Beliefs::default(), key(&cluster));
+        let written = ClusterStatus { phase: Phase::Ready, ..ClusterStatus::default() };
+        beliefs.wrote(&cluster, &written);
+        assert_eq!(beliefs.with_written(&key, &cluster).status, Some(written));
+        cluster.metadata.uid = Some("u-2".to_owned());
+        assert_eq!(beliefs.with_written(&key, &cluster).status, None);
+    }
+}
