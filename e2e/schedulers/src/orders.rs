@@ -19,7 +19,6 @@ pub(crate) async fn obey(clusters: &Arc<Clusters>) -> anyhow::Result<()> {
     while let Some(order) = orders.next_line().await? {
         let words: Vec<&str> = order.split(' ').collect();
         let answer = match words.as_slice() {
-            ["status"] => json!({ "clusters": clusters.lock().len() }),
             ["demand", count] => json!({ "seconds": demand(clusters, count.parse()?).await }),
             ["hostile"] => json!({ "hostile": turn(clusters) }),
             _ => json!({ "error": format!("{order:?} is no order") }),

@@ -1,7 +1,7 @@
 //! The life of a cluster, and every world in which it is lived.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -104,15 +104,8 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     if conditions.is_whole {
         world.until("a change is pending", |store| is_pending(store, "True")).await?;
     }
-    let is_worker = |pod: &&Arc<Value>| pod["metadata"]["labels"][names::ROLE] == "worker";
-    world.server.change(|store, now| {
-        let name = |pod: &Arc<Value>| pod["metadata"]["name"].as_str().map(str::to_owned);
-        let workers: Vec<String> =
-            store.list(kinds::POD).filter(is_worker).filter_map(name).collect();
-        for name in workers {
-            drop(store.delete(kinds::POD, &name, &Deletion::default(), now));
-        }
-    });
+    let is_worker = |pod: &Value| pod["metadata"]["labels"][names::ROLE] == "worker";
+    world.server.change(|store, now| store.delete_all(kinds::POD, is_worker, now));
     world
         .until("it is as it was asked for", |store| {
             is_pending(store, "False") && is_ready(store, 1)

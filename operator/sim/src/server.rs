@@ -250,13 +250,14 @@ impl Server {
 
     /// How long this request waits before it is refused.
     fn slow(&self) -> Option<Duration> {
-        let pick = |it: &Fault, nth| match it {
-            Fault::Slow(at, time) if *at == nth => Some(*time),
-            Fault::Slow(..)
-            | Fault::Write(..)
-            | Fault::Event(..)
-            | Fault::List(..)
-            | Fault::Taken(..) => None,
+        let pick = |it: &Fault, nth| {
+            if let Fault::Slow(at, time) = it
+                && *at == nth
+            {
+                Some(*time)
+            } else {
+                None
+            }
         };
         self.lock().meet(|counts| &mut counts.requests, pick).1
     }
@@ -267,13 +268,14 @@ impl Server {
         call: &Call,
         body: &Value,
     ) -> Result<Response<Answer>, BoxError> {
-        let pick = |it: &Fault, nth| match it {
-            Fault::Write(at, fault) if *at == nth => Some(*fault),
-            Fault::Write(..)
-            | Fault::Event(..)
-            | Fault::List(..)
-            | Fault::Slow(..)
-            | Fault::Taken(..) => None,
+        let pick = |it: &Fault, nth| {
+            if let Fault::Write(at, fault) = it
+                && *at == nth
+            {
+                Some(*fault)
+            } else {
+                None
+            }
         };
         let (nth, fault) = self.lock().meet(|counts| &mut counts.writes, pick);
         let name =
@@ -309,19 +311,20 @@ impl Server {
     fn meddle(&self, write: usize) {
         let taken: Vec<Kind> = {
             let inner = self.lock();
-            let meant = inner.faults.iter().filter_map(|it| match it {
-                Fault::Taken(at, kind) if *at == write => Some(*kind),
-                Fault::Taken(..)
-                | Fault::Write(..)
-                | Fault::Event(..)
-                | Fault::List(..)
-                | Fault::Slow(..) => None,
+            let meant = inner.faults.iter().filter_map(|it| {
+                if let Fault::Taken(at, kind) = it
+                    && *at == write
+                {
+                    Some(*kind)
+                } else {
+                    None
+                }
             });
             meant.collect()
         };
         for kind in taken {
             self.log(&format!("somebody takes away all {}", kind.plural));
-            self.change(|store, now| store.delete_all(kind, now));
+            self.change(|store, now| store.delete_all(kind, |_| true, now));
         }
     }
 
@@ -379,13 +382,14 @@ impl Server {
 
     fn list(&self, call: &Call) -> Response<Answer> {
         let mut inner = self.lock();
-        let pick = |it: &Fault, nth| match it {
-            Fault::List(at, changes) if *at == nth => Some(*changes),
-            Fault::List(..)
-            | Fault::Write(..)
-            | Fault::Event(..)
-            | Fault::Slow(..)
-            | Fault::Taken(..) => None,
+        let pick = |it: &Fault, nth| {
+            if let Fault::List(at, changes) = it
+                && *at == nth
+            {
+                Some(*changes)
+            } else {
+                None
+            }
         };
         let (nth, stale) = inner.meet(|counts| &mut counts.lists, pick);
         let (objects, version) = match stale {
@@ -482,13 +486,14 @@ impl Watching {
     }
 
     async fn deliver(&mut self, line: String) {
-        let pick = |it: &Fault, nth| match it {
-            Fault::Event(at, fault) if *at == nth => Some(*fault),
-            Fault::Event(..)
-            | Fault::Write(..)
-            | Fault::List(..)
-            | Fault::Slow(..)
-            | Fault::Taken(..) => None,
+        let pick = |it: &Fault, nth| {
+            if let Fault::Event(at, fault) = it
+                && *at == nth
+            {
+                Some(*fault)
+            } else {
+                None
+            }
         };
         let (nth, fault) = self.server.lock().meet(|counts| &mut counts.events, pick);
         if let Some(fault) = fault {

@@ -247,10 +247,11 @@ impl Store {
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 
-    /// Deletes everything of a kind, as somebody may.
-    pub fn delete_all(&mut self, kind: Kind, now: Timestamp) {
+    /// Deletes everything of a kind that is meant, as somebody may.
+    pub fn delete_all(&mut self, kind: Kind, is_meant: impl Fn(&Value) -> bool, now: Timestamp) {
         let name = |it: &Arc<Value>| it["metadata"]["name"].as_str().map(str::to_owned);
-        let names: Vec<String> = self.list(kind).filter_map(name).collect();
+        let meant = self.list(kind).filter(|it| is_meant(it));
+        let names: Vec<String> = meant.filter_map(name).collect();
         for name in names {
             drop(self.delete(kind, &name, &Deletion::default(), now));
         }

@@ -164,7 +164,7 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
 
 /// Takes away everything of a kind that clusters have.
 fn take_away(world: &World, kind: Kind) {
-    world.server.change(|store, now| store.delete_all(kind, now));
+    world.server.change(|store, now| store.delete_all(kind, |_| true, now));
 }
 
 fn meddled() -> Conditions {
