@@ -3,6 +3,8 @@ SHELL := /bin/bash
 BACKEND ?= local
 CASE ?= spine
 STAGE = scripts/stage
+# What the worlds of the operator are built of.
+OPERATOR = operator runtime/contract images/environment
 
 .PHONY: help setup check worlds mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
 
@@ -47,10 +49,11 @@ endif
 	@$(STAGE) e2e e2e/run
 
 mutants: setup
-	@$(STAGE) mutants scripts/mutants
+	@$(STAGE) mutants-core --of "runtime/core runtime/sim" scripts/mutants core
+	@$(STAGE) mutants-operator --of "$(OPERATOR)" scripts/mutants operator
 
 worlds: setup
-	@$(STAGE) worlds scripts/worlds
+	@$(STAGE) worlds --of "$(OPERATOR)" scripts/worlds
 
 test: check worlds mutants python chart e2e
 
