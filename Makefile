@@ -19,7 +19,7 @@ help:
 	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
 	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
 	@echo "make bench [CASE=spine]         figures beside the peers'; CASE=operator: many clusters"
-	@echo "make crds                       crds/clusters.yaml and docs/reference.md from the types of operator/api"
+	@echo "make crds                       crds/ and docs/reference.md from the types of operator/api"
 	@echo "make dev-cluster                that Kubernetes with the chart installed; again: with what is new"
 	@echo "make dev-cluster-down           away again without a trace"
 
@@ -65,7 +65,8 @@ bench: wheel
 
 crds: setup
 	@. scripts/environment.sh && cargo build --quiet --workspace && \
-	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd >crds/clusters.yaml && \
+	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd cluster >crds/clusters.yaml && \
+	  "$$CARGO_TARGET_DIR/debug/ebbtide" crd clusterjob >crds/clusterjobs.yaml && \
 	  scripts/reference >docs/reference.md
 
 dev-cluster: wheel

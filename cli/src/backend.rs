@@ -1,5 +1,6 @@
 //! Where clusters live, behind one set of verbs.
 
+mod jobs;
 mod kubernetes;
 mod local;
 

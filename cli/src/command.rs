@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use clap::{Args, Parser, Subcommand};
-use ebbtide_api::{Cluster, Phase, names};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ebbtide_api::{Cluster, ClusterJob, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
 use ebbtide_plan::change::differences;
@@ -19,7 +19,11 @@ use tokio::time::sleep;
 
 use crate::backend::{Backend, Kind};
 use crate::output::{self, Format};
-use crate::{endpoint, manifest, node, story};
+use crate::{endpoint, job, manifest, node, story};
+
+/// How long to wait before a script's second attempt; each further wait is twice as long.
+const RETRY_FIRST: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_mins(10);
 
 /// How long a cluster may go without any status before a person is told what may be wrong.
 const UNSEEN_MAX: Duration = Duration::from_secs(15);
@@ -30,8 +34,8 @@ const UNSEEN_MAX: Duration = Duration::from_secs(15);
     version,
     arg_required_else_help = true,
     after_help = "Exit codes: 0, done; 1, it did not work, and standard error says why; 2, the \
-                  command line is wrong. `up --run` ends with the script's own code, or with 128 \
-                  and the number of the signal that ended it."
+                  command line is wrong. `up --run` and `run` end with the program's own code, or \
+                  with 128 and the number of the signal that ended it."
 )]
 pub(crate) struct Ebbtide {
     #[command(subcommand)]
@@ -49,6 +53,30 @@ pub(crate) enum Command {
         run: Option<PathBuf>,
         /// Arguments of the script.
         #[arg(last = true, requires = "run")]
+        arguments: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Run a Python program beside a cluster that is made for it, follow what it prints, and end with
+    /// its exit code. On Kubernetes it is a ClusterJob: the program runs in a pod of the cluster's
+    /// environment. On this machine it is a process of the first python3 on the PATH.
+    Run {
+        /// The program.
+        file: PathBuf,
+        #[command(flatten)]
+        on: On,
+        /// Name of the job, and of the cluster that is made for it. Default: the manifest's name and a
+        /// few letters.
+        #[arg(long, value_parser = cluster_name)]
+        name: Option<String>,
+        /// How often it is tried again when it ends with another exit code than 0.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=100))]
+        retries: i32,
+        /// Do not wait for its end. On Kubernetes alone.
+        #[arg(long)]
+        detach: bool,
+        /// Arguments of the program.
+        #[arg(last = true)]
         arguments: Vec<String>,
         #[command(flatten)]
         place: Place,
@@ -103,8 +131,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: EnvCommand,
     },
-    /// Print the definition of the Cluster resource, for kubectl.
+    /// Print the definition of a resource, for kubectl.
     Crd {
+        /// Which one.
+        #[arg(default_value = "cluster")]
+        kind: CrdKind,
         /// JSON or YAML.
         #[arg(short, long, default_value = "yaml")]
         output: Format,
@@ -137,6 +168,14 @@ pub(crate) enum Command {
     },
 }
 
+/// The resources that are defined.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CrdKind {
+    Cluster,
+    #[value(name = "clusterjob")]
+    ClusterJob,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum EnvCommand {
     /// Print the key of a manifest's package list: what an administrator enters an image under.
@@ -150,6 +189,18 @@ pub(crate) enum EnvCommand {
         /// The manifest.
         file: PathBuf,
     },
+}
+
+/// What a program computes on.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct On {
+    /// Manifest of the cluster that is made for the program, and gone when it ends.
+    #[arg(long)]
+    pub(crate) cluster: Option<PathBuf>,
+    /// Name of a cluster that is there, and stays.
+    #[arg(long, value_parser = cluster_name)]
+    pub(crate) on: Option<String>,
 }
 
 /// Where a cluster is.
@@ -180,9 +231,11 @@ impl Command {
 }
 
 /// A Python script that runs against a cluster.
-struct Script {
-    path: PathBuf,
-    arguments: Vec<String>,
+pub(crate) struct Script {
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    /// How often it is tried again.
+    pub(crate) retries: i32,
 }
 
 /// Runs a command to its exit code.
@@ -206,8 +259,13 @@ pub(crate) fn run(command: Command) -> ExitCode {
 async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up { file, run, arguments, place } => {
-            let script = run.map(|path| Script { path, arguments });
-            return up(&file, script.as_ref(), &place).await;
+            let script = run.map(|path| Script { path, arguments, retries: 0 });
+            let cluster = manifest::read(&file)?;
+            return up(cluster, script.as_ref(), &place).await;
+        }
+        Command::Run { file, on, name, retries, detach, arguments, place } => {
+            let wanted = job::Wanted { file, on, name, retries, detach, arguments };
+            return Box::pin(job::run(wanted, &place)).await;
         }
         Command::Down { name, place } => {
             let backend = Backend::connect(&place).await?;
@@ -219,9 +277,15 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Diff { file, place } => diff(&file, &place).await?,
         Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
         Command::Env { command } => environment(&command)?,
-        Command::Crd { output } => output::value(&Cluster::crd(), output)?,
+        Command::Crd { kind, output } => match kind {
+            CrdKind::Cluster => output::value(&Cluster::crd(), output)?,
+            CrdKind::ClusterJob => output::value(&ClusterJob::crd(), output)?,
+        },
         Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,
         Command::Endpoint { name, place } => {
+            if let Some(endpoint) = endpoint::inside(&name).await? {
+                return endpoint::hold(&endpoint).await.map(|()| ExitCode::SUCCESS);
+            }
             let backend = Backend::connect(&place).await?;
             endpoint::serve(&backend, &backend.namespace(), &name).await?;
         }
@@ -246,8 +310,11 @@ fn environment(command: &EnvCommand) -> anyhow::Result<()> {
     }
 }
 
-async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Result<ExitCode> {
-    let mut cluster = manifest::read(file)?;
+pub(crate) async fn up(
+    mut cluster: Cluster,
+    script: Option<&Script>,
+    place: &Place,
+) -> anyhow::Result<ExitCode> {
     if let Some(Script { path, .. }) = script.filter(|script| !script.path.is_file()) {
         bail!("there is no script {}", path.display());
     }
@@ -267,7 +334,7 @@ async fn up(file: &Path, script: Option<&Script>, place: &Place) -> anyhow::Resu
         return Ok(ExitCode::SUCCESS);
     };
     let ran = match ready {
-        Ok(()) => run_script(script, &name, &namespace, backend.kind()).await,
+        Ok(()) => try_script(script, &name, &namespace, backend.kind()).await,
         Err(error) => Err(error),
     };
     let gone = take_down(&backend, &namespace, &name).await;
@@ -328,21 +395,47 @@ async fn news(
     news.await
 }
 
-async fn run_script(
+/// Runs a script until it ends well or was tried often enough.
+pub(crate) async fn try_script(
     script: &Script,
     name: &str,
     namespace: &str,
     backend: Kind,
 ) -> anyhow::Result<ExitCode> {
+    let mut wait = RETRY_FIRST;
+    for nth in 1..=script.retries {
+        let (code, was_asked) = run_script(script, name, namespace, backend).await?;
+        if code == ExitCode::SUCCESS || was_asked {
+            return Ok(code);
+        }
+        output::tell(&format!("attempt {nth} went wrong; another one follows in {wait:?}"));
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = node::asked_to_end() => return Ok(code),
+        }
+        wait = (2 * wait).min(RETRY_MAX);
+    }
+    Ok(run_script(script, name, namespace, backend).await?.0)
+}
+
+/// Runs a script to its end. Gives also whether somebody asked for that.
+async fn run_script(
+    script: &Script,
+    name: &str,
+    namespace: &str,
+    backend: Kind,
+) -> anyhow::Result<(ExitCode, bool)> {
     let mut python = tokio::process::Command::new("python3");
     python.arg(&script.path).args(&script.arguments);
     python.env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
     python.env("EBBTIDE_BACKEND", backend.as_str());
     let mut child = python.spawn().context("python3 cannot be started")?;
+    let mut was_asked = false;
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
             asked = node::asked_to_end() => {
+                was_asked = true;
                 // The terminal tells the script of Ctrl-C itself; of other ends it hears from here.
                 if asked != Signal::INT
                     && let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()))
@@ -355,7 +448,7 @@ async fn run_script(
     };
     // As a shell tells of a signal.
     let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    Ok((ExitCode::from(u8::try_from(code).unwrap_or(1)), was_asked))
 }
 
 async fn get(name: Option<&str>, format: Option<Format>, place: &Place) -> anyhow::Result<()> {

@@ -4,18 +4,20 @@ use std::env;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use ebbtide_contract::tls::file;
+use ebbtide_contract::variable;
 use ebbtide_local::state::State;
-use ebbtide_node::client::Address;
+use ebbtide_node::client::{Address, Endpoint};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use kube::ResourceExt as _;
 use tokio::io::{AsyncReadExt as _, stdin};
-use tokio::net::UnixListener;
-use tokio::time::sleep;
+use tokio::net::{TcpStream, UnixListener};
+use tokio::time::{sleep, timeout};
 
 use crate::backend::Backend;
 use crate::output;
@@ -25,6 +27,10 @@ const FOLDERS_MAX: u32 = 100;
 
 /// How often a cluster of this machine is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a scheduler may take to answer a job's program, and one attempt to reach it.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+const DIAL_MAX: Duration = Duration::from_secs(2);
 
 /// Prints the endpoint as one line of JSON and keeps the way open until standard input ends or the
 /// cluster is gone.
@@ -63,6 +69,56 @@ pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> any
             }
         }
     }
+}
+
+/// The way of a job's program to its cluster: its pod has the address and the credentials. None outside
+/// of such a pod, and for another cluster.
+pub(crate) async fn inside(name: &str) -> anyhow::Result<Option<Endpoint>> {
+    let [cluster, uid, folder, addresses] =
+        [variable::CLUSTER, variable::CLUSTER_UID, variable::CREDENTIALS, variable::SCHEDULER]
+            .map(|it| env::var(it).ok());
+    let (Some(uid), Some(folder), Some(addresses)) = (uid, folder, addresses) else {
+        return Ok(None);
+    };
+    if cluster.as_deref() != Some(name) {
+        return Ok(None);
+    }
+    let folder = Path::new(&folder);
+    let text = |name: &str| {
+        let path = folder.join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    Ok(Some(Endpoint {
+        name: name.to_owned(),
+        cluster_uid: uid,
+        authority: text(file::AUTHORITY)?,
+        certificate: text(file::CERTIFICATE)?,
+        key: text(file::KEY)?,
+        token: text(file::TOKEN)?,
+        address: Address::Tcp(answering(name, &addresses).await?),
+    }))
+}
+
+/// The first of several addresses at which somebody listens. A new Service may lead nowhere for a
+/// moment.
+async fn answering(name: &str, addresses: &str) -> anyhow::Result<String> {
+    let started_at = Instant::now();
+    while started_at.elapsed() < ANSWER_MAX {
+        for address in addresses.split(',') {
+            let dialed = timeout(DIAL_MAX, TcpStream::connect(address)).await;
+            if matches!(dialed, Ok(Ok(_))) {
+                return Ok(address.to_owned());
+            }
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    Err(anyhow!("cluster {name} does not answer at {addresses}"))
+}
+
+/// Prints an endpoint of a job's pod and waits until standard input ends.
+pub(crate) async fn hold(endpoint: &Endpoint) -> anyhow::Result<()> {
+    output::line(&serde_json::to_string(endpoint)?)?;
+    closed().await
 }
 
 /// Why a cluster cannot be reached: what its status says, if it says something.

@@ -3,6 +3,7 @@
 mod backend;
 mod command;
 mod endpoint;
+mod job;
 mod manifest;
 mod node;
 mod output;

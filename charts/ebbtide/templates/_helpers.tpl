@@ -9,9 +9,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 {{- /* What the operator may do with tenants' things. Their Secrets are made, and never read. */ -}}
 {{- define "ebbtide.rules" -}}
-- { apiGroups: [ebbtide.dev], resources: [clusters], verbs: [get, list, watch, delete] }
+- { apiGroups: [ebbtide.dev], resources: [clusters, clusterjobs], verbs: [get, list, watch, create, delete] }
 - { apiGroups: [ebbtide.dev], resources: [clusters/status], verbs: [patch] }
-- { apiGroups: [ebbtide.dev], resources: [clusters/finalizers], verbs: [update] }
+- { apiGroups: [ebbtide.dev], resources: [clusterjobs/status], verbs: [update] }
+- { apiGroups: [ebbtide.dev], resources: [clusters/finalizers, clusterjobs/finalizers], verbs: [update] }
 - { apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete] }
 - { apiGroups: [""], resources: [secrets], verbs: [create] }
 - { apiGroups: [""], resources: [services], verbs: [get, list, watch, create] }

@@ -27,12 +27,13 @@ use crate::story::Line;
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 
 /// How long a deletion may take.
-const DOWN_MAX: Duration = Duration::from_mins(2);
+pub(super) const DOWN_MAX: Duration = Duration::from_mins(2);
 
 const FIELD_MANAGER: &str = "ebbtide";
 
+#[derive(Clone)]
 pub(crate) struct Kubernetes {
-    client: Client,
+    pub(super) client: Client,
     pub(super) namespace: String,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn default_kind() -> Kind {
     if set || in_home || inside { Kind::Kubernetes } else { Kind::Local }
 }
 
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     what: &str,
     request: impl Future<Output = kube::Result<T>>,
 ) -> anyhow::Result<T> {
@@ -83,7 +84,7 @@ impl Kubernetes {
         Ok(())
     }
 
-    pub(super) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
+    pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
         in_time("get", self.clusters(namespace).get(name)).await
     }
 

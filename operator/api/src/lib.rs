@@ -1,10 +1,11 @@
-//! The Cluster resource: types, defaults, names and labels. Knows no client and decides nothing.
+//! The Cluster and ClusterJob resources: types, defaults, names and labels. Knows no client and decides nothing.
 
 #![expect(unreachable_pub, reason = "the schema derive repeats each struct inside a function")]
 #![expect(clippy::duplicated_attributes, reason = "columns of one type repeat its name")]
 
 mod amount;
 mod duration;
+pub mod job;
 pub mod names;
 pub mod pod;
 mod resources;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::amount::{Amount, AmountError};
 pub use crate::duration::{DurationError, Length};
+pub use crate::job::{ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase};
 pub use crate::pod::PodSettings;
 pub use crate::resources::Resources;
 pub use crate::status::{ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
@@ -46,6 +48,12 @@ pub const GROUP: &str = "ebbtide.dev";
     shortname = "ebb",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
+    validation = Rule::new("has(self.spec.image) == has(oldSelf.spec.image) && (!has(self.spec.image) || self.spec.image == oldSelf.spec.image)")
+        .message("image cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
+        .field_path(".spec.image"),
+    validation = Rule::new("has(self.spec.environment) == has(oldSelf.spec.environment) && (!has(self.spec.environment) || self.spec.environment == oldSelf.spec.environment)")
+        .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
+        .field_path(".spec.environment"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
     printcolumn(
         name = "Phase",
@@ -82,10 +90,6 @@ pub const GROUP: &str = "ebbtide.dev";
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new("has(self.image) != has(self.environment)")
     .message("give either image or environment: an image is used as it is, an environment is a package list that is looked up"))]
-#[x_kube(validation = Rule::new("has(self.image) == has(oldSelf.image) && (!has(self.image) || self.image == oldSelf.image)")
-    .message("image cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
-#[x_kube(validation = Rule::new("has(self.environment) == has(oldSelf.environment) && (!has(self.environment) || self.environment == oldSelf.environment)")
-    .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again"))]
 #[x_kube(validation = Rule::new("!has(self.minWorkers) || self.minWorkers <= self.workers[0].max")
     .message("minWorkers must not be greater than max of the first group")
     .field_path(".minWorkers"))]

@@ -10,7 +10,9 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "ebbtide";
 /// Label: `metadata.uid` of the cluster.
 pub const CLUSTER_UID: &str = "ebbtide.dev/cluster-uid";
-/// Label: `scheduler` or `worker`.
+/// Label: `metadata.uid` of the job.
+pub const JOB_UID: &str = "ebbtide.dev/job-uid";
+/// Label: `scheduler`, `worker` or `job`.
 pub const ROLE: &str = "ebbtide.dev/role";
 /// Label: the worker group.
 pub const WORKER_GROUP: &str = "ebbtide.dev/group";
@@ -19,6 +21,8 @@ pub const INDEX: &str = "ebbtide.dev/index";
 
 /// Annotation: which settings a pod was made from.
 pub const MADE_FROM: &str = "ebbtide.dev/made-from";
+/// Annotation: the program that a job's pod runs, which it reads as a file.
+pub const SCRIPT: &str = "ebbtide.dev/script";
 
 /// Longest name of a worker group.
 pub(crate) const GROUP_MAX: usize = 20;
@@ -118,9 +122,20 @@ pub fn worker(cluster: &str, group: &str, index: u32) -> String {
     child(cluster, &format!("{group}-{index}"))
 }
 
+/// The pod of a job's attempt, counted from 0. Begins with a digit where those of clusters, of whatever
+/// name, begin with a letter.
+pub fn attempt(job: &str, nth: u32) -> String {
+    child(job, &nth.to_string())
+}
+
+/// The run of a job with a schedule that is due at a time, in minutes since 1970.
+pub fn run(job: &str, minute: i64) -> String {
+    format!("{job}-{minute}")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{check_cluster, check_group, check_namespace, child, of_life, worker};
+    use super::{attempt, check_cluster, check_group, check_namespace, child, of_life, worker};
 
     #[test]
     fn names_that_kubernetes_would_refuse_are_refused() {
@@ -148,6 +163,15 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn an_attempt_of_a_job_never_has_the_name_of_a_worker_of_the_cluster_with_the_job_s_name() {
+        for group in ["1", "0", "1-0"] {
+            assert!(check_group(group).is_err(), "{group}");
+        }
+        assert_eq!(attempt("a", 1).rsplit('-').next(), Some("1"));
+        assert_ne!(attempt("a", 10), worker("a", "1", 0));
     }
 
     #[test]

@@ -1,15 +1,19 @@
 use kube::CustomResourceExt as _;
 use serde_json::json;
 
-use crate::{Amount, Cluster, ClusterSpec, Length};
+use crate::{Amount, Cluster, ClusterJob, ClusterSpec, Length};
 
 #[test]
 fn the_definition_is_what_is_committed() {
-    let committed = include_str!("../../../crds/clusters.yaml");
-    let generated = serde_saphyr::to_string(&Cluster::crd()).unwrap();
-    let odd = generated.lines().zip(committed.lines()).find(|(left, right)| left != right);
-    assert_eq!(odd, None, "run `make crds` and commit the result");
-    assert_eq!(generated.trim_end().len(), committed.trim_end().len());
+    for (committed, definition) in [
+        (include_str!("../../../crds/clusters.yaml"), Cluster::crd()),
+        (include_str!("../../../crds/clusterjobs.yaml"), ClusterJob::crd()),
+    ] {
+        let generated = serde_saphyr::to_string(&definition).unwrap();
+        let odd = generated.lines().zip(committed.lines()).find(|(left, right)| left != right);
+        assert_eq!(odd, None, "run `make crds` and commit the result");
+        assert_eq!(generated.trim_end().len(), committed.trim_end().len());
+    }
 }
 
 #[test]

@@ -136,12 +136,12 @@ async fn carry_out(
 }
 
 /// Deletes this very object and nothing that has its name by now.
-fn only(uid: &str) -> DeleteParams {
+pub(crate) fn only(uid: &str) -> DeleteParams {
     DeleteParams::background()
         .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
 }
 
-fn gone<T>(deleted: Result<T, CallError>) -> Result<(), CallError> {
+pub(crate) fn gone<T>(deleted: Result<T, CallError>) -> Result<(), CallError> {
     match deleted {
         Err(error) if !error.is_gone() => Err(error),
         _ => Ok(()),

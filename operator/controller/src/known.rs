@@ -6,28 +6,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ebbtide_api::Cluster;
-use ebbtide_plan::queue::ClusterKey;
+use ebbtide_api::{Cluster, ClusterJob};
+use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
 use crate::observe::SlimPod;
-use crate::reconcile::Guarded;
+use crate::reconcile::{Guarded, GuardedJob};
 
 /// What one watch is about: a namespace, or all of them.
 pub(crate) type Scope = Option<String>;
 
-/// A cluster and its uid.
-type Whose = (ClusterKey, String);
+/// A cluster or a job and its uid, or what else is looked up by.
+type Whose = (Key, String);
 
 /// An object that is watched.
 pub(crate) trait Watched: Resource<DynamicType = ()> + Send + Sync {
-    /// The clusters whose it is.
+    /// The clusters and jobs whose it is.
     fn whose(&self) -> Vec<Whose>;
 
-    /// Whether a cluster is to be looked at when this becomes that.
+    /// Whether they are to be looked at when this becomes that.
     fn matters(&self, next: &Self) -> bool {
         self.meta().resource_version != next.meta().resource_version
     }
@@ -45,6 +45,34 @@ impl Watched for Guarded {
     }
 }
 
+impl Watched for GuardedJob {
+    /// Its own, its owner's when it is the run of a schedule, and found by the cluster that it is on.
+    fn whose(&self) -> Vec<Whose> {
+        let own = (key(self), self.uid().unwrap_or_default());
+        let cluster = self.0.as_ref().ok().and_then(|job| Some((key(self), on(job)?)));
+        std::iter::once(own).chain(owners(self)).chain(cluster).collect()
+    }
+
+    fn matters(&self, next: &Self) -> bool {
+        let decided = |it: &Self| {
+            let status = it.0.as_ref().ok().and_then(|job| job.status.as_ref());
+            let far = status.map(|it| (it.phase, it.failures.total));
+            (it.meta().uid.clone(), it.meta().generation, far)
+        };
+        decided(self) != decided(next)
+    }
+}
+
+fn on(job: &ClusterJob) -> Option<String> {
+    let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+    job.cluster_name().map(|name| by_cluster(namespace, name))
+}
+
+/// What jobs on a cluster are looked up by; no uid is like this.
+pub(crate) fn by_cluster(namespace: &str, name: &str) -> String {
+    format!("cluster {namespace}/{name}")
+}
+
 impl Watched for SlimPod {
     fn whose(&self) -> Vec<Whose> {
         owners(self)
@@ -57,24 +85,31 @@ impl<K: Resource<DynamicType = ()> + Send + Sync> Watched for PartialObjectMeta<
     }
 }
 
-/// Name and namespace of a cluster.
-pub(crate) fn key(cluster: &impl Resource<DynamicType = ()>) -> ClusterKey {
-    let meta = cluster.meta();
+/// Name and namespace of a cluster or a job.
+pub(crate) fn key<K: Resource<DynamicType = ()>>(object: &K) -> Key {
+    let meta = object.meta();
     let text = |it: &Option<String>| it.clone().unwrap_or_default();
-    ClusterKey { namespace: text(&meta.namespace), name: text(&meta.name) }
+    let kind = kind(&K::kind(&())).unwrap_or(Kind::Cluster);
+    Key { namespace: text(&meta.namespace), kind, name: text(&meta.name) }
+}
+
+/// The kind that has this name in the API.
+fn kind(name: &str) -> Option<Kind> {
+    [(Cluster::kind(&()), Kind::Cluster), (ClusterJob::kind(&()), Kind::ClusterJob)]
+        .into_iter()
+        .find_map(|(it, kind)| (it == name).then_some(kind))
 }
 
 fn owners(object: &impl Resource<DynamicType = ()>) -> Vec<Whose> {
     let namespace = object.meta().namespace.clone().unwrap_or_default();
-    let is_cluster = |it: &&OwnerReference| {
-        it.kind == Cluster::kind(&())
-            && it.api_version.split_once('/').is_some_and(|(group, _)| group == Cluster::group(&()))
+    let is_ours = |it: &&OwnerReference| {
+        it.api_version.split_once('/').is_some_and(|(group, _)| group == Cluster::group(&()))
     };
-    let owners = object.meta().owner_references.iter().flatten().filter(is_cluster);
+    let owners = object.meta().owner_references.iter().flatten().filter(is_ours);
     owners
-        .map(|it| {
-            let key = ClusterKey { namespace: namespace.clone(), name: it.name.clone() };
-            (key, it.uid.clone())
+        .filter_map(|it| {
+            let (namespace, name) = (namespace.clone(), it.name.clone());
+            Some((Key { namespace, kind: kind(&it.kind)?, name }, it.uid.clone()))
         })
         .collect()
 }
@@ -108,12 +143,12 @@ impl<K> Default for Known<K> {
 
 impl<K: Watched> Known<K> {
     /// The object of a name.
-    pub(crate) fn get(&self, key: &ClusterKey) -> Option<Arc<K>> {
+    pub(crate) fn get(&self, key: &Key) -> Option<Arc<K>> {
         let place = (key.namespace.clone(), key.name.clone());
         self.read().objects.get(&place).map(Arc::clone)
     }
 
-    /// The objects of the cluster with this uid. What names it as its owner from another namespace is
+    /// The objects of the cluster or job with this uid. What names it as its owner from another namespace is
     /// somebody's trick.
     pub(crate) fn of(&self, namespace: &str, uid: &str) -> Vec<Arc<K>> {
         let index = self.read();
@@ -122,10 +157,11 @@ impl<K: Watched> Known<K> {
         places.filter_map(|place| index.objects.get(place).map(Arc::clone)).collect()
     }
 
-    /// The names of what has this uid, wherever.
-    pub(crate) fn named(&self, uid: &str) -> Vec<ClusterKey> {
+    /// The names of what has this uid or is looked up by this, wherever.
+    pub(crate) fn named(&self, uid: &str) -> Vec<Key> {
         let places = self.read().of.get(uid).cloned().unwrap_or_default();
-        places.into_iter().map(|(namespace, name)| ClusterKey { namespace, name }).collect()
+        let kind = kind(&K::kind(&())).unwrap_or(Kind::Cluster);
+        places.into_iter().map(|(namespace, name)| Key { namespace, kind, name }).collect()
     }
 
     /// Everything that is known in a scope.
@@ -145,7 +181,7 @@ impl<K: Watched> Known<K> {
     }
 
     /// Takes in what a watch shows. Gives the clusters to look at.
-    pub(crate) fn take(&self, scope: &Scope, event: Event<K>) -> BTreeSet<ClusterKey> {
+    pub(crate) fn take(&self, scope: &Scope, event: Event<K>) -> BTreeSet<Key> {
         let mut index = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut touched = BTreeSet::new();
         match event {
@@ -184,7 +220,7 @@ impl<K: Watched> Index<K> {
         self.objects.keys().filter(is_within)
     }
 
-    fn put(&mut self, object: K, touched: &mut BTreeSet<ClusterKey>) {
+    fn put(&mut self, object: K, touched: &mut BTreeSet<Key>) {
         let (place, object) = (place(&object), Arc::new(object));
         let before = self.objects.insert(place.clone(), Arc::clone(&object));
         let matters = before.as_ref().is_none_or(|before| before.matters(&object));
@@ -202,7 +238,7 @@ impl<K: Watched> Index<K> {
         }
     }
 
-    fn remove(&mut self, place: &(String, String), touched: &mut BTreeSet<ClusterKey>) {
+    fn remove(&mut self, place: &(String, String), touched: &mut BTreeSet<Key>) {
         let before = self.objects.remove(place);
         for (key, uid) in before.iter().flat_map(|it| it.whose()) {
             self.leave(&uid, place);
@@ -221,8 +257,8 @@ impl<K: Watched> Index<K> {
 }
 
 fn place(object: &impl Resource<DynamicType = ()>) -> (String, String) {
-    let ClusterKey { namespace, name } = key(object);
-    (namespace, name)
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -236,7 +272,7 @@ mod tests {
     use kube::core::PartialObjectMeta;
     use kube::runtime::watcher::Event;
 
-    use super::{ClusterKey, Known};
+    use super::{Key, Known};
 
     type Child = PartialObjectMeta<Service>;
 
@@ -267,8 +303,8 @@ mod tests {
         names(&known.take(&scope, Event::InitDone))
     }
 
-    fn names(keys: &BTreeSet<ClusterKey>) -> BTreeSet<String> {
-        keys.iter().map(ClusterKey::to_string).collect()
+    fn names(keys: &BTreeSet<Key>) -> BTreeSet<String> {
+        keys.iter().map(Key::to_string).collect()
     }
 
     fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {

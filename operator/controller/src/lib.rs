@@ -4,6 +4,7 @@ mod api_call;
 mod apply;
 mod authority;
 mod counted;
+mod jobs;
 mod known;
 pub mod lease;
 pub mod metrics;

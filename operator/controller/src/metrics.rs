@@ -43,7 +43,7 @@ labels!(/// What was asked of the API server.
     Verb { verb: &'static str });
 labels!(/// What is watched.
     Resource { resource: String });
-labels!(/// What clusters do.
+labels!(/// What clusters or jobs do.
     Phase { phase: &'static str });
 labels!(/// How far workers are.
     State { state: &'static str });
@@ -82,6 +82,7 @@ pub struct Metrics {
     pub(crate) api_request_seconds: Family<Verb, Histogram, Seconds>,
     pub(crate) watch_age_seconds: Family<Resource, Gauge<f64, AtomicU64>>,
     pub(crate) clusters: Family<Phase, Gauge>,
+    pub(crate) jobs: Family<Phase, Gauge>,
     pub(crate) phase_seconds: Family<Phase, Histogram, Seconds>,
     pub(crate) workers: Family<State, Gauge>,
     pub(crate) requested_cpus: Gauge<f64, AtomicU64>,
@@ -107,6 +108,7 @@ impl Default for Metrics {
             api_request_seconds: Family::new_with_constructor(SHORT),
             watch_age_seconds: Family::default(),
             clusters: Family::default(),
+            jobs: Family::default(),
             phase_seconds: Family::new_with_constructor(LONG),
             workers: Family::default(),
             requested_cpus: Gauge::default(),
@@ -152,10 +154,14 @@ impl Metrics {
         let mut all = Registry::default();
         let it = all.sub_registry_with_prefix("ebbtide_operator");
         let counted = self.clone();
-        it.register("reconciles", "Looks at clusters, by how they ended", counted.reconciles);
+        it.register(
+            "reconciles",
+            "Looks at clusters and jobs, by how they ended",
+            counted.reconciles,
+        );
         it.register("reconcile_errors", "What went wrong in them", counted.reconcile_errors);
         it.register("reconcile_seconds", "How long they took", counted.reconcile_seconds);
-        it.register("queue_depth", "Clusters that wait for a look", counted.queue_depth);
+        it.register("queue_depth", "Clusters and jobs that wait for a look", counted.queue_depth);
         it.register("queue_wait_seconds", "How long each waited", counted.queue_wait_seconds);
         it.register("changes", "Changes that were made, by kind", counted.changes);
         it.register("api_requests", "Requests to the API server", counted.api_requests);
@@ -168,6 +174,7 @@ impl Metrics {
             counted.watch_age_seconds,
         );
         it.register("clusters", "Clusters, by what they do", counted.clusters);
+        it.register("jobs", "Jobs, by what they do", counted.jobs);
         it.register("phase_seconds", "How long clusters did so", counted.phase_seconds);
         it.register("workers", "Workers of all clusters, by how far they are", counted.workers);
         it.register("requested_cpus", "Cores that pods ask for", counted.requested_cpus);

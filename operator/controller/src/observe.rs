@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, ClusterStatus, names};
-use ebbtide_plan::queue::ClusterKey;
+use ebbtide_api::{Cluster, ClusterJob, ClusterStatus, names};
+use ebbtide_plan::queue::Key;
 use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -75,9 +75,9 @@ struct SlimStatus {
     init_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
-/// What this operator knows of clusters that no watch shows.
+/// What this operator knows of clusters and jobs that no watch shows.
 #[derive(Debug, Default)]
-pub(crate) struct Beliefs(Mutex<BTreeMap<ClusterKey, Belief>>);
+pub(crate) struct Beliefs(Mutex<BTreeMap<Key, Belief>>);
 
 /// What is believed of one cluster.
 #[derive(Debug, Default)]
@@ -97,6 +97,8 @@ struct Belief {
     events: Allowance,
     /// Pods that were created and that no watch has shown yet.
     pods: BTreeMap<String, (PodSeen, Instant)>,
+    /// A job as it was written last.
+    job: Option<ClusterJob>,
 }
 
 /// How often something may be done: a stock that fills up again.
@@ -135,7 +137,7 @@ impl Beliefs {
 
     /// What is believed about a cluster, and how much longer. What is too old is forgotten: creating it
     /// again finds out.
-    fn recall(&self, key: &ClusterKey, uid: &str) -> BTreeMap<String, Duration> {
+    fn recall(&self, key: &Key, uid: &str) -> BTreeMap<String, Duration> {
         let mut all = self.lock();
         let Some(belief) = all.get_mut(key) else { return BTreeMap::new() };
         belief.be_about(uid);
@@ -166,7 +168,7 @@ impl Beliefs {
 
     /// A cluster as the plan must know it: since when there was no work is decided from, though it is
     /// not written yet.
-    pub(crate) fn as_planned(&self, key: &ClusterKey, cluster: &Cluster) -> Cluster {
+    pub(crate) fn as_planned(&self, key: &Key, cluster: &Cluster) -> Cluster {
         let mut cluster = cluster.clone();
         let all = self.lock();
         let waiting = all.get(key).and_then(|it| it.waiting.as_ref());
@@ -192,14 +194,14 @@ impl Beliefs {
     }
 
     /// How long a cluster's status must wait because so many were written of late; zero takes one.
-    pub(crate) fn status_allowance(&self, key: &ClusterKey, is_urgent: bool) -> Duration {
+    pub(crate) fn status_allowance(&self, key: &Key, is_urgent: bool) -> Duration {
         let mut all = self.lock();
         let statuses = &mut all.entry(key.clone()).or_default().statuses;
         statuses[usize::from(is_urgent)].take(STATUSES, STATUS_EVERY)
     }
 
     /// Whether another event of a cluster may be told.
-    pub(crate) fn may_tell(&self, key: &ClusterKey) -> bool {
+    pub(crate) fn may_tell(&self, key: &Key) -> bool {
         let mut all = self.lock();
         all.entry(key.clone()).or_default().events.take(EVENTS, EVENT_EVERY).is_zero()
     }
@@ -222,7 +224,7 @@ impl Beliefs {
 
     /// Pods that were created of late and that no watch has shown yet, and how much longer they are
     /// believed in.
-    fn made_unseen(&self, key: &ClusterKey, shown: &[PodSeen]) -> Vec<(PodSeen, Duration)> {
+    fn made_unseen(&self, key: &Key, shown: &[PodSeen]) -> Vec<(PodSeen, Duration)> {
         let mut all = self.lock();
         let Some(belief) = all.get_mut(key) else { return Vec::new() };
         let rest = |since: &Instant| CREATED_BELIEF.saturating_sub(since.elapsed());
@@ -233,7 +235,7 @@ impl Beliefs {
     }
 
     /// A cluster with the status that was written last, if no watch has shown it yet.
-    pub(crate) fn with_written(&self, key: &ClusterKey, cluster: &Cluster) -> Cluster {
+    pub(crate) fn with_written(&self, key: &Key, cluster: &Cluster) -> Cluster {
         let mut cluster = cluster.clone();
         let mut all = self.lock();
         let Some(belief) = all.get_mut(key) else { return cluster };
@@ -248,27 +250,45 @@ impl Beliefs {
         cluster
     }
 
-    /// A look at a cluster went wrong. Gives how often in a row one did before.
-    pub(crate) fn failed(&self, key: &ClusterKey) -> u32 {
+    /// The status of a job was written.
+    pub(crate) fn wrote_job(&self, key: &Key, job: ClusterJob) {
+        self.lock().entry(key.clone()).or_default().job = Some(job);
+    }
+
+    /// A job as it was written last, if no watch has shown that yet or anything later.
+    pub(crate) fn newest(&self, key: &Key, shown: &ClusterJob) -> ClusterJob {
+        let version = |it: &ClusterJob| -> Option<u64> { it.resource_version()?.parse().ok() };
+        let mut all = self.lock();
+        let written = all.get_mut(key).map(|it| &mut it.job);
+        let is_newer = |it: &ClusterJob| it.uid() == shown.uid() && version(it) > version(shown);
+        let newest = written.and_then(|it| {
+            *it = it.take().filter(is_newer);
+            it.clone()
+        });
+        newest.unwrap_or_else(|| shown.clone())
+    }
+
+    /// A look at a cluster or job went wrong. Gives how often in a row one did before.
+    pub(crate) fn failed(&self, key: &Key) -> u32 {
         let mut all = self.lock();
         let failures = &mut all.entry(key.clone()).or_default().failures;
         *failures = failures.saturating_add(1);
         *failures - 1
     }
 
-    /// A look at a cluster went well.
-    pub(crate) fn succeeded(&self, key: &ClusterKey) {
+    /// A look at a cluster or job went well.
+    pub(crate) fn succeeded(&self, key: &Key) {
         if let Some(belief) = self.lock().get_mut(key) {
             belief.failures = 0;
         }
     }
 
     /// A cluster is gone.
-    pub(crate) fn forget(&self, key: &ClusterKey) {
+    pub(crate) fn forget(&self, key: &Key) {
         self.lock().remove(key);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ClusterKey, Belief>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Belief>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -304,7 +324,7 @@ pub(crate) const NETWORK_POLICY: &str = "network policy";
 /// to be there that no watch shows: somebody may have taken it away.
 pub(crate) fn observe(
     context: &Context,
-    key: &ClusterKey,
+    key: &Key,
     cluster: &Cluster,
 ) -> (Observed, Option<Duration>) {
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
@@ -343,7 +363,7 @@ pub(crate) fn observe(
     (observed, doubts.into_iter().min())
 }
 
-fn seen(pod: &SlimPod) -> PodSeen {
+pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
     let status = pod.status.as_ref();
     let phase = match status.and_then(|status| status.phase.as_deref()) {
         Some("Running") => PodPhase::Running,
@@ -376,7 +396,14 @@ fn seen(pod: &SlimPod) -> PodSeen {
         created_at,
         ended_at: ended_at.or(refused_at),
         trouble,
+        exit_code: status.and_then(exit_code),
     }
+}
+
+/// With what our own container ended.
+fn exit_code(status: &SlimStatus) -> Option<i32> {
+    let own = status.container_statuses.iter().flatten().find(|it| is_own_container(&it.name));
+    own.and_then(|it| Some(it.state.as_ref()?.terminated.as_ref()?.exit_code))
 }
 
 /// What is wrong with a container. People named those that run before ours.

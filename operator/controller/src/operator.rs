@@ -3,11 +3,11 @@
 use std::future::pending;
 use std::sync::Arc;
 
-use ebbtide_api::{Phase, WorkerCounts, names};
+use ebbtide_api::{JobPhase, Phase, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::Site;
-use ebbtide_plan::queue::{ClusterKey, Queue};
+use ebbtide_plan::queue::{Key, Queue};
 use ebbtide_plan::requested::Requested;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::known::{Known, Scope, Watched, key};
+use crate::known::{Known, Scope, Watched, by_cluster, key};
 use crate::metrics::{self, Metrics, Reason, State};
 use crate::observe::{Beliefs, SlimPod, slim};
 use crate::reconcile::{Context, Guarded, look};
@@ -59,13 +59,13 @@ pub struct Equipment {
 pub struct Operator {
     context: Arc<Context>,
     namespaces: Vec<String>,
-    news: mpsc::UnboundedSender<ClusterKey>,
-    heard: mpsc::UnboundedReceiver<ClusterKey>,
+    news: mpsc::UnboundedSender<Key>,
+    heard: mpsc::UnboundedReceiver<Key>,
     concurrency: u16,
 }
 
 /// The clusters to look at, as watches tell it.
-type Touched = BoxStream<'static, Vec<ClusterKey>>;
+type Touched = BoxStream<'static, Vec<Key>>;
 
 impl Operator {
     /// One that knows nothing yet.
@@ -78,6 +78,7 @@ impl Operator {
             recorder: Recorder::new(client.clone(), reporter),
             client,
             clusters: Arc::default(),
+            jobs: Arc::default(),
             pods: Arc::default(),
             services: Arc::default(),
             policies: Arc::default(),
@@ -105,9 +106,8 @@ impl Operator {
 
     /// What brings up to date what is not counted but looked up.
     pub(crate) fn figures(&self) -> Box<dyn Fn(&Metrics) + Send + Sync> {
-        let (clusters, schedulers) =
-            (Arc::clone(&self.context.clusters), self.context.schedulers.clone());
-        Box::new(move |metrics| tell(metrics, &clusters, &schedulers))
+        let context = Arc::clone(&self.context);
+        Box::new(move |metrics| tell(metrics, &context))
     }
 
     /// Works until `stop` is ready, and then ends what it has begun.
@@ -149,8 +149,9 @@ impl Operator {
     }
 }
 
-/// What there is of all clusters together.
-fn tell(metrics: &Metrics, clusters: &Known<Guarded>, schedulers: &Schedulers) {
+/// What there is of all clusters and jobs together.
+fn tell(metrics: &Metrics, context: &Context) {
+    let Context { clusters, jobs, schedulers, .. } = context;
     let mut phases = [0; Phase::ALL.len()];
     let (mut workers, mut requested) = (WorkerCounts::default(), Requested::default());
     for guarded in clusters.all(&None) {
@@ -162,6 +163,14 @@ fn tell(metrics: &Metrics, clusters: &Known<Guarded>, schedulers: &Schedulers) {
     }
     for phase in Phase::ALL {
         let gauge = metrics.clusters.get_or_create(&metrics::Phase { phase: phase.as_str() });
+        gauge.set(phases[phase as usize]);
+    }
+    let mut phases = [0; JobPhase::ALL.len()];
+    for job in jobs.all(&None).iter().filter_map(|it| it.0.as_ref().ok()) {
+        phases[job.status.as_ref().map_or(JobPhase::Pending, |it| it.phase) as usize] += 1;
+    }
+    for phase in JobPhase::ALL {
+        let gauge = metrics.jobs.get_or_create(&metrics::Phase { phase: phase.as_str() });
         gauge.set(phases[phase as usize]);
     }
     for (state, count) in [
@@ -202,20 +211,22 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
     };
     let (client, known) = (&context.client, context);
     for scope in &scopes {
-        for resource in ["clusters", "pods", "services", "networkpolicies"] {
+        for resource in ["clusters", "clusterjobs", "pods", "services", "networkpolicies"] {
             context.metrics.watch_is_open(scope.as_deref().unwrap_or_default(), resource);
         }
     }
     let mut all = SelectAll::new();
     for scope in scopes {
         let clusters = events(client, &scope, &everything);
-        all.push(taken(clusters, &known.clusters, &scope, context));
+        all.push(taken(clusters, &known.clusters, &scope, context, jobs_on));
+        let jobs = events(client, &scope, &everything);
+        all.push(taken(jobs, &known.jobs, &scope, context, nobody_else));
         let pods = events(client, &scope, &ours).modify(SlimPod::slim);
-        all.push(taken(pods, &known.pods, &scope, context));
+        all.push(taken(pods, &known.pods, &scope, context, nobody_else));
         let services = events(client, &scope, &ours).modify(slim);
-        all.push(taken(services, &known.services, &scope, context));
+        all.push(taken(services, &known.services, &scope, context, nobody_else));
         let policies = events(client, &scope, &ours).modify(slim);
-        all.push(taken(policies, &known.policies, &scope, context));
+        all.push(taken(policies, &known.policies, &scope, context, nobody_else));
     }
     all
 }
@@ -241,24 +252,45 @@ where
     watcher(api, config.clone()).default_backoff()
 }
 
-/// Takes in what happens. Gives the clusters to look at: all of a scope when it is known for the
-/// first time what they have.
+/// Jobs have to do with the phase of the cluster that they are on, whoever made it.
+fn jobs_on(context: &Context, cluster: &Guarded) -> Vec<Key> {
+    let Key { namespace, name, .. } = key(cluster);
+    context.jobs.named(&by_cluster(&namespace, &name))
+}
+
+fn nobody_else<K>(_: &Context, _: &K) -> Vec<Key> {
+    Vec::new()
+}
+
+/// Takes in what happens. Gives what is to be looked at: all of a scope when it is known for the first
+/// time what they have, and who else has to do with it.
 fn taken<K: Watched + Clone + 'static>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
     known: &Arc<Known<K>>,
     scope: &Scope,
     context: &Arc<Context>,
+    others: fn(&Context, &K) -> Vec<Key>,
 ) -> Touched {
-    let (known, scope, clusters) =
-        (Arc::clone(known), scope.clone(), Arc::clone(&context.clusters));
+    let (known, scope, context) = (Arc::clone(known), scope.clone(), Arc::clone(context));
     let taken = events.map(move |event| match event {
         Ok(event) => {
             let is_first = matches!(event, Event::InitDone) && !known.has_listed_scope(&scope);
-            let mut touched = known.take(&scope, event);
+            let mut touched: Vec<Key> = match &event {
+                Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) => {
+                    others(&context, object)
+                }
+                Event::Init | Event::InitDone => Vec::new(),
+            };
+            let is_list = matches!(event, Event::InitDone);
+            touched.extend(known.take(&scope, event));
             if is_first {
-                touched.extend(clusters.all(&scope).iter().map(|it| key(&**it)));
+                touched.extend(context.clusters.all(&scope).iter().map(|it| key(&**it)));
             }
-            touched.into_iter().collect()
+            if is_list {
+                // What a list no longer has may be a job's: they are few, and looked at for nothing.
+                touched.extend(context.jobs.all(&scope).iter().map(|it| key(&**it)));
+            }
+            touched
         }
         Err(error) => {
             tracing::warn!(%error, "the API server cannot be watched");

@@ -6,10 +6,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, ClusterJob};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
-use ebbtide_plan::queue::ClusterKey;
+use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::{Site, plan};
 use futures::FutureExt as _;
 use kube::Client;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
+use crate::jobs;
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
 use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
@@ -40,10 +41,14 @@ const HELD_LONG: Duration = Duration::from_secs(10);
 /// A cluster as it comes from the API server: it may not be one that we understand.
 pub(crate) type Guarded = DeserializeGuard<Cluster>;
 
+/// The same of a job.
+pub(crate) type GuardedJob = DeserializeGuard<ClusterJob>;
+
 /// What every look at a cluster may use.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) clusters: Arc<Known<Guarded>>,
+    pub(crate) jobs: Arc<Known<GuardedJob>>,
     pub(crate) pods: Arc<Known<SlimPod>>,
     pub(crate) services: Arc<Known<ServiceMetadata>>,
     pub(crate) policies: Arc<Known<PolicyMetadata>>,
@@ -63,6 +68,8 @@ enum LookError {
     Apply(#[from] ApplyError),
     #[error(transparent)]
     Record(CallError),
+    #[error(transparent)]
+    Job(CallError),
     #[error("a bug in the operator: {0}")]
     Panic(String),
 }
@@ -76,10 +83,16 @@ pub(crate) struct Next {
     pub(crate) held: Option<Duration>,
 }
 
-/// Looks at one cluster and does what is due. A panic is this cluster's alone.
-pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey, Next) {
+/// Looks at one cluster or job and does what is due. A panic is its alone.
+pub(crate) async fn look(context: Arc<Context>, key: Key) -> (Key, Next) {
     let begin = Instant::now();
-    let steps = AssertUnwindSafe(steps(&context, &key)).catch_unwind().await;
+    let steps = async {
+        match key.kind {
+            Kind::Cluster => steps(&context, &key).await,
+            Kind::ClusterJob => jobs::steps(&context, &key).await.map_err(LookError::Job),
+        }
+    };
+    let steps = AssertUnwindSafe(steps).catch_unwind().await;
     let ended = steps.unwrap_or_else(|panic| Err(LookError::Panic(words(&*panic))));
     let outcome = if ended.is_ok() { "success" } else { "error" };
     context.metrics.reconciles.get_or_create(&Outcome { outcome }).inc();
@@ -96,14 +109,14 @@ pub(crate) async fn look(context: Arc<Context>, key: ClusterKey) -> (ClusterKey,
             let held = if error.is_for_nothing() { HELD_LONG } else { wait.min(HELD_MAX) };
             let wait = wait.max(held);
             let retry_seconds = wait.as_secs_f64();
-            tracing::warn!(cluster = %key, class, %error, retry_seconds, "a reconcile failed");
+            tracing::warn!(object = %key, class, %error, retry_seconds, "a reconcile failed");
             Next { again: Some(wait), held: Some(held) }
         }
     };
     (key, next)
 }
 
-async fn steps(context: &Context, key: &ClusterKey) -> Result<Option<Duration>, LookError> {
+async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookError> {
     let Some(guarded) = context.clusters.get(key) else {
         context.beliefs.forget(key);
         return Ok(None);
@@ -144,7 +157,9 @@ impl LookError {
     /// Whether another try would not help.
     fn is_for_nothing(&self) -> bool {
         match self {
-            Self::Apply(ApplyError::Call(error)) | Self::Record(error) => error.is_for_nothing(),
+            Self::Apply(ApplyError::Call(error)) | Self::Record(error) | Self::Job(error) => {
+                error.is_for_nothing()
+            }
             Self::Apply(_) | Self::Panic(_) => false,
         }
     }
@@ -152,7 +167,9 @@ impl LookError {
     /// What went wrong, in a word.
     fn class(&self) -> &'static str {
         match self {
-            Self::Apply(ApplyError::Call(error)) | Self::Record(error) => error.class(),
+            Self::Apply(ApplyError::Call(error)) | Self::Record(error) | Self::Job(error) => {
+                error.class()
+            }
             Self::Apply(ApplyError::Mint(_)) => "mint",
             Self::Apply(ApplyError::Foreign { .. }) => "foreign",
             Self::Apply(ApplyError::Earlier { .. }) => "earlier",

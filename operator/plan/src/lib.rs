@@ -7,6 +7,7 @@
 
 pub mod change;
 mod children;
+pub mod job;
 mod lifetime;
 mod network;
 mod pods;
@@ -33,7 +34,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Resource as _, ResourceExt as _};
+use kube::core::ObjectMeta;
+use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
@@ -104,6 +106,8 @@ pub struct PodSeen {
     pub ended_at: Option<Timestamp>,
     /// Why it cannot start, or ended.
     pub trouble: Option<Trouble>,
+    /// With what its process ended.
+    pub exit_code: Option<i32>,
 }
 
 impl PodSeen {
@@ -389,16 +393,20 @@ fn scheduler_addresses(cluster: &Cluster, site: &Site) -> Vec<String> {
 }
 
 /// Metadata of a child: owned, labelled, named.
-fn metadata(cluster: &Cluster, name: String) -> kube::core::ObjectMeta {
-    kube::core::ObjectMeta {
+fn metadata(cluster: &Cluster, name: String) -> ObjectMeta {
+    let labels = ebbtide_api::labels(&cluster.uid().unwrap_or_default());
+    ObjectMeta { labels: Some(labels), ..owned_by(cluster, name) }
+}
+
+/// Metadata of what goes with its owner, and for which a foreground deletion of that waits.
+fn owned_by(owner: &impl Resource<DynamicType = ()>, name: String) -> ObjectMeta {
+    let reference = owner.controller_owner_ref(&());
+    let reference = reference.map(|it| OwnerReference { block_owner_deletion: Some(true), ..it });
+    ObjectMeta {
         name: Some(name),
-        namespace: cluster.namespace(),
-        labels: Some(ebbtide_api::labels(&cluster.uid().unwrap_or_default())),
-        // A foreground deletion of the cluster waits for what it owns.
-        owner_references: cluster
-            .controller_owner_ref(&())
-            .map(|owner| vec![OwnerReference { block_owner_deletion: Some(true), ..owner }]),
-        ..kube::core::ObjectMeta::default()
+        namespace: owner.meta().namespace.clone(),
+        owner_references: reference.map(|it| vec![it]),
+        ..ObjectMeta::default()
     }
 }
 

@@ -6,7 +6,7 @@ use ebbtide_api::Cluster;
 use ebbtide_contract::view::Demand;
 use jiff::Timestamp;
 
-use crate::Observed;
+use crate::{Observed, job};
 
 #[derive(Debug, Default)]
 pub(crate) struct Idle {
@@ -32,6 +32,10 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     let length = self::since(since, now);
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
+    if job::is_made_for_job(cluster) {
+        // It goes with its job, and not before.
+        return Idle { since: Some(since), is_over: false, next_look: None };
+    }
     let is_over = rest.is_zero();
     Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
 }

@@ -4,24 +4,26 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::pod::{InitContainer, PodSettings};
-use ebbtide_api::{Cluster, Resources, WorkerGroup, names};
+use ebbtide_api::{Cluster, ClusterJob, Resources, WorkerGroup, names};
 use ebbtide_contract::identity::Role;
 use ebbtide_contract::{port, variable};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector, Pod, PodSecurityContext,
-    PodSpec, Probe, ProjectedVolumeSource, ResourceFieldSelector, ResourceRequirements,
-    SeccompProfile, SecretProjection, SecurityContext, Volume, VolumeMount, VolumeProjection,
+    Capabilities, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference,
+    ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe, ProjectedVolumeSource,
+    ResourceFieldSelector, ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext,
+    Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
+use kube::core::ObjectMeta;
 use serde_json::json;
 
 use crate::children::Children;
 use crate::scaling::Target;
 use crate::secrets::credentials;
-use crate::{Change, Op, Site, metadata, scheduler_addresses, settings};
+use crate::{Change, Op, Site, metadata, owned_by, scheduler_addresses, settings};
 
 /// Where a pod's credentials are mounted.
 pub const CREDENTIALS_PATH: &str = "/etc/ebbtide/credentials";
@@ -32,6 +34,15 @@ pub(crate) const AT_ONCE_MAX: usize = 64;
 /// Volumes that every pod has.
 pub const OWN_VOLUMES: [&str; 2] = ["credentials", "tmp"];
 
+/// The volume that a job with a script has beside them.
+pub(crate) const SCRIPT_VOLUME: &str = "ebbtide-script";
+
+/// Where a job's script is.
+pub(crate) const SCRIPT_PATH: &str = "/etc/ebbtide/job";
+
+/// Its file there.
+const SCRIPT_FILE: &str = "main.py";
+
 /// Where a pod may write.
 pub(crate) const TMP_PATH: &str = "/tmp";
 
@@ -41,9 +52,12 @@ const USER: i64 = 65_532;
 /// Only the owner reads keys.
 const KEY_MODE: i32 = 0o440;
 
+/// What the pod of a job is.
+const JOB: &str = "job";
+
 /// Whether a container of this name is the one that every pod has.
 pub fn is_own_container(name: &str) -> bool {
-    [Role::Scheduler, Role::Worker].iter().any(|role| role.as_str() == name)
+    [Role::Scheduler.as_str(), Role::Worker.as_str(), JOB].contains(&name)
 }
 
 /// What pods are made from.
@@ -55,16 +69,22 @@ pub(crate) struct Context<'a> {
 
 /// What one pod is to be.
 struct Wanted<'a> {
-    name: String,
-    role: Role,
-    labels: BTreeMap<String, String>,
+    /// Name, owner, and our labels and annotations.
+    metadata: ObjectMeta,
+    /// Its label, and the container's name.
+    role: &'static str,
+    command: Vec<String>,
+    args: Vec<String>,
     resources: &'a Resources,
     settings: &'a PodSettings,
     restart_policy: &'static str,
     env: Vec<EnvVar>,
     /// Secret with the credentials.
     credentials: String,
+    /// What it listens on. One that listens nowhere cannot be asked whether it is well.
     ports: &'static [u16],
+    /// Whether it reads its program from its annotation.
+    has_script: bool,
 }
 
 pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Option<Change> {
@@ -73,16 +93,19 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
     }
     let cluster = context.cluster;
     let name = cluster.name_any();
+    let (resources, settings) = (&cluster.spec.scheduler.resources, &cluster.spec.scheduler.pod);
     let wanted = Wanted {
-        name: names::scheduler(&name),
-        role: Role::Scheduler,
-        labels: BTreeMap::new(),
-        resources: &cluster.spec.scheduler.resources,
-        settings: &cluster.spec.scheduler.pod,
+        metadata: own(metadata(cluster, names::scheduler(&name)), resources, settings),
+        role: Role::Scheduler.as_str(),
+        command: process(Role::Scheduler),
+        args: Vec::new(),
+        resources,
+        settings,
         restart_policy: "Always",
         env: vec![plain(variable::OPERATOR, context.site.operator.clone())],
         credentials: credentials(cluster, Role::Scheduler),
         ports: &[port::SCHEDULER, port::HTTP],
+        has_script: false,
     };
     let op = Op::CreatePod(Box::new(pod(context, &wanted)));
     Some(Change { op, why: "the cluster has no scheduler" })
@@ -112,7 +135,10 @@ pub(crate) fn workers_due(
 fn worker(context: &Context<'_>, group: &WorkerGroup, index: u32) -> Pod {
     let cluster = context.cluster;
     let name = cluster.name_any();
-    let labels = BTreeMap::from([
+    let (resources, settings) = (&group.resources, &group.pod);
+    let pod_name = names::worker(&name, &group.name, index);
+    let mut metadata = own(metadata(cluster, pod_name), resources, settings);
+    metadata.labels.get_or_insert_default().extend([
         (names::WORKER_GROUP.to_owned(), group.name.clone()),
         (names::INDEX.to_owned(), index.to_string()),
     ]);
@@ -124,17 +150,61 @@ fn worker(context: &Context<'_>, group: &WorkerGroup, index: u32) -> Pod {
         limit(variable::CORES, "limits.cpu"),
     ];
     let wanted = Wanted {
-        name: names::worker(&name, &group.name, index),
-        role: Role::Worker,
-        labels,
-        resources: &group.resources,
-        settings: &group.pod,
+        metadata,
+        role: Role::Worker.as_str(),
+        command: process(Role::Worker),
+        args: Vec::new(),
+        resources,
+        settings,
         restart_policy: "Never",
         env,
         credentials: credentials(cluster, Role::Worker),
         ports: &[port::WORKER, port::HTTP],
+        has_script: false,
     };
     pod(context, &wanted)
+}
+
+/// The pod of a job's attempt: its program with the credentials of a client.
+pub(crate) fn attempt(context: &Context<'_>, job: &ClusterJob, nth: u32) -> Pod {
+    let (cluster, spec) = (context.cluster, &job.spec);
+    let mut metadata = owned_by(job, names::attempt(&job.name_any(), nth));
+    // Of the cluster's, so that nobody else connects to it either.
+    let mut labels = ebbtide_api::labels(&cluster.uid().unwrap_or_default());
+    labels.insert(names::JOB_UID.to_owned(), job.uid().unwrap_or_default());
+    metadata.labels = Some(labels);
+    let script = spec.script.as_ref().map(|it| (names::SCRIPT.to_owned(), it.clone()));
+    metadata.annotations = Some(script.into_iter().collect());
+    let python = || vec!["python3".to_owned(), format!("{SCRIPT_PATH}/{SCRIPT_FILE}")];
+    let wanted = Wanted {
+        metadata,
+        role: JOB,
+        command: if spec.script.is_some() { python() } else { spec.command.clone() },
+        args: spec.args.clone(),
+        resources: &spec.resources,
+        settings: &spec.pod,
+        restart_policy: "Never",
+        env: vec![
+            plain(variable::SCHEDULER, scheduler_addresses(cluster, context.site).join(",")),
+            // What it prints is read while it runs.
+            plain("PYTHONUNBUFFERED", "1".to_owned()),
+        ],
+        credentials: credentials(cluster, Role::Client),
+        ports: &[],
+        has_script: spec.script.is_some(),
+    };
+    pod(context, &wanted)
+}
+
+fn process(role: Role) -> Vec<String> {
+    vec!["ebbtide".to_owned(), role.as_str().to_owned()]
+}
+
+/// Metadata that tell what a pod is made from.
+fn own(mut metadata: ObjectMeta, resources: &Resources, settings: &PodSettings) -> ObjectMeta {
+    let made_from = (names::MADE_FROM.to_owned(), made_from(resources, settings));
+    metadata.annotations = Some(BTreeMap::from([made_from]));
+    metadata
 }
 
 /// Which settings a pod is made from, told from others. Not from the pod itself: a newer operator
@@ -145,14 +215,13 @@ pub(crate) fn made_from(resources: &Resources, settings: &PodSettings) -> String
 
 fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
     let settings = wanted.settings;
-    let mut metadata = metadata(context.cluster, wanted.name.clone());
-    let own = metadata.labels.take().unwrap_or_default().into_iter().chain(wanted.labels.clone());
-    let role = (names::ROLE.to_owned(), wanted.role.as_str().to_owned());
+    let mut metadata = wanted.metadata.clone();
+    let own = metadata.labels.take().unwrap_or_default();
+    let role = (names::ROLE.to_owned(), wanted.role.to_owned());
     // Ours come last: they win.
     metadata.labels = Some(settings.labels.clone().into_iter().chain(own).chain([role]).collect());
-    let made_from = (names::MADE_FROM.to_owned(), made_from(wanted.resources, settings));
-    metadata.annotations =
-        Some(settings.annotations.clone().into_iter().chain([made_from]).collect());
+    let own = metadata.annotations.take().unwrap_or_default();
+    metadata.annotations = Some(settings.annotations.clone().into_iter().chain(own).collect());
     let init = settings.init_containers.iter().map(|it| init_container(context, wanted, it));
     Pod {
         metadata,
@@ -160,7 +229,10 @@ fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
             containers: vec![container(context, wanted)],
             init_containers: settings::some(init),
             volumes: Some(
-                settings::volumes(&settings.volumes).chain(volumes(&wanted.credentials)).collect(),
+                settings::volumes(&settings.volumes)
+                    .chain(volumes(&wanted.credentials))
+                    .chain(wanted.has_script.then(script))
+                    .collect(),
             ),
             restart_policy: Some(wanted.restart_policy.to_owned()),
             termination_grace_period_seconds: Some(5),
@@ -210,17 +282,19 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
     let port =
         |port: &u16| ContainerPort { container_port: i32::from(*port), ..ContainerPort::default() };
     let [credentials, tmp] = OWN_VOLUMES;
+    let script = wanted.has_script.then(|| mount(SCRIPT_VOLUME, SCRIPT_PATH, true));
     let own = [mount(credentials, CREDENTIALS_PATH, true), mount(tmp, TMP_PATH, false)];
     Container {
-        name: wanted.role.as_str().to_owned(),
+        name: wanted.role.to_owned(),
         image: Some(context.image.to_owned()),
-        command: Some(vec!["ebbtide".to_owned(), wanted.role.as_str().to_owned()]),
+        command: Some(wanted.command.clone()),
+        args: settings::some(wanted.args.iter().cloned()),
         env: Some(env.collect()),
         env_from: settings::env_from(&settings.env_from),
-        ports: Some(wanted.ports.iter().map(port).collect()),
+        ports: settings::some(wanted.ports.iter().map(port)),
         resources: Some(resources(wanted.resources)),
         security_context: Some(restricted()),
-        liveness_probe: Some(Probe {
+        liveness_probe: wanted.ports.contains(&port::HTTP).then(|| Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/healthz".to_owned()),
                 port: IntOrString::Int(i32::from(port::HTTP)),
@@ -230,7 +304,9 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
             failure_threshold: Some(6),
             ..Probe::default()
         }),
-        volume_mounts: Some(settings::mounts(&settings.volume_mounts).chain(own).collect()),
+        volume_mounts: Some(
+            settings::mounts(&settings.volume_mounts).chain(own).chain(script).collect(),
+        ),
         ..Container::default()
     }
 }
@@ -296,6 +372,21 @@ fn volumes(credentials: &str) -> [Volume; 2] {
         },
         Volume { name: tmp, empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
     ]
+}
+
+/// A job's program, as its pod's annotation has it.
+fn script() -> Volume {
+    let field = ObjectFieldSelector {
+        field_path: format!("metadata.annotations['{}']", names::SCRIPT),
+        api_version: None,
+    };
+    let file = DownwardAPIVolumeFile {
+        path: SCRIPT_FILE.to_owned(),
+        field_ref: Some(field),
+        ..DownwardAPIVolumeFile::default()
+    };
+    let source = DownwardAPIVolumeSource { items: Some(vec![file]), default_mode: Some(KEY_MODE) };
+    Volume { name: SCRIPT_VOLUME.to_owned(), downward_api: Some(source), ..Volume::default() }
 }
 
 fn resources(resources: &Resources) -> ResourceRequirements {

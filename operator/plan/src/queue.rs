@@ -1,4 +1,4 @@
-//! Which cluster is looked at next. Knows no clock and runs nothing.
+//! Which cluster or job is looked at next. Knows no clock and runs nothing.
 //!
 //! Namespaces take turns, and one may have another look under way only while it has fewer than are
 //! free: alone it gets half of them, two get a third each. However many clusters a namespace has, and
@@ -8,38 +8,52 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-/// A cluster, by its namespace and name.
+/// What is looked at.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// A cluster.
+    Cluster,
+    /// A job on a cluster.
+    ClusterJob,
+}
+
+/// A cluster or a job, by its namespace and name.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct ClusterKey {
+pub struct Key {
     /// `metadata.namespace`.
     pub namespace: String,
+    /// Which of the two.
+    pub kind: Kind,
     /// `metadata.name`.
     pub name: String,
 }
 
-/// Clusters that wait for a look, are looked at, or will be. Times are those since any one moment.
+/// Clusters and jobs that wait for a look, are looked at, or will be. Times are those since any one moment.
 #[derive(Clone, Debug)]
 pub struct Queue {
     slots: usize,
-    /// Since when each cluster waits that is due, by namespace and in order.
-    due: BTreeMap<String, VecDeque<(String, Duration)>>,
+    /// Since when each waits that is due, by namespace and in order.
+    due: BTreeMap<String, VecDeque<(Key, Duration)>>,
     /// Namespaces with clusters that are due, the next first.
     turns: VecDeque<String>,
     /// What is due, to find it.
-    is_due: BTreeSet<ClusterKey>,
+    is_due: BTreeSet<Key>,
     /// What is looked at, and since when it is to be looked at again.
-    under_way: BTreeMap<ClusterKey, Option<Duration>>,
+    under_way: BTreeMap<Key, Option<Duration>>,
     /// How many of a namespace are looked at.
     busy: BTreeMap<String, usize>,
     /// What is not looked at before then, whatever happens.
-    held: BTreeMap<ClusterKey, Duration>,
-    later: BTreeSet<(Duration, ClusterKey)>,
-    later_of: BTreeMap<ClusterKey, Duration>,
+    held: BTreeMap<Key, Duration>,
+    later: BTreeSet<(Duration, Key)>,
+    later_of: BTreeMap<Key, Duration>,
 }
 
-impl fmt::Display for ClusterKey {
+impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match self.kind {
+            Kind::Cluster => write!(f, "{}/{}", self.namespace, self.name),
+            Kind::ClusterJob => write!(f, "{}/{} (job)", self.namespace, self.name),
+        }
     }
 }
 
@@ -60,7 +74,7 @@ impl Queue {
     }
 
     /// Something happened to a cluster. However often before its next look: it is one look.
-    pub fn add(&mut self, key: &ClusterKey, now: Duration) {
+    pub fn add(&mut self, key: &Key, now: Duration) {
         if let Some(again) = self.under_way.get_mut(key) {
             again.get_or_insert(now);
             return;
@@ -78,16 +92,16 @@ impl Queue {
         if of_namespace.is_empty() {
             self.turns.push_back(key.namespace.clone());
         }
-        of_namespace.push_back((key.name.clone(), now));
+        of_namespace.push_back((key.clone(), now));
     }
 
     /// A look went wrong: whatever happens to the cluster, there is no other one before then.
-    pub fn hold(&mut self, key: &ClusterKey, until: Duration) {
+    pub fn hold(&mut self, key: &Key, until: Duration) {
         self.held.insert(key.clone(), until);
     }
 
     /// A cluster is to be looked at by then, if nothing happens before.
-    pub fn add_later(&mut self, key: &ClusterKey, at: Duration) {
+    pub fn add_later(&mut self, key: &Key, at: Duration) {
         if self.later_of.get(key).is_some_and(|there| *there <= at) {
             return;
         }
@@ -98,7 +112,7 @@ impl Queue {
     }
 
     /// Begins a look at the cluster whose turn it is. Gives also how long it waited.
-    pub fn next(&mut self, now: Duration) -> Option<(ClusterKey, Duration)> {
+    pub fn next(&mut self, now: Duration) -> Option<(Key, Duration)> {
         while let Some((at, key)) = self.later.first().cloned()
             && at <= now
         {
@@ -110,13 +124,12 @@ impl Queue {
         let turn = self.turns.iter().position(|namespace| busy(namespace) < free)?;
         let namespace = self.turns.remove(turn)?;
         let of_namespace = self.due.get_mut(&namespace)?;
-        let (name, since) = of_namespace.pop_front()?;
+        let (key, since) = of_namespace.pop_front()?;
         if of_namespace.is_empty() {
             self.due.remove(&namespace);
         } else {
-            self.turns.push_back(namespace.clone());
+            self.turns.push_back(namespace);
         }
-        let key = ClusterKey { namespace, name };
         self.is_due.remove(&key);
         // It is looked at now, and says itself when to look again.
         self.forget_later(&key);
@@ -126,7 +139,7 @@ impl Queue {
     }
 
     /// A look has ended.
-    pub fn done(&mut self, key: &ClusterKey) {
+    pub fn done(&mut self, key: &Key) {
         let Some(again) = self.under_way.remove(key) else { return };
         if let Some(busy) = self.busy.get_mut(&key.namespace) {
             *busy -= 1;
@@ -154,7 +167,7 @@ impl Queue {
         self.under_way.len()
     }
 
-    fn forget_later(&mut self, key: &ClusterKey) {
+    fn forget_later(&mut self, key: &Key) {
         if let Some(at) = self.later_of.remove(key) {
             self.later.remove(&(at, key.clone()));
         }
@@ -165,14 +178,15 @@ impl Queue {
 mod tests {
     use std::time::Duration;
 
-    use super::{ClusterKey, Queue};
+    use super::{Key, Kind, Queue};
 
-    fn key(namespace: &str, name: u32) -> ClusterKey {
-        ClusterKey { namespace: namespace.to_owned(), name: format!("c{name:04}") }
+    fn key(namespace: &str, name: u32) -> Key {
+        let namespace = namespace.to_owned();
+        Key { namespace, kind: Kind::Cluster, name: format!("c{name:04}") }
     }
 
     /// Those that are begun until there is no room.
-    fn begin(queue: &mut Queue, now: Duration) -> Vec<ClusterKey> {
+    fn begin(queue: &mut Queue, now: Duration) -> Vec<Key> {
         std::iter::from_fn(|| queue.next(now)).map(|(key, _)| key).collect()
     }
 

@@ -16,7 +16,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 
-use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, TMP_PATH, is_own_container};
+use crate::pods::{
+    CREDENTIALS_PATH, OWN_VOLUMES, SCRIPT_PATH, SCRIPT_VOLUME, TMP_PATH, is_own_container,
+};
 
 /// Domains whose annotations tell the node, the network or a webhook what a pod may do. Their keys
 /// come with and without a name behind a slash.
@@ -58,11 +60,17 @@ const HARMLESS: [&str; 3] = [
 
 /// Whether pods can have all of this: if not, which field cannot be and why.
 pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
-    for (field, resources, pod) in spec.pods() {
-        check_resources(resources).map_err(|error| format!("{field}.resources: {error}"))?;
-        check_pod(pod).map_err(|error| format!("{field}.pod.{error}"))?;
-    }
-    Ok(())
+    spec.pods().try_for_each(|(field, resources, pod)| check_one(&field, resources, pod))
+}
+
+/// Whether one pod can have all of this.
+pub(crate) fn check_one(
+    field: &str,
+    resources: &Resources,
+    pod: &PodSettings,
+) -> Result<(), String> {
+    check_resources(resources).map_err(|error| format!("{field}.resources: {error}"))?;
+    check_pod(pod).map_err(|error| format!("{field}.pod.{error}"))
 }
 
 /// What is counted in devices comes whole.
@@ -178,7 +186,7 @@ fn check_volumes(volumes: &[PodVolume]) -> Result<(), String> {
     check_unique("volumes", volumes.iter().map(|it| &it.name))?;
     for volume in volumes {
         let PodVolume { name, projected, .. } = volume;
-        if OWN_VOLUMES.contains(&name.as_str()) {
+        if OWN_VOLUMES.contains(&name.as_str()) || name == SCRIPT_VOLUME {
             return Err(format!("volumes: {name} is Ebbtide's own; choose another name"));
         }
         if volume.secret.as_ref().is_some_and(|it| it.secret_name.is_none()) {
@@ -218,11 +226,15 @@ fn check_mounts(mounts: &[Mount], volumes: &[PodVolume]) -> Result<(), String> {
         let path = format!("/{}", parts().collect::<Vec<_>>().join("/"));
         let holds =
             |outer: &str, inner: &str| format!("{inner}/").starts_with(&format!("{outer}/"));
-        if path == "/" || path == TMP_PATH || holds(&path, CREDENTIALS_PATH) {
+        if path == "/"
+            || path == TMP_PATH
+            || holds(&path, CREDENTIALS_PATH)
+            || holds(&path, SCRIPT_PATH)
+        {
             return fail("Ebbtide mounts something there; expected another path, like /data");
         }
-        if holds(CREDENTIALS_PATH, &path) {
-            return fail("the credentials are there; expected another path, like /data");
+        if holds(CREDENTIALS_PATH, &path) || holds(SCRIPT_PATH, &path) {
+            return fail("Ebbtide's own files are there; expected another path, like /data");
         }
         if sub_path
             .as_ref()

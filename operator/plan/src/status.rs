@@ -263,7 +263,7 @@ pub(crate) fn stuck(
 }
 
 /// As much of a message as a status takes.
-fn bounded(message: &str) -> String {
+pub(crate) fn bounded(message: &str) -> String {
     if message.chars().count() <= MESSAGE_MAX {
         return message.to_owned();
     }
@@ -302,12 +302,23 @@ fn condition(
     cluster: &Cluster,
     kind: &str,
     is_true: bool,
-    (reason, message): (&str, &str),
+    told: (&str, &str),
+    now: Timestamp,
+) -> Condition {
+    let known = cluster.status.as_ref().map_or(&[][..], |it| &it.conditions);
+    condition_after(known, cluster.metadata.generation, (kind, is_true, told), now)
+}
+
+/// The same after those that are known.
+pub(crate) fn condition_after(
+    known: &[Condition],
+    generation: Option<i64>,
+    (kind, is_true, (reason, message)): (&str, bool, (&str, &str)),
     now: Timestamp,
 ) -> Condition {
     let status = if is_true { "True" } else { "False" };
-    let known = cluster.status.iter().flat_map(|status| &status.conditions);
     let since = known
+        .iter()
         .filter(|condition| condition.type_ == kind && condition.status == status)
         .map(|condition| condition.last_transition_time.clone())
         .next();
@@ -317,13 +328,13 @@ fn condition(
         status: status.to_owned(),
         reason: reason.to_owned(),
         message: bounded(message),
-        observed_generation: cluster.metadata.generation,
+        observed_generation: generation,
         last_transition_time,
     }
 }
 
 /// Kubernetes keeps whole seconds: anything finer would differ at every read.
-fn whole_seconds(at: Timestamp) -> Option<Time> {
+pub(crate) fn whole_seconds(at: Timestamp) -> Option<Time> {
     Timestamp::from_second(at.as_second()).ok().map(Time)
 }
 

@@ -26,6 +26,8 @@ const fn kind(
 
 /// Clusters.
 pub const CLUSTER: Kind = kind("ebbtide.dev", "v1alpha1", ("clusters", "Cluster"), true);
+/// Jobs on clusters.
+pub const CLUSTER_JOB: Kind = kind("ebbtide.dev", "v1alpha1", ("clusterjobs", "ClusterJob"), true);
 /// Pods.
 pub const POD: Kind = kind("", "v1", ("pods", "Pod"), true);
 /// Secrets.
@@ -44,8 +46,8 @@ pub const EVENT: Kind = kind("events.k8s.io", "v1", ("events", "Event"), false);
 pub const LEASE: Kind = kind("coordination.k8s.io", "v1", ("leases", "Lease"), false);
 
 /// All of them.
-pub const ALL: [Kind; 8] =
-    [CLUSTER, POD, SECRET, SERVICE, NETWORK_POLICY, CONFIG_MAP, EVENT, LEASE];
+pub const ALL: [Kind; 9] =
+    [CLUSTER, CLUSTER_JOB, POD, SECRET, SERVICE, NETWORK_POLICY, CONFIG_MAP, EVENT, LEASE];
 
 impl Kind {
     /// The kind at a path.

@@ -12,7 +12,7 @@ use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 use crate::faults::{EVENT_FAULTS, Fault, TAKEN, WRITE_FAULTS, WriteFault};
-use crate::kinds;
+use crate::kinds::{self, Kind};
 use crate::nodes::FAILURES;
 use crate::server::Counts;
 use crate::store::{Deletion, Store};
@@ -20,6 +20,15 @@ use crate::world::{Conditions, World};
 
 /// Pods that may fail: the scheduler and the first workers.
 const FAILING: usize = 3;
+
+/// The same of a job with a cluster: the scheduler, a worker, the program, and those of the next one.
+const FAILING_OF_JOBS: usize = 6;
+
+/// What may be taken away of a job without an end that is another's.
+const TAKEN_OF_JOBS: [Kind; 2] = [kinds::POD, kinds::CLUSTER];
+
+/// Lists of an operator that begins: one of each kind that it watches.
+const LISTS: usize = 5;
 
 /// By how many changes a list may be out of date.
 const STALE_MAX: usize = 4;
@@ -119,11 +128,78 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     world.rest(Duration::from_mins(2)).await
 }
 
+/// A job with a cluster of its own, which may fail once by itself.
+fn job(is_suspended: bool) -> Value {
+    json!({
+        "metadata": { "name": "nightly", "namespace": "default" },
+        "spec": {
+            "cluster": cluster("1Gi")["spec"],
+            "script": "print(1)",
+            "retries": { "exit": 1, "outOfMemory": 1, "lost": 3, "backoffSeconds": 5 },
+            "suspend": is_suspended,
+            "ttlSecondsAfterFinished": 300,
+        },
+    })
+}
+
+/// How far the job is.
+fn job_phase(store: &Store) -> String {
+    let job = store.get(kinds::CLUSTER_JOB, "nightly");
+    job.ok().and_then(|it| it["status"]["phase"].as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn has_nothing(store: &Store) -> bool {
+    store.list(kinds::CLUSTER).next().is_none()
+        && store
+            .list(kinds::POD)
+            .all(|pod| pod["status"]["phase"] == "Succeeded" || pod["status"]["phase"] == "Failed")
+}
+
+/// The life of a job, which goes by itself, and of another one after it under the same name.
+async fn lives_of_jobs(world: &World) -> Result<(), String> {
+    world.apply_a(kinds::CLUSTER_JOB, &job(false));
+    world.until("it has ended well", |store| job_phase(store) == "Succeeded").await?;
+    world.until("it has nothing any more", has_nothing).await?;
+    let is_gone = |store: &Store| store.get(kinds::CLUSTER_JOB, "nightly").is_err();
+    world
+        .until("it has gone", |store| is_gone(store) && store.list(kinds::POD).next().is_none())
+        .await?;
+    world.apply_a(kinds::CLUSTER_JOB, &job(false));
+    let has_begun = |store: &Store| {
+        store.list(kinds::POD).any(|it| it["metadata"]["labels"][names::ROLE] == "job")
+    };
+    world.until("the next one has begun", has_begun).await?;
+    world.apply_a(kinds::CLUSTER_JOB, &job(true));
+    // Nobody may have seen it run, and then it has ended.
+    let is_still = |store: &Store| ["Suspended", "Succeeded"].contains(&job_phase(store).as_str());
+    world.until("it is suspended", |store| is_still(store) && has_nothing(store)).await?;
+    sleep(Duration::from_secs(5)).await;
+    world.apply_a(kinds::CLUSTER_JOB, &job(false));
+    world.until("it has ended well, too", |store| job_phase(store) == "Succeeded").await?;
+    let deletion = Deletion::default();
+    drop(
+        world
+            .server
+            .change(|store, now| store.delete(kinds::CLUSTER_JOB, "nightly", &deletion, now)),
+    );
+    world
+        .until("everything has gone", |store| {
+            is_gone(store)
+                && store.list(kinds::CLUSTER).chain(store.list(kinds::POD)).next().is_none()
+        })
+        .await?;
+    world.rest(Duration::from_mins(2)).await
+}
+
 /// Lives it through under these conditions. Gives what was left, or what went wrong and how.
 pub fn play(conditions: &Conditions) -> Result<Played, String> {
     within(|| async move {
         let world = World::new(conditions);
-        let lived = lives(&world, conditions).await;
+        let lived = if conditions.has_jobs {
+            lives_of_jobs(&world).await
+        } else {
+            lives(&world, conditions).await
+        };
         let children = world.children().into_iter();
         let children = children.map(|(it, count)| format!("{count} {it}")).collect();
         match lived {
@@ -165,14 +241,8 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
                 crashes.push(with(&quiet, vec![crash, Fault::Write(second, again)]));
             }
         }
-        // The lists of the operator that comes after are the third and the fourth.
-        for stale in 1..=STALE_MAX {
-            let lists = [2, 3].map(|nth| Fault::List(nth, stale));
-            crashes.push(with(&quiet, vec![crash, lists[0]]));
-            crashes.push(with(&quiet, vec![crash, lists[1]]));
-            crashes.push(with(&quiet, vec![crash, lists[0], lists[1]]));
-        }
     }
+    crashes.extend(stale_after_a_crash(&quiet, counts));
     groups.push(("a crash, and another or stale lists".to_owned(), crashes));
     for (about, conditions) in [
         ("two worker groups and one fault", Conditions { groups: 2, ..quiet.clone() }),
@@ -193,7 +263,49 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
         meddled.extend(taken.map(|it| with(&begin, vec![it])));
     }
     groups.push(("somebody who takes away what clusters have".to_owned(), meddled));
+    groups.push(("jobs and whatever goes wrong".to_owned(), with_jobs()?));
     Ok(groups)
+}
+
+/// Worlds with jobs: every fault, every failure of every pod, and crashes with lists from before.
+pub fn with_jobs() -> Result<Vec<Conditions>, String> {
+    let quiet = Conditions { has_jobs: true, ..Conditions::quiet() };
+    let counts = play(&quiet)?.counts;
+    let with = |begin: &Conditions, faults: Vec<Fault>| Conditions { faults, ..begin.clone() };
+    let mut worlds = vec![quiet.clone()];
+    worlds.extend(singles(counts).into_iter().map(|it| with(&quiet, vec![it])));
+    for failure in FAILURES {
+        for nth in 0..FAILING_OF_JOBS {
+            let failing = Conditions { failure: Some((nth, failure)), ..quiet.clone() };
+            let crashes = (0..counts.writes).map(|it| Fault::Write(it, WriteFault::CrashAfter));
+            worlds.push(failing.clone());
+            worlds.extend(crashes.map(|it| with(&failing, vec![it])));
+        }
+    }
+    let taken = (0..counts.writes).flat_map(|nth| TAKEN_OF_JOBS.map(|it| Fault::Taken(nth, it)));
+    let meddled = Conditions { is_whole: false, ..quiet.clone() };
+    worlds.extend(taken.map(|it| with(&meddled, vec![it])));
+    worlds.extend(stale_after_a_crash(&quiet, counts));
+    let two = Conditions { operators: 2, has_lease: true, ..quiet };
+    worlds.extend(singles(play(&two)?.counts).into_iter().map(|it| with(&two, vec![it])));
+    Ok(worlds)
+}
+
+/// An operator that crashes after a write, and one after it whose lists are from before.
+fn stale_after_a_crash(begin: &Conditions, counts: Counts) -> Vec<Conditions> {
+    let mut worlds = Vec::new();
+    for nth in 0..counts.writes {
+        let crash = Fault::Write(nth, WriteFault::CrashAfter);
+        for changes in 1..=STALE_MAX {
+            let lists = (LISTS..2 * LISTS).map(|nth| Fault::List(nth, changes));
+            for list in lists.clone() {
+                worlds.push(Conditions { faults: vec![crash, list], ..begin.clone() });
+            }
+            let faults = std::iter::once(crash).chain(lists).collect();
+            worlds.push(Conditions { faults, ..begin.clone() });
+        }
+    }
+    worlds
 }
 
 /// Every single fault of a world of which so much was counted.
@@ -221,7 +333,11 @@ pub fn play_all(worlds: &[Conditions], expected: &Played) -> Result<(), String> 
             scope.spawn(|| {
                 while let Some(world) = worlds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let told = match play(world) {
-                        Ok(played) if played.children == expected.children => continue,
+                        // Of jobs nothing is left.
+                        Ok(played) if world.has_jobs && played.children.is_empty() => continue,
+                        Ok(played) if !world.has_jobs && played.children == expected.children => {
+                            continue;
+                        }
                         Ok(played) => format!("{world:?}: this is left: {:#?}", played.children),
                         Err(told) => told,
                     };

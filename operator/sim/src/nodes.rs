@@ -15,6 +15,9 @@ use crate::store::{Store, whole};
 /// How long a step in a pod's life takes.
 const STEP: Duration = Duration::from_millis(200);
 
+/// How long a job's program runs.
+const PROGRAM: Duration = Duration::from_secs(10);
+
 /// How long what may pass lasts.
 const TROUBLE: Duration = Duration::from_secs(15);
 
@@ -145,6 +148,7 @@ fn next(pod: &Value, life: Life, failure: Option<Failure>) -> Option<(Instant, S
         }
         Stage::Placed if failure == Some(Failure::Image) => (after(STEP), Stage::Kept),
         Stage::Placed => (after(STEP), Stage::Running),
+        Stage::Running if failure.is_none() && role(pod) == "job" => (after(PROGRAM), Stage::Ended),
         Stage::Running => match failure? {
             Failure::Exit => (after(STEP), Stage::Ended),
             Failure::OutOfMemory | Failure::Evicted | Failure::NodeLost => {
@@ -161,6 +165,10 @@ fn next(pod: &Value, life: Life, failure: Option<Failure>) -> Option<(Instant, S
     Some(next)
 }
 
+fn role(pod: &Value) -> &str {
+    pod["metadata"]["labels"][names::ROLE].as_str().unwrap_or_default()
+}
+
 fn is_over(pod: &Value) -> bool {
     ["Succeeded", "Failed"].iter().any(|it| pod["status"]["phase"] == *it)
 }
@@ -168,9 +176,9 @@ fn is_over(pod: &Value) -> bool {
 /// Writes what a pod has become.
 fn enter(server: &Server, pod: &Value, stage: Stage, failure: Option<Failure>) {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let is_leader = pod["metadata"]["labels"][names::ROLE] == "scheduler";
+    let own = role(pod);
+    let is_leader = own == "scheduler";
     let time = whole(server.now());
-    let own = if is_leader { "scheduler" } else { "worker" };
     let container = |state: Value| json!([{ "name": own, "state": state, "image": "", "imageID": "", "ready": false, "restartCount": 0 }]);
     let ended = |reason: &str, code: i32| json!({ "terminated": { "reason": reason, "exitCode": code, "finishedAt": time } });
     let status = match (stage, failure) {
@@ -211,6 +219,9 @@ fn enter(server: &Server, pod: &Value, stage: Stage, failure: Option<Failure>) {
         }
         (Stage::Ended, Some(Failure::Refused)) => {
             json!({ "phase": "Failed", "reason": "OutOfcpu", "message": "the node has no cores" })
+        }
+        (Stage::Ended, None) => {
+            json!({ "phase": "Succeeded", "containerStatuses": container(ended("Completed", 0)) })
         }
         (Stage::Ended, failure) => {
             let is_memory = failure == Some(Failure::OutOfMemory);

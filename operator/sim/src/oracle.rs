@@ -27,7 +27,10 @@ pub fn judge(
     match (asked.verb, asked.kind) {
         (_, kinds::EVENT | kinds::LEASE)
         | (Verb::Get, _)
+        // A job's status names the version that was read.
+        | (Verb::Replace, kinds::CLUSTER_JOB)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
+        (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
         (Verb::Apply, kinds::CLUSTER) => {
             if is_whole {
                 told_truly(store, asked)
@@ -35,22 +38,82 @@ pub fn judge(
                 Ok(())
             }
         }
+        (Verb::Create, kinds::POD) if label(asked.body, names::ROLE) == Some("job") => {
+            only_one_attempt(store, asked.body)?;
+            if is_whole { after_what_it_uses(store, asked.body) } else { Ok(()) }
+        }
         (Verb::Create, kinds::POD) => {
             only_one_of_an_index(store, asked.body)?;
             if is_whole { after_what_it_needs(store, asked.body) } else { Ok(()) }
         }
-        (Verb::Delete, kinds::POD | kinds::CLUSTER) => {
+        (Verb::Delete, kinds::POD | kinds::CLUSTER | kinds::CLUSTER_JOB) => {
             let uid = asked.body["preconditions"]["uid"].as_str();
             let uid = uid.ok_or_else(|| format!("{} is deleted by name alone", asked.name))?;
             let there = store.get(asked.kind, asked.name).ok();
             let meant = there.filter(|it| it["metadata"]["uid"] == uid);
-            let Some(meant) = meant.filter(|_| asked.kind == kinds::POD) else { return Ok(()) };
+            let Some(meant) = meant else { return Ok(()) };
+            if asked.kind != kinds::POD {
+                return after_its_job(store, meant);
+            }
             ours(store, meant)?;
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             not_at_work(meant, heard.get(asked.who))
         }
         (verb, kind) => Err(format!("{verb:?} of {} {}", kind.plural, asked.name)),
     }
+}
+
+/// Whether a cluster or a run is made for a job.
+fn for_a_job(object: &Value) -> Result<(), String> {
+    match object["metadata"]["ownerReferences"][0]["kind"].as_str() {
+        Some("ClusterJob") => Ok(()),
+        _ => Err(format!("{} is made for nobody", object["metadata"]["name"])),
+    }
+}
+
+/// Whether no other attempt of a job is there that has not ended, and whether it is to have one.
+fn only_one_attempt(store: &Store, pod: &Value) -> Result<(), String> {
+    let name = &pod["metadata"]["name"];
+    let of_job = |it: &&Arc<Value>| label(it, names::JOB_UID) == label(pod, names::JOB_UID);
+    let is_over =
+        |it: &Value| ["Succeeded", "Failed"].iter().any(|over| it["status"]["phase"] == *over);
+    let twin = store.list(kinds::POD).filter(of_job).find(|it| !is_over(it));
+    if let Some(twin) = twin.filter(|it| it["metadata"]["name"] != *name) {
+        return Err(format!("{name} comes beside {}", twin["metadata"]["name"]));
+    }
+    let owner = &pod["metadata"]["ownerReferences"][0]["uid"];
+    let job = store.list(kinds::CLUSTER_JOB).find(|it| it["metadata"]["uid"] == *owner);
+    match job.and_then(|it| it["status"]["phase"].as_str()) {
+        Some(phase @ ("Succeeded" | "Failed")) => {
+            Err(format!("{name} comes, and the job has {phase}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether what an attempt uses is there: its cluster, unless that goes, and the client's credentials.
+fn after_what_it_uses(store: &Store, pod: &Value) -> Result<(), String> {
+    let name = &pod["metadata"]["name"];
+    let uid = label(pod, names::CLUSTER_UID).unwrap_or_default();
+    let cluster = store.list(kinds::CLUSTER).find(|it| it["metadata"]["uid"] == uid);
+    if cluster.is_none_or(|it| it["metadata"]["deletionTimestamp"].is_string()) {
+        return Ok(());
+    }
+    has_secrets(store, pod, name)
+}
+
+/// Whether a cluster or a job is deleted whose job has ended or is to have nothing.
+fn after_its_job(store: &Store, object: &Value) -> Result<(), String> {
+    let owner = &object["metadata"]["ownerReferences"][0]["uid"];
+    let own = &object["metadata"]["uid"];
+    let is_job =
+        |it: &&Arc<Value>| it["metadata"]["uid"] == *owner || it["metadata"]["uid"] == *own;
+    let Some(job) = store.list(kinds::CLUSTER_JOB).find(is_job) else { return Ok(()) };
+    let is_over = ["Succeeded", "Failed"].iter().any(|it| job["status"]["phase"] == *it);
+    if is_over || job["spec"]["suspend"] == true {
+        return Ok(());
+    }
+    Err(format!("{} is deleted, and its job goes on", object["metadata"]["name"]))
 }
 
 fn label<'a>(object: &'a Value, name: &str) -> Option<&'a str> {
@@ -112,6 +175,10 @@ fn after_what_it_needs(store: &Store, pod: &Value) -> Result<(), String> {
     if !has(kinds::SERVICE) {
         return Err(format!("{name} comes before its service"));
     }
+    has_secrets(store, pod, name)
+}
+
+fn has_secrets(store: &Store, pod: &Value, name: &Value) -> Result<(), String> {
     let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
     let sources = volumes.filter_map(|it| it["projected"]["sources"].as_array()).flatten();
     let mut secrets = sources.filter_map(|it| it["secret"]["name"].as_str());
@@ -124,8 +191,13 @@ fn after_what_it_needs(store: &Store, pod: &Value) -> Result<(), String> {
 /// Whether an object belongs to a cluster that is or was.
 fn ours(store: &Store, object: &Value) -> Result<(), String> {
     let owner = object["metadata"]["ownerReferences"][0]["uid"].as_str().unwrap_or_default();
-    let is_ours = label(object, names::CLUSTER_UID) == Some(owner) && !owner.is_empty();
-    let is_known = store.list(kinds::CLUSTER).any(|it| it["metadata"]["uid"] == owner);
+    let (whose, kind) = if label(object, names::ROLE) == Some("job") {
+        (names::JOB_UID, kinds::CLUSTER_JOB)
+    } else {
+        (names::CLUSTER_UID, kinds::CLUSTER)
+    };
+    let is_ours = label(object, whose) == Some(owner) && !owner.is_empty();
+    let is_known = store.list(kind).any(|it| it["metadata"]["uid"] == owner);
     if is_ours && is_known {
         return Ok(());
     }

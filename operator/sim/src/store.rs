@@ -149,7 +149,9 @@ impl Store {
         match kind {
             kinds::SECRET => take_string_data(&mut object),
             kinds::POD => object["status"] = json!({ "phase": "Pending" }),
-            kinds::CLUSTER => drop(object.as_object_mut().map(|it| it.remove("status"))),
+            kinds::CLUSTER | kinds::CLUSTER_JOB => {
+                drop(object.as_object_mut().map(|it| it.remove("status")));
+            }
             _ => {}
         }
         Ok(self.put((kind, name), object))
@@ -239,7 +241,7 @@ impl Store {
             let metadata = metadata_mut(&mut next);
             metadata.insert("deletionTimestamp".to_owned(), json!(whole(now)));
             metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
-            if kind == kinds::CLUSTER {
+            if matches!(kind, kinds::CLUSTER | kinds::CLUSTER_JOB) {
                 let generation = next["metadata"]["generation"].as_i64().unwrap_or_default();
                 next["metadata"]["generation"] = json!(generation + 1);
             }

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::faults::{EventFault, Fault};
 use crate::kinds::{self, Kind};
-use crate::lives::{all, cluster, is_ready, play, play_all, within};
+use crate::lives::{all, cluster, is_ready, play, play_all, with_jobs, within};
 use crate::nodes::Failure;
 use crate::store::Store;
 use crate::world::{Conditions, World};
@@ -25,8 +25,19 @@ fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
 #[test]
 fn whatever_somebody_takes_away_at_any_moment_comes_back() {
     let expected = play(&meddled()).unwrap();
-    let (about, worlds) = all().unwrap().pop().unwrap();
-    assert_eq!(about, "somebody who takes away what clusters have");
+    let is_meant =
+        |it: &(String, Vec<Conditions>)| it.0 == "somebody who takes away what clusters have";
+    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
+fn a_job_comes_to_its_end_once_whatever_goes_wrong_and_nothing_is_left_of_it() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
+    let worlds: Vec<Conditions> =
+        with_jobs().unwrap().into_iter().step_by(step.unwrap_or(3)).collect();
+    assert!(worlds.len() > 500);
     play_all(&worlds, &expected).unwrap();
 }
 

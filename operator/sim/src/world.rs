@@ -55,6 +55,8 @@ pub struct Conditions {
     pub groups: usize,
     /// Whether there is no room for more workers for a while.
     pub is_tight: bool,
+    /// Whether jobs are lived through, and not clusters alone.
+    pub has_jobs: bool,
 }
 
 /// A world that goes on by itself.
@@ -88,7 +90,8 @@ impl Conditions {
     pub fn quiet() -> Self {
         let (faults, failure) = (Vec::new(), None);
         let (has_lease, is_whole, is_tight) = (false, true, false);
-        Self { faults, failure, operators: 1, has_lease, is_whole, groups: 1, is_tight }
+        let has_jobs = false;
+        Self { faults, failure, operators: 1, has_lease, is_whole, groups: 1, is_tight, has_jobs }
     }
 }
 
@@ -153,13 +156,18 @@ impl World {
 
     /// Creates a cluster, or changes one as `kubectl apply` does.
     pub fn apply(&self, cluster: &Value) {
-        let name = cluster["metadata"]["name"].as_str().unwrap_or_default();
-        self.server.log(&format!("somebody applies {name}"));
+        self.apply_a(kinds::CLUSTER, cluster);
+    }
+
+    /// The same of another kind.
+    pub fn apply_a(&self, kind: Kind, object: &Value) {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        self.server.log(&format!("somebody applies {} {name}", kind.name));
         let done = self.server.change(|store, now| {
-            if store.get(kinds::CLUSTER, name).is_ok() {
-                store.merge(kinds::CLUSTER, name, &json!({ "spec": cluster["spec"] }))
+            if store.get(kind, name).is_ok() {
+                store.merge(kind, name, &json!({ "spec": object["spec"] }))
             } else {
-                store.create(kinds::CLUSTER, cluster.clone(), now)
+                store.create(kind, object.clone(), now)
             }
         });
         assert!(done.is_ok(), "{done:?}");
@@ -209,6 +217,7 @@ impl World {
             let mut children = BTreeMap::new();
             let uids: Vec<String> = store
                 .list(kinds::CLUSTER)
+                .chain(store.list(kinds::CLUSTER_JOB))
                 .filter_map(|it| it["metadata"]["uid"].as_str().map(str::to_owned))
                 .collect();
             for kind in [kinds::POD, kinds::SECRET, kinds::SERVICE, kinds::NETWORK_POLICY] {

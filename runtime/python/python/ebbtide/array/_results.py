@@ -41,13 +41,17 @@ class _Bar:
 
     def __enter__(self) -> Callable[[int, int, int], None]:
         """Choose the bar of a terminal or of a notebook."""
+        self._bar: Any = None
         with warnings.catch_warnings():
             # In a notebook without ipywidgets it is the terminal's, which needs no excuse.
             warnings.filterwarnings("ignore", message="IProgress not found")
-            from tqdm.auto import tqdm
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                # The environment of a job has what its package list says.
+                return lambda done, tasks, workers: None
 
         self._make, self._began = tqdm, time.time()
-        self._bar: Any = None
         return self._tell
 
     def _tell(self, done: int, tasks: int, workers: int) -> None:

@@ -1,0 +1,113 @@
+//! Jobs as objects of a Kubernetes API server, and what their pods print.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ebbtide_api::ClusterJob;
+use futures::{AsyncBufReadExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, LogParams, PostParams, Preconditions, WatchEvent, WatchParams};
+use kube::{Api, ResourceExt as _};
+use tokio::time::{sleep, timeout};
+
+use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, in_time};
+use crate::output;
+
+/// How long until a log is asked for again that broke off.
+const LOG_AGAIN: Duration = Duration::from_millis(300);
+
+impl Kubernetes {
+    fn jobs(&self, namespace: &str) -> Api<ClusterJob> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub(crate) async fn create_job(
+        &self,
+        namespace: &str,
+        job: &ClusterJob,
+    ) -> anyhow::Result<ClusterJob> {
+        let jobs = self.jobs(namespace);
+        in_time("create the job", jobs.create(&PostParams::default(), job)).await
+    }
+
+    /// The job with this uid as soon as it differs from this version of it. None when it is gone.
+    pub(crate) async fn next_job(
+        &self,
+        namespace: &str,
+        seen: &ClusterJob,
+    ) -> anyhow::Result<Option<ClusterJob>> {
+        let (jobs, name) = (self.jobs(namespace), seen.name_any());
+        loop {
+            let now = in_time("get the job", jobs.get_opt(&name)).await?;
+            let Some(now) = now.filter(|it| it.uid() == seen.uid()) else { return Ok(None) };
+            if now.resource_version() != seen.resource_version() {
+                return Ok(Some(now));
+            }
+            let version = now.resource_version().unwrap_or_default();
+            let params =
+                WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
+            let events = in_time("watch the job", jobs.watch(&params, &version)).await?;
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.try_next().await.context("watch the job")? {
+                if !matches!(event, WatchEvent::Bookmark(_)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Deletes a job and waits until everything is gone that it had.
+    pub(crate) async fn delete_job(&self, namespace: &str, job: &ClusterJob) -> anyhow::Result<()> {
+        let params = DeleteParams::foreground()
+            .preconditions(Preconditions { uid: job.uid(), resource_version: None });
+        let (jobs, name) = (self.jobs(namespace), job.name_any());
+        in_time("delete the job", jobs.delete(&name, &params)).await?;
+        let gone = async {
+            let mut seen = job.clone();
+            while let Some(next) = self.next_job(namespace, &seen).await? {
+                seen = next;
+            }
+            anyhow::Ok(())
+        };
+        timeout(DOWN_MAX, gone)
+            .await
+            .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
+    }
+
+    /// Prints what a pod says until it has ended or is gone.
+    pub(crate) async fn follow(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut last: Option<Timestamp> = None;
+        loop {
+            // Asked first: what it says until then is whole.
+            let there = in_time("get the job's pod", pods.get_opt(pod)).await?;
+            let phase = there.and_then(|it| it.status?.phase);
+            let is_over = phase.as_deref().is_none_or(|it| ["Succeeded", "Failed"].contains(&it));
+            let params = LogParams {
+                follow: true,
+                timestamps: true,
+                since_time: last,
+                ..LogParams::default()
+            };
+            // What has not started has no log yet, and what is gone has none any more.
+            if let Ok(log) = in_time("read a log", pods.log_stream(pod, &params)).await {
+                let mut lines = log.lines();
+                while let Ok(Some(line)) = lines.try_next().await {
+                    let (time, text) = line.split_once(' ').unwrap_or((&line, ""));
+                    let at: Option<Timestamp> = time.parse().ok();
+                    // A log that is asked for again begins with what was read last.
+                    if at.is_some() && at <= last {
+                        continue;
+                    }
+                    last = at.or(last);
+                    output::line(text)?;
+                }
+            }
+            if is_over {
+                return Ok(());
+            }
+            sleep(LOG_AGAIN).await;
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The same steps for one job: read, decide, act, record.
+
+use std::time::Duration;
+
+use ebbtide_api::job::Named;
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, MESSAGE_MAX};
+use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan};
+use ebbtide_plan::queue::{Key, Kind};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api_call::{CallError, call};
+use crate::apply::{gone, only};
+use crate::metrics;
+use crate::observe::{SlimPod, seen};
+use crate::reconcile::Context;
+
+/// Looks at one job and does what is due. Gives when to look again though nothing happens.
+pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, CallError> {
+    let Some(guarded) = context.jobs.get(key) else {
+        context.beliefs.forget(key);
+        return Ok(None);
+    };
+    let job = match &guarded.0 {
+        Ok(job) => job,
+        Err(invalid) => {
+            // Stored under another schema. It stays as it is until somebody mends it.
+            tracing::warn!(job = %key, error = %invalid.error, "unreadable job");
+            return Ok(None);
+        }
+    };
+    let namespace = key.namespace.as_str();
+    if !context.clusters.has_listed(namespace) || !context.pods.has_listed(namespace) {
+        // It comes up again when it is known what jobs have.
+        return Ok(None);
+    }
+    let job = &context.beliefs.newest(key, job);
+    let observed = observe(context, key, job).await?;
+    let JobPlan { changes, status, next_look } =
+        plan(job, &observed, &context.site, (context.clock)());
+    for change in &changes {
+        if let Err(error) = carry_out(context, job, change).await {
+            record(context, key, job, &stuck(job, &error)).await?;
+            return Err(error);
+        }
+        tell(context, key, job, told(change), &change.to_string()).await;
+    }
+    record(context, key, job, &status).await?;
+    Ok(next_look)
+}
+
+/// What was known before, and why nothing came after it.
+fn stuck(job: &ClusterJob, error: &CallError) -> ClusterJobStatus {
+    let message: String = error.to_string().chars().take(MESSAGE_MAX).collect();
+    let known = job.status.clone().unwrap_or_default();
+    ClusterJobStatus { message: Some(message), ..known }
+}
+
+/// Reads what a job has. That something is gone that its status names is asked of the API server: a cache
+/// may be older than the status.
+async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobObserved, CallError> {
+    let (namespace, uid) = (key.namespace.as_str(), job.uid().unwrap_or_default());
+    let known = job.status.as_ref();
+    let mut pods: Vec<_> = context.pods.of(namespace, &uid).iter().map(|it| seen(it)).collect();
+    if let Some(Named { name, .. }) = known.and_then(|it| it.pod.as_ref())
+        && pods.iter().all(|it| it.name != *name)
+        && known.is_some_and(|it| !it.phase.is_over())
+    {
+        let api: Api<SlimPod> = Api::namespaced(context.client.clone(), namespace);
+        let there = call("look for a job's pod", api.get_opt(name)).await?;
+        pods.extend(there.map(|it| seen(&it)));
+    }
+    let mut cluster = None;
+    if let Some(name) = job.cluster_name() {
+        let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
+        let shown = context.clusters.get(&place);
+        cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());
+        if shown.is_none() && known.is_some_and(|it| it.cluster.is_some()) {
+            let api: Api<Cluster> = Api::namespaced(context.client.clone(), namespace);
+            cluster = call("look for a job's cluster", api.get_opt(name)).await?;
+        }
+    }
+    let runs = context.jobs.of(namespace, &uid).into_iter();
+    let runs = runs.filter_map(|it| it.0.as_ref().ok().cloned()).filter(|it| it.uid() != job.uid());
+    Ok(JobObserved { cluster, pods, runs: runs.collect() })
+}
+
+async fn carry_out(
+    context: &Context,
+    job: &ClusterJob,
+    change: &JobChange,
+) -> Result<(), CallError> {
+    let namespace = job.namespace().unwrap_or_default();
+    tracing::info!(job = job.name_any(), namespace, "{change}");
+    let kind = match &change.op {
+        JobOp::CreateCluster(cluster) => {
+            create(context, "create a job's cluster", &**cluster).await?;
+            "create cluster"
+        }
+        JobOp::DeleteCluster(it) => {
+            delete::<Cluster>(context, &namespace, (&it.name, &it.uid)).await?;
+            "delete cluster"
+        }
+        JobOp::CreatePod(pod) => {
+            create(context, "create a job's pod", &**pod).await?;
+            "create pod"
+        }
+        JobOp::DeletePod(it) => {
+            delete::<Pod>(context, &namespace, (&it.name, &it.uid)).await?;
+            "delete pod"
+        }
+        JobOp::CreateJob(run) => {
+            create(context, "create a run", &**run).await?;
+            "create job"
+        }
+        JobOp::DeleteJob(it) => {
+            delete::<ClusterJob>(context, &namespace, (&it.name, &it.uid)).await?;
+            "delete job"
+        }
+    };
+    context.metrics.changes.get_or_create(&metrics::Kind { kind }).inc();
+    Ok(())
+}
+
+/// Creates something. That it is there already is seen by the next look, whosever it is.
+async fn create<K>(context: &Context, what: &'static str, object: &K) -> Result<(), CallError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
+{
+    let namespace = object.meta().namespace.clone().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    match call(what, api.create(&PostParams::default(), object)).await {
+        Err(error) if !error.is_already_there() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes this very object. That its name is another's by now is seen by the next look.
+async fn delete<K>(
+    context: &Context,
+    namespace: &str,
+    (name, uid): (&str, &str),
+) -> Result<(), CallError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    gone(call("delete what a job has no more", api.delete(name, &only(uid))).await)
+}
+
+/// Writes the status if it differs. It is the job's memory: whoever read an older one writes nothing.
+async fn record(
+    context: &Context,
+    key: &Key,
+    job: &ClusterJob,
+    status: &ClusterJobStatus,
+) -> Result<(), CallError> {
+    if job.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    let mut next = job.clone();
+    next.status = Some(status.clone());
+    next.metadata.managed_fields = None;
+    let api: Api<ClusterJob> =
+        Api::namespaced(context.client.clone(), &job.namespace().unwrap_or_default());
+    let (name, params) = (job.name_any(), PostParams::default());
+    let writing = api.replace_status(&name, &params, &next);
+    match call("write a job's status", writing).await {
+        Ok(written) => context.beliefs.wrote_job(key, written),
+        Err(error) if error.is_gone() => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let before = job.status.as_ref().map(|it| it.phase);
+    if before != Some(status.phase) && status.phase.is_over() {
+        let message = status.message.as_deref().unwrap_or_default();
+        tell(context, key, job, status.phase.as_str(), message).await;
+    }
+    Ok(())
+}
+
+fn told(change: &JobChange) -> &'static str {
+    match &change.op {
+        JobOp::CreateCluster(_) => "CreatedCluster",
+        JobOp::DeleteCluster(_) => "DeletedCluster",
+        JobOp::CreatePod(_) => "CreatedPod",
+        JobOp::DeletePod(_) => "DeletedPod",
+        JobOp::CreateJob(_) => "CreatedRun",
+        JobOp::DeleteJob(_) => "DeletedJob",
+    }
+}
+
+async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note: &str) {
+    if !context.beliefs.may_tell(key) {
+        tracing::info!(job = %key, note, "too many events to tell");
+        return;
+    }
+    let event = Event {
+        type_: if reason == "Failed" { EventType::Warning } else { EventType::Normal },
+        reason: reason.to_owned(),
+        action: "Reconcile".to_owned(),
+        note: Some(note.to_owned()),
+        secondary: None,
+    };
+    // Events are for people: losing one must not stop the work.
+    if let Err(error) =
+        call("publish an event", context.recorder.publish(&event, &job.object_ref(&()))).await
+    {
+        tracing::warn!(%error, "an event is lost");
+    }
+}

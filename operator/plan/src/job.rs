@@ -1,0 +1,431 @@
+//! Decides what must change for one job: its cluster, the pod of its present attempt, and at last itself.
+//!
+//! The status is the job's memory. What has ended is written before anything follows from it: the next
+//! attempt, and the end of the cluster, come in a look that has read the status of the one before. So
+//! an attempt counts once, however often an operator begins again, and two never run at once.
+
+mod attempt;
+mod schedule;
+
+use std::fmt;
+use std::time::Duration;
+
+use ebbtide_api::job::{Named, SCHEDULED_NAME_MAX, SCRIPT_MAX};
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, JobPhase, Phase, names};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
+use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+
+use crate::job::attempt::{Ended, Lost, attempt};
+use crate::lifetime::since;
+use crate::pods::{self, Context};
+use crate::status::{bounded, condition_after, whole_seconds};
+use crate::{Image, PodPhase, PodRef, PodSeen, Site, image, settings};
+
+/// Longest wait before another attempt.
+const BACKOFF_MAX: Duration = Duration::from_mins(10);
+
+/// What was read of a job's things. Parts may be missing.
+#[derive(Clone, Debug, Default)]
+pub struct JobObserved {
+    /// The cluster with the name that [`ClusterJob::cluster_name`] has.
+    pub cluster: Option<Cluster>,
+    /// The pods that the job owns.
+    pub pods: Vec<PodSeen>,
+    /// The jobs that it made by its schedule.
+    pub runs: Vec<ClusterJob>,
+}
+
+/// Everything that one look will do.
+#[derive(Debug, Serialize)]
+pub struct JobPlan {
+    /// In the order in which to apply them.
+    pub changes: Vec<JobChange>,
+    /// Written after the changes.
+    pub status: ClusterJobStatus,
+    /// When to look again even if nothing happens.
+    #[serde(skip)]
+    pub next_look: Option<Duration>,
+}
+
+/// One write.
+#[derive(Debug, Serialize)]
+pub struct JobChange {
+    /// What to write.
+    pub op: JobOp,
+    /// Shown in the log, the event and the snapshot.
+    pub why: &'static str,
+}
+
+/// The writes that a job can ask for. That something exists already, or is gone already, is success.
+#[derive(Debug, Serialize)]
+pub enum JobOp {
+    /// Create its cluster.
+    CreateCluster(Box<Cluster>),
+    /// Delete this very cluster.
+    DeleteCluster(Named),
+    /// Create the pod of an attempt.
+    CreatePod(Box<Pod>),
+    /// Delete this very pod.
+    DeletePod(PodRef),
+    /// Create a run of its schedule.
+    CreateJob(Box<ClusterJob>),
+    /// Delete this very job.
+    DeleteJob(Named),
+}
+
+/// Plans one step of a job.
+pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestamp) -> JobPlan {
+    let known = job.status.clone().unwrap_or_default();
+    if job.metadata.deletion_timestamp.is_some() {
+        // What it has goes with it: it carries owner references.
+        return JobPlan { changes: Vec::new(), status: known, next_look: None };
+    }
+    if known.phase.is_over() {
+        return ended(job, observed, known, now);
+    }
+    let checked = check(job);
+    let told = checked.as_ref().err().map_or("", |it| it.as_str());
+    let accepted = condition(job, "Accepted", (told.is_empty(), "InvalidSpec", told), now);
+    let known = ClusterJobStatus {
+        observed_generation: job.metadata.generation,
+        conditions: vec![accepted],
+        ..known
+    };
+    if checked.is_err() {
+        let status = ClusterJobStatus { message: Some(bounded(told)), ..known };
+        return JobPlan { changes: Vec::new(), status, next_look: None };
+    }
+    match &job.spec.schedule {
+        Some(schedule) => schedule::plan(job, schedule, &observed.runs, known, now),
+        None if job.spec.suspend => suspended(job, observed, known),
+        None => under_way(job, observed, site, known, now),
+    }
+}
+
+/// Whether anything can be made of a job, wherever: if not, which field is wrong, and how.
+///
+/// # Errors
+///
+/// What is wrong.
+pub fn check(job: &ClusterJob) -> Result<(), String> {
+    let spec = &job.spec;
+    if spec.cluster.is_some() == spec.cluster_ref.is_some() {
+        return Err("spec: give either cluster or clusterRef".to_owned());
+    }
+    if spec.command.is_empty() == spec.script.is_none() {
+        return Err("spec: give either command or script".to_owned());
+    }
+    let bytes = spec.script.as_ref().map_or(0, String::len);
+    if bytes > SCRIPT_MAX {
+        return Err(format!(
+            "spec.script: it is {bytes} bytes long; expected at most {SCRIPT_MAX}: put what is longer \
+             into a package or a volume"
+        ));
+    }
+    if let Some(cluster) = &spec.cluster {
+        crate::check(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
+    }
+    settings::check_one("spec", &spec.resources, &spec.pod)?;
+    let name = job.name_any();
+    match &spec.schedule {
+        Some(_) if name.len() > SCHEDULED_NAME_MAX => Err(format!(
+            "metadata.name: a job with a schedule has a name of at most {SCHEDULED_NAME_MAX} characters"
+        )),
+        Some(schedule) => schedule::check(schedule),
+        None => Ok(()),
+    }
+}
+
+/// Whether a cluster was made for a job: it ends with the job.
+pub fn is_made_for_job(cluster: &Cluster) -> bool {
+    owner(cluster).is_some_and(|it| it.kind == ClusterJob::kind(&()))
+}
+
+fn owner(object: &impl Resource<DynamicType = ()>) -> Option<&OwnerReference> {
+    object.meta().owner_references.iter().flatten().find(|it| it.controller == Some(true))
+}
+
+fn is_own(job: &ClusterJob, object: &impl Resource<DynamicType = ()>) -> bool {
+    owner(object).is_some_and(|it| Some(&it.uid) == job.metadata.uid.as_ref())
+}
+
+/// One that has ended: what it had goes, and at last it goes itself.
+fn ended(
+    job: &ClusterJob,
+    observed: &JobObserved,
+    status: ClusterJobStatus,
+    now: Timestamp,
+) -> JobPlan {
+    let mut changes = leave(job, observed, "the job has ended");
+    let ended_at = status.ended_at.as_ref().map(|time| time.0);
+    let rest = job.spec.ttl_seconds_after_finished.zip(ended_at).map(|(seconds, at)| {
+        Duration::from_secs(seconds.max(0).unsigned_abs().into()).saturating_sub(since(at, now))
+    });
+    if rest.is_some_and(|it| it.is_zero()) {
+        let op = JobOp::DeleteJob(named(job));
+        changes.push(JobChange { op, why: "it ended long enough ago" });
+    }
+    JobPlan { changes, status, next_look: rest.filter(|it| !it.is_zero()) }
+}
+
+/// One that is to have nothing for now.
+fn suspended(job: &ClusterJob, observed: &JobObserved, known: ClusterJobStatus) -> JobPlan {
+    let status = ClusterJobStatus {
+        phase: JobPhase::Suspended,
+        message: None,
+        pod: None,
+        cluster: None,
+        started_at: None,
+        ..known
+    };
+    JobPlan { changes: leave(job, observed, "the job is suspended"), status, next_look: None }
+}
+
+/// What it takes that nothing is left of a job but its ended pods.
+fn leave(job: &ClusterJob, observed: &JobObserved, why: &'static str) -> Vec<JobChange> {
+    let live = observed.pods.iter().filter(|it| it.phase != PodPhase::Ended && !it.is_deleting);
+    let pods =
+        live.map(|it| JobOp::DeletePod(PodRef { name: it.name.clone(), uid: it.uid.clone() }));
+    let cluster = observed.cluster.iter().filter(|it| is_own(job, *it) && !is_going(*it));
+    let clusters = cluster.map(|it| JobOp::DeleteCluster(named(it)));
+    pods.chain(clusters).map(|op| JobChange { op, why }).collect()
+}
+
+/// One that is to come to its end.
+fn under_way(
+    job: &ClusterJob,
+    observed: &JobObserved,
+    site: &Site,
+    known: ClusterJobStatus,
+    now: Timestamp,
+) -> JobPlan {
+    let started_at = known.started_at.as_ref().map_or(now, |time| time.0);
+    let known = ClusterJobStatus { started_at: whole_seconds(started_at), ..known };
+    let nth = known.failures.total.max(0).unsigned_abs();
+    let present = attempt(job, nth, observed, &known);
+    let deadline = job.spec.active_deadline_seconds.map(|seconds| {
+        let whole = Duration::from_secs(seconds.max(0).unsigned_abs().into());
+        whole.saturating_sub(since(started_at, now))
+    });
+    match present {
+        Ended::Well => {
+            let known = ClusterJobStatus { exit_code: Some(0), ..known };
+            over(
+                job,
+                known,
+                JobPhase::Succeeded,
+                ("Completed", "the program ended with exit code 0"),
+                now,
+            )
+        }
+        Ended::Badly(lost) => after_failure(job, known, &lost, now),
+        Ended::Not(_) | Ended::NotBegun if deadline.is_some_and(|it| it.is_zero()) => {
+            let message = "it took longer than spec.activeDeadlineSeconds";
+            over(job, known, JobPhase::Failed, ("DeadlineExceeded", message), now)
+        }
+        Ended::Not(pod) => {
+            let plan = while_there(observed, pod, known);
+            JobPlan { next_look: deadline, ..plan }
+        }
+        Ended::NotBegun => {
+            let plan = begin(job, nth, (observed, site), &known, now);
+            let next_look = [plan.next_look, deadline].into_iter().flatten().min();
+            JobPlan { next_look, ..plan }
+        }
+    }
+}
+
+/// The end, which is written before anything follows from it.
+fn over(
+    job: &ClusterJob,
+    known: ClusterJobStatus,
+    phase: JobPhase,
+    (reason, message): (&str, &str),
+    now: Timestamp,
+) -> JobPlan {
+    let is = |it| (phase == it, reason, message);
+    let conditions = [
+        condition(job, "Complete", is(JobPhase::Succeeded), now),
+        condition(job, "Failed", is(JobPhase::Failed), now),
+    ];
+    let status = ClusterJobStatus {
+        phase,
+        message: Some(bounded(message)),
+        conditions: known.conditions.iter().cloned().chain(conditions).collect(),
+        ended_at: whole_seconds(now),
+        ..known
+    };
+    JobPlan { changes: Vec::new(), status, next_look: Some(Duration::ZERO) }
+}
+
+/// An attempt went wrong: it counts, and another one follows or not.
+fn after_failure(
+    job: &ClusterJob,
+    known: ClusterJobStatus,
+    lost: &Lost,
+    now: Timestamp,
+) -> JobPlan {
+    let mut failures = known.failures;
+    failures.total = failures.total.saturating_add(1);
+    let (count, most) = lost.kind.of(&mut failures, &job.spec.retries);
+    *count = count.saturating_add(1);
+    let is_last = *count > most;
+    let nth = failures.total;
+    let known = ClusterJobStatus {
+        failures,
+        failed_at: whole_seconds(now),
+        exit_code: lost.exit_code.or(known.exit_code),
+        ..known
+    };
+    if is_last {
+        let message = format!("attempt {nth} went wrong: {}", lost.message);
+        return over(job, known, JobPhase::Failed, (lost.kind.reason(), &message), now);
+    }
+    let message = format!("attempt {nth} went wrong, another one follows: {}", lost.message);
+    let status = ClusterJobStatus {
+        phase: JobPhase::Pending,
+        message: Some(bounded(&message)),
+        pod: None,
+        ..known
+    };
+    JobPlan { changes: Vec::new(), status, next_look: Some(Duration::ZERO) }
+}
+
+/// An attempt is under way.
+fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -> JobPlan {
+    let mut changes = Vec::new();
+    let cluster = observed.cluster.as_ref().filter(|it| !is_going(*it));
+    let uses = pod.labels.get(names::CLUSTER_UID);
+    if !pod.is_deleting && cluster.and_then(|it| it.metadata.uid.as_ref()) != uses {
+        let op = JobOp::DeletePod(PodRef { name: pod.name.clone(), uid: pod.uid.clone() });
+        changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
+    }
+    let (phase, message) = match (pod.is_deleting, pod.phase) {
+        (true, _) => (JobPhase::Pending, Some(format!("{} is being deleted", pod.name))),
+        (false, PodPhase::Pending) => {
+            let trouble = pod.trouble.as_ref().map(|it| format!("{}: {}", pod.name, it.message));
+            (JobPhase::Pending, Some(trouble.unwrap_or_else(|| format!("{} starts", pod.name))))
+        }
+        (false, PodPhase::Running | PodPhase::Ended) => (JobPhase::Running, None),
+    };
+    // One that was on its way out when the job came back from a suspension is none of its attempts.
+    let is_attempt = known.pod.is_some() || !pod.is_deleting;
+    let seen = Named { name: pod.name.clone(), uid: pod.uid.clone() };
+    let status = ClusterJobStatus {
+        phase,
+        message: message.map(|it| bounded(&it)),
+        pod: Some(seen).filter(|_| is_attempt),
+        cluster: cluster.map(named),
+        ..known
+    };
+    JobPlan { changes, status, next_look: None }
+}
+
+/// The next attempt begins when its cluster answers and it has waited for long enough.
+fn begin(
+    job: &ClusterJob,
+    nth: u32,
+    (observed, site): (&JobObserved, &Site),
+    known: &ClusterJobStatus,
+    now: Timestamp,
+) -> JobPlan {
+    let wait = |changes, message: String| {
+        // Why there has to be another attempt is worth more than what it waits for.
+        let message = known.message.clone().filter(|_| nth > 0).unwrap_or(message);
+        let status = ClusterJobStatus {
+            phase: JobPhase::Pending,
+            message: Some(bounded(&message)),
+            cluster: observed.cluster.as_ref().map(named),
+            ..known.clone()
+        };
+        JobPlan { changes, status, next_look: None }
+    };
+    let name = job.cluster_name().unwrap_or_default();
+    let Some(cluster) = &observed.cluster else {
+        let Some(spec) = &job.spec.cluster else {
+            return wait(Vec::new(), format!("there is no cluster {name}; it waits for one"));
+        };
+        let mut cluster = Cluster::new(name, spec.clone());
+        cluster.metadata = crate::owned_by(job, name.to_owned());
+        let op = JobOp::CreateCluster(Box::new(cluster));
+        let due = vec![JobChange { op, why: "the job has none" }];
+        return wait(due, format!("waiting for cluster {name}"));
+    };
+    if job.spec.cluster.is_some() && !is_own(job, cluster) {
+        let message = if is_made_for_job(cluster) && is_going(cluster) {
+            format!("cluster {name} of an earlier job of this name is about to go")
+        } else {
+            format!("cluster {name} is there and is not this job's; remove it or rename the job")
+        };
+        return wait(Vec::new(), message);
+    }
+    if is_going(cluster) {
+        return wait(Vec::new(), format!("cluster {name} is being deleted"));
+    }
+    let status = cluster.status.as_ref();
+    let is_ready = status.is_some_and(|it| it.phase == Phase::Ready);
+    let (true, Image::Known { image, .. }) = (is_ready, image(cluster, site)) else {
+        let told = status.and_then(|it| it.message.as_deref()).unwrap_or("it starts");
+        return wait(Vec::new(), format!("cluster {name}: {told}"));
+    };
+    let rest = backoff(job, known, now);
+    if !rest.is_zero() {
+        let plan = wait(Vec::new(), "waiting before the next attempt".to_owned());
+        return JobPlan { next_look: Some(rest), ..plan };
+    }
+    let made = Context { cluster, site, image: &image };
+    let op = JobOp::CreatePod(Box::new(pods::attempt(&made, job, nth)));
+    let why = if nth == 0 { "its cluster is ready" } else { "the attempt before went wrong" };
+    wait(vec![JobChange { op, why }], "its pod starts".to_owned())
+}
+
+/// How much longer to wait before the next attempt: twice as long after each failure.
+fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Duration {
+    let Some(failed_at) = &known.failed_at else { return Duration::ZERO };
+    let first = Duration::from_secs(job.spec.retries.backoff_seconds.max(0).unsigned_abs().into());
+    let doubled = known.failures.total.saturating_sub(1).clamp(0, 16);
+    let whole = first.saturating_mul(1 << doubled).min(BACKOFF_MAX);
+    whole.saturating_sub(since(failed_at.0, now))
+}
+
+fn is_going(object: &impl Resource) -> bool {
+    object.meta().deletion_timestamp.is_some()
+}
+
+fn named(object: &impl Resource) -> Named {
+    let meta = object.meta();
+    let text = |it: &Option<String>| it.clone().unwrap_or_default();
+    Named { name: text(&meta.name), uid: text(&meta.uid) }
+}
+
+fn condition(
+    job: &ClusterJob,
+    kind: &str,
+    (is_true, reason, message): (bool, &str, &str),
+    now: Timestamp,
+) -> Condition {
+    let known = job.status.as_ref().map_or(&[][..], |it| &it.conditions);
+    // A condition has a reason, whatever it is.
+    let reason = if kind == "Accepted" && is_true { "Valid" } else { reason };
+    condition_after(known, job.metadata.generation, (kind, is_true, (reason, message)), now)
+}
+
+impl fmt::Display for JobChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.op {
+            JobOp::CreateCluster(it) => write!(f, "create cluster {}", it.name_any())?,
+            JobOp::DeleteCluster(it) => write!(f, "delete cluster {}", it.name)?,
+            JobOp::CreatePod(it) => write!(f, "create pod {}", it.name_any())?,
+            JobOp::DeletePod(it) => write!(f, "delete pod {}", it.name)?,
+            JobOp::CreateJob(it) => write!(f, "create job {}", it.name_any())?,
+            JobOp::DeleteJob(it) => write!(f, "delete job {}", it.name)?,
+        }
+        write!(f, ": {}", self.why)
+    }
+}
+
+#[cfg(test)]
+mod tests;

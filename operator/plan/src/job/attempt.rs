@@ -1,0 +1,109 @@
+//! How far the present attempt of a job is, and what went wrong when it went wrong.
+
+use ebbtide_api::job::{Failures, Retries};
+use ebbtide_api::status::Cause;
+use ebbtide_api::{ClusterJob, ClusterJobStatus, names};
+use kube::ResourceExt as _;
+
+use crate::job::{JobObserved, is_going};
+use crate::{PodPhase, PodSeen};
+
+/// How far an attempt is.
+pub(super) enum Ended<'a> {
+    /// It has no pod yet.
+    NotBegun,
+    /// Its pod is there and has not ended.
+    Not(&'a PodSeen),
+    /// The program ended with exit code 0.
+    Well,
+    /// It went wrong.
+    Badly(Lost),
+}
+
+/// What went wrong.
+pub(super) struct Lost {
+    pub(super) kind: Kind,
+    pub(super) message: String,
+    pub(super) exit_code: Option<i32>,
+}
+
+/// Whose fault it was.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Exit,
+    OutOfMemory,
+    Lost,
+}
+
+impl Kind {
+    /// Where it is counted, and how often it may be.
+    pub(super) fn of<'a>(
+        self,
+        failures: &'a mut Failures,
+        retries: &Retries,
+    ) -> (&'a mut i32, i32) {
+        match self {
+            Self::Exit => (&mut failures.exit, retries.exit),
+            Self::OutOfMemory => (&mut failures.out_of_memory, retries.out_of_memory),
+            Self::Lost => (&mut failures.lost, retries.lost),
+        }
+    }
+
+    /// As a reason of a condition.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Exit => "Exit",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::Lost => "Lost",
+        }
+    }
+}
+
+/// How far the attempt with this number is.
+pub(super) fn attempt<'a>(
+    job: &ClusterJob,
+    nth: u32,
+    observed: &'a JobObserved,
+    known: &ClusterJobStatus,
+) -> Ended<'a> {
+    let name = names::attempt(&job.name_any(), nth);
+    let Some(pod) = observed.pods.iter().find(|it| it.name == name) else {
+        let was_there = known.pod.as_ref().is_some_and(|it| it.name == name);
+        return if was_there { Ended::Badly(gone(&name)) } else { Ended::NotBegun };
+    };
+    // Another one of its name: somebody took the one away that was known.
+    if known.pod.as_ref().is_some_and(|it| it.name == name && it.uid != pod.uid) {
+        return Ended::Badly(gone(&name));
+    }
+    if pod.phase != PodPhase::Ended {
+        return Ended::Not(pod);
+    }
+    match (&pod.trouble, pod.exit_code) {
+        (None, Some(0)) => Ended::Well,
+        _ => Ended::Badly(why(pod, observed)),
+    }
+}
+
+fn gone(name: &str) -> Lost {
+    let message = format!("{name}: its pod is gone");
+    Lost { kind: Kind::Lost, message, exit_code: None }
+}
+
+fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
+    let cluster = observed.cluster.as_ref().filter(|it| !is_going(*it));
+    let uses = pod.labels.get(names::CLUSTER_UID);
+    let has_cluster = cluster.and_then(|it| it.metadata.uid.as_ref()) == uses;
+    let kind = match pod.trouble.as_ref().map(|it| it.cause) {
+        // Who deletes it ends its program, and so does a cluster that goes.
+        _ if pod.is_deleting || !has_cluster => Kind::Lost,
+        Some(Cause::OutOfMemory) => Kind::OutOfMemory,
+        Some(Cause::Evicted | Cause::NodeLost | Cause::Refused | Cause::Unschedulable) | None => {
+            Kind::Lost
+        }
+        Some(Cause::Exit | Cause::Configuration | Cause::Image) => Kind::Exit,
+    };
+    let told = pod.trouble.as_ref().map_or("it ended, and nobody says how", |it| &it.message);
+    let told = if has_cluster { told } else { "the cluster that it computes on is gone" };
+    let (message, exit_code) = (format!("{}: {told}", pod.name), pod.exit_code);
+    Lost { kind, message, exit_code }
+}

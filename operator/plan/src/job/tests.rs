@@ -1,0 +1,527 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ebbtide_api::job::{Named, SCRIPT_MAX};
+use ebbtide_api::status::Cause;
+use ebbtide_api::{Cluster, ClusterJob, JobPhase, Phase, names};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use super::{JobObserved, JobOp, JobPlan, check, plan};
+use crate::{PodPhase, PodSeen, SchedulerAddress, Site, Trouble};
+
+const BEGIN: i64 = 1_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(BEGIN + seconds).unwrap()
+}
+
+fn site() -> Site {
+    Site {
+        operator: "operator:7443".to_owned(),
+        scheduler_address: SchedulerAddress::Services,
+        environments: BTreeMap::new(),
+    }
+}
+
+fn cluster_spec() -> Value {
+    let resources = json!({ "cpu": "1", "memory": "1Gi" });
+    json!({ "image": "image@sha256:1", "workers": [{ "name": "w", "resources": resources, "max": 2 }] })
+}
+
+/// A job with a cluster of its own and these fields beside it.
+fn job(fields: &Value) -> ClusterJob {
+    let mut spec = json!({ "cluster": cluster_spec(), "script": "print(1)" });
+    for (key, value) in fields.as_object().unwrap() {
+        spec[key] = value.clone();
+        if value.is_null() {
+            spec.as_object_mut().unwrap().remove(key);
+        }
+    }
+    let mut job = ClusterJob::new("nightly", serde_json::from_value(spec).unwrap());
+    job.metadata.namespace = Some("rates".to_owned());
+    job.metadata.uid = Some("job-uid".to_owned());
+    job.metadata.generation = Some(1);
+    job.metadata.creation_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+    job
+}
+
+/// A world of one job: what there is, and what the plans make of it.
+struct World {
+    job: ClusterJob,
+    observed: JobObserved,
+    now: i64,
+}
+
+impl World {
+    fn new(fields: &Value) -> Self {
+        Self { job: job(fields), observed: JobObserved::default(), now: 0 }
+    }
+
+    fn plan(&self) -> JobPlan {
+        plan(&self.job, &self.observed, &site(), at(self.now))
+    }
+
+    /// Looks until nothing is due at once, as an operator does. Gives what was changed.
+    fn step(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        for _ in 0..5 {
+            let JobPlan { changes, status, next_look } = self.plan();
+            let is_new = self.job.status.as_ref() != Some(&status);
+            self.job.status = Some(status);
+            for change in changes {
+                told.push(change.to_string());
+                self.apply(change.op);
+            }
+            if next_look != Some(Duration::ZERO) && !is_new {
+                break;
+            }
+        }
+        told
+    }
+
+    fn apply(&mut self, op: JobOp) {
+        match op {
+            JobOp::CreateCluster(mut cluster) => {
+                cluster.metadata.uid = Some(format!("cluster-{}", self.now));
+                self.observed.cluster = Some(*cluster);
+            }
+            JobOp::DeleteCluster(_) => self.observed.cluster = None,
+            JobOp::CreatePod(pod) => self.observed.pods.push(PodSeen {
+                name: pod.name_any(),
+                uid: format!("pod-{}", self.now),
+                labels: pod.labels().clone(),
+                ..PodSeen::default()
+            }),
+            JobOp::DeletePod(pod) => self.observed.pods.retain(|it| it.uid != pod.uid),
+            JobOp::CreateJob(run) => self.observed.runs.push(*run),
+            JobOp::DeleteJob(run) => self.observed.runs.retain(|it| it.name_any() != run.name),
+        }
+    }
+
+    fn cluster_is(&mut self, phase: Phase) {
+        let cluster = self.observed.cluster.as_mut().unwrap();
+        let mut status = cluster.status.clone().unwrap_or_default();
+        status.phase = phase;
+        cluster.status = Some(status);
+    }
+
+    fn last_pod(&mut self) -> &mut PodSeen {
+        self.observed.pods.last_mut().unwrap()
+    }
+
+    fn pod_ends(&mut self, exit_code: i32, trouble: Option<Trouble>) {
+        let pod = self.last_pod();
+        (pod.phase, pod.exit_code, pod.trouble) = (PodPhase::Ended, Some(exit_code), trouble);
+    }
+
+    fn fails(&mut self) {
+        self.pod_ends(3, Trouble::ended("Error", 3, ""));
+    }
+
+    /// Up to the moment at which the first attempt runs.
+    fn running(fields: &Value) -> Self {
+        let mut world = Self::new(fields);
+        world.step();
+        world.cluster_is(Phase::Ready);
+        world.step();
+        world.last_pod().phase = PodPhase::Running;
+        world.step();
+        assert_eq!(world.phase(), JobPhase::Running, "{:?}", world.job.status);
+        world
+    }
+
+    fn phase(&self) -> JobPhase {
+        self.job.status.as_ref().unwrap().phase
+    }
+
+    fn message(&self) -> String {
+        self.job.status.as_ref().unwrap().message.clone().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_job_has_its_cluster_then_its_pod_and_when_it_ends_its_cluster_goes() {
+    let mut world = World::new(&json!({}));
+    assert_eq!(world.step(), ["create cluster nightly: the job has none"]);
+    assert_eq!(world.message(), "cluster nightly: it starts");
+    world.cluster_is(Phase::Starting);
+    assert_eq!(world.step(), Vec::<String>::new(), "no pod before the cluster answers");
+    world.cluster_is(Phase::Ready);
+    let pod = names::attempt("nightly", 0);
+    assert_eq!(world.step(), [format!("create pod {pod}: its cluster is ready")]);
+    world.last_pod().phase = PodPhase::Running;
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Running));
+    world.pod_ends(0, None);
+    assert_eq!(world.step(), ["delete cluster nightly: the job has ended"]);
+    assert_eq!(world.phase(), JobPhase::Succeeded);
+    assert_eq!(world.observed.pods.len(), 1, "its pod stays, to be read");
+    let conditions = world.job.status.clone().unwrap().conditions;
+    let told: Vec<_> =
+        conditions.iter().map(|it| (it.type_.as_str(), it.status.as_str())).collect();
+    assert_eq!(told, [("Accepted", "True"), ("Complete", "True"), ("Failed", "False")]);
+    world.now = 1_000_000;
+    assert_eq!(world.step(), Vec::<String>::new(), "for ever");
+}
+
+#[test]
+fn the_end_is_written_before_the_cluster_goes_and_a_failure_before_the_next_attempt() {
+    let mut world = World::running(&json!({ "retries": { "exit": 1, "backoffSeconds": 0 } }));
+    world.fails();
+    let plan = world.plan();
+    assert_eq!((plan.changes.len(), plan.status.failures.total), (0, 1));
+    // An operator that crashes here counts it once.
+    assert_eq!(world.plan().status.failures.total, 1);
+    world.step();
+    world.last_pod().phase = PodPhase::Running;
+    world.step();
+    world.pod_ends(0, None);
+    let plan = world.plan();
+    assert_eq!((plan.changes.len(), plan.status.phase), (0, JobPhase::Succeeded));
+}
+
+#[test]
+fn what_goes_wrong_is_tried_again_as_often_as_its_kind_allows_and_later_each_time() {
+    let mut world = World::running(&json!({ "retries": { "exit": 2, "backoffSeconds": 10 } }));
+    for (nth, wait) in [(1, 10), (2, 20)] {
+        world.fails();
+        assert_eq!(world.step(), Vec::<String>::new());
+        assert!(world.message().starts_with(&format!("attempt {nth} went wrong, another")));
+        world.now += wait - 1;
+        assert_eq!(world.step(), Vec::<String>::new());
+        world.now += 1;
+        let pod = names::attempt("nightly", nth);
+        assert_eq!(world.step(), [format!("create pod {pod}: the attempt before went wrong")]);
+        world.last_pod().phase = PodPhase::Running;
+        world.step();
+    }
+    world.fails();
+    assert_eq!(world.step(), ["delete cluster nightly: the job has ended"]);
+    let status = world.job.status.clone().unwrap();
+    assert_eq!((status.phase, status.exit_code), (JobPhase::Failed, Some(3)));
+    assert!(status.message.unwrap().starts_with("attempt 3 went wrong: "));
+    let failed = status.conditions.iter().find(|it| it.type_ == "Failed").unwrap();
+    assert_eq!((failed.status.as_str(), failed.reason.as_str()), ("True", "Exit"));
+}
+
+#[test]
+fn what_is_not_its_own_fault_counts_apart() {
+    let evicted = |world: &mut World| {
+        let pod = world.last_pod();
+        (pod.phase, pod.exit_code) = (PodPhase::Ended, None);
+        pod.trouble = Some(Trouble::failed("Evicted", "the node lacks memory"));
+    };
+    let deleted = |world: &mut World| drop(world.observed.pods.pop());
+    let taken = |world: &mut World| {
+        // The cluster goes, its program is ended, and says that by its exit code.
+        world.observed.cluster = None;
+        world.fails();
+    };
+    let another = |world: &mut World| world.last_pod().uid = "another".to_owned();
+    for lost in [&evicted as &dyn Fn(&mut World), &deleted, &taken, &another] {
+        let mut world = World::running(&json!({}));
+        lost(&mut world);
+        world.step();
+        let failures = world.job.status.as_ref().unwrap().failures;
+        assert_eq!((failures.total, failures.lost), (1, 1));
+        assert_ne!(world.phase(), JobPhase::Failed, "three are allowed");
+    }
+    let mut world = World::running(&json!({}));
+    world.pod_ends(137, Trouble::ended("OOMKilled", 137, ""));
+    world.step();
+    let status = world.job.status.clone().unwrap();
+    assert_eq!((status.phase, status.failures.out_of_memory), (JobPhase::Failed, 1));
+}
+
+#[test]
+fn a_program_whose_cluster_is_gone_ends_and_the_next_attempt_has_another_cluster() {
+    let mut world = World::running(&json!({ "retries": { "backoffSeconds": 0 } }));
+    world.observed.cluster = None;
+    world.now = 5;
+    let gone = names::attempt("nightly", 0);
+    let told = world.step();
+    let expected = format!("delete pod {gone}: the cluster that it computes on is gone");
+    assert_eq!(told, [expected, "create cluster nightly: the job has none".to_owned()]);
+    world.cluster_is(Phase::Ready);
+    let next = names::attempt("nightly", 1);
+    assert_eq!(world.step(), [format!("create pod {next}: the attempt before went wrong")]);
+    assert_eq!(world.last_pod().labels[names::CLUSTER_UID], "cluster-5");
+}
+
+#[test]
+fn a_cluster_that_is_another_s_is_never_taken_nor_deleted() {
+    let mut world = World::new(&json!({}));
+    let mut foreign = Cluster::new("nightly", serde_json::from_value(cluster_spec()).unwrap());
+    foreign.metadata.uid = Some("foreign".to_owned());
+    world.observed.cluster = Some(foreign);
+    world.cluster_is(Phase::Ready);
+    assert_eq!(world.step(), Vec::<String>::new());
+    assert!(world.message().contains("is not this job's"), "{}", world.message());
+    world.job.spec.suspend = true;
+    assert_eq!(world.step(), Vec::<String>::new());
+}
+
+#[test]
+fn a_job_on_a_cluster_that_is_there_waits_for_it_and_leaves_it() {
+    let fields = json!({ "cluster": null, "clusterRef": { "name": "shared" } });
+    let mut world = World::new(&fields);
+    assert_eq!(world.step(), Vec::<String>::new());
+    assert_eq!(world.message(), "there is no cluster shared; it waits for one");
+    let mut shared = Cluster::new("shared", serde_json::from_value(cluster_spec()).unwrap());
+    shared.metadata.uid = Some("shared-uid".to_owned());
+    world.observed.cluster = Some(shared);
+    world.cluster_is(Phase::Ready);
+    assert_eq!(world.step().len(), 1);
+    world.last_pod().phase = PodPhase::Running;
+    world.step();
+    world.pod_ends(0, None);
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Succeeded));
+}
+
+#[test]
+fn a_job_that_takes_too_long_fails_with_all_that_it_has() {
+    for is_running in [true, false] {
+        let fields = json!({ "activeDeadlineSeconds": 60 });
+        let mut world = if is_running { World::running(&fields) } else { World::new(&fields) };
+        world.step();
+        assert_eq!(world.plan().next_look, Some(Duration::from_mins(1)));
+        world.now = 60;
+        let told = world.step();
+        assert_eq!(told.len(), if is_running { 2 } else { 1 }, "{told:?}");
+        assert_eq!(world.phase(), JobPhase::Failed);
+        assert_eq!(world.message(), "it took longer than spec.activeDeadlineSeconds");
+    }
+}
+
+#[test]
+fn a_job_that_ended_in_time_has_not_taken_too_long_though_nobody_looked() {
+    let mut world = World::running(&json!({ "activeDeadlineSeconds": 60 }));
+    world.pod_ends(0, None);
+    world.now = 600;
+    world.step();
+    assert_eq!(world.phase(), JobPhase::Succeeded);
+}
+
+#[test]
+fn a_suspended_job_has_nothing_and_begins_again_where_it_is_let_go_on() {
+    let mut world = World::running(&json!({}));
+    world.job.spec.suspend = true;
+    assert_eq!(world.step().len(), 2, "pod and cluster");
+    assert_eq!((world.phase(), world.observed.pods.len()), (JobPhase::Suspended, 0));
+    world.job.spec.suspend = false;
+    world.now = 100;
+    assert_eq!(world.step(), ["create cluster nightly: the job has none"]);
+    world.cluster_is(Phase::Ready);
+    world.step();
+    let status = world.job.status.clone().unwrap();
+    assert_eq!(
+        (status.failures.total, world.last_pod().name.clone()),
+        (0, names::attempt("nightly", 0))
+    );
+    assert_eq!(status.started_at.unwrap().0, at(100));
+}
+
+#[test]
+fn a_pod_on_its_way_out_when_a_job_goes_on_is_none_of_its_attempts() {
+    let mut world = World::running(&json!({}));
+    world.job.spec.suspend = true;
+    let pods = world.observed.pods.clone();
+    world.step();
+    // It takes its time to end.
+    world.observed.pods = pods;
+    world.last_pod().is_deleting = true;
+    world.job.spec.suspend = false;
+    assert_eq!(world.step(), Vec::<String>::new(), "never two of a name");
+    world.observed.pods.clear();
+    world.step();
+    world.cluster_is(Phase::Ready);
+    world.step();
+    let status = world.job.status.clone().unwrap();
+    assert_eq!((status.failures.total, world.observed.pods.len()), (0, 1));
+}
+
+#[test]
+fn a_job_goes_when_it_has_been_there_for_long_enough_and_never_before_its_cluster() {
+    let mut world = World::running(&json!({ "ttlSecondsAfterFinished": 30 }));
+    world.pod_ends(0, None);
+    world.step();
+    assert_eq!(world.plan().next_look, Some(Duration::from_secs(30)));
+    world.now = 30;
+    assert_eq!(world.step()[0], "delete job nightly: it ended long enough ago");
+}
+
+#[test]
+fn no_idle_time_ends_the_cluster_of_a_job() {
+    let mut world = World::new(&json!({}));
+    world.step();
+    let mut cluster = world.observed.cluster.unwrap();
+    cluster.metadata.uid = Some("uid".to_owned());
+    assert!(super::is_made_for_job(&cluster));
+    let demand = ebbtide_contract::view::Demand::default();
+    let observed = crate::Observed { demand: Some(demand), ..crate::Observed::default() };
+    let status = json!({ "idleSince": "1970-01-02T00:00:00Z", "phase": "Ready" });
+    cluster.status = Some(serde_json::from_value(status).unwrap());
+    let ops = |cluster: &Cluster| {
+        let changes = crate::plan(cluster, &observed, &site(), at(0)).changes;
+        changes.iter().any(|it| matches!(it.op, crate::Op::DeleteCluster { .. }))
+    };
+    assert!(!ops(&cluster));
+    cluster.metadata.owner_references = None;
+    assert!(ops(&cluster));
+}
+
+#[test]
+fn a_spec_of_which_nothing_can_be_made_is_told_and_mended() {
+    for (fields, told) in [
+        (json!({ "clusterRef": { "name": "a" } }), "spec: give either cluster or clusterRef"),
+        (json!({ "command": ["a"] }), "spec: give either command or script"),
+        (json!({ "script": "é".repeat(SCRIPT_MAX - 1) }), "spec.script: it is 262142 bytes long"),
+        (json!({ "pod": { "labels": { "ebbtide.dev/role": "x" } } }), "spec.pod.labels: "),
+        (
+            json!({ "pod": { "volumes": [{ "name": "ebbtide-script", "emptyDir": {} }] } }),
+            "spec.pod.volumes: ebbtide-script is Ebbtide's own",
+        ),
+        (
+            json!({ "schedule": { "cron": "* * * * *", "timeZone": "Mars/Base" } }),
+            "spec.schedule.timeZone: ",
+        ),
+        (json!({ "schedule": { "cron": "0 18 * * 9" } }), "spec.schedule.cron: \"0 18 * * 9\": "),
+        (
+            json!({ "schedule": { "cron": "@daily" } }),
+            "spec.schedule.cron: \"@daily\" has not five",
+        ),
+    ] {
+        let mut world = World::new(&fields);
+        assert_eq!(world.step(), Vec::<String>::new(), "{told}");
+        assert!(world.message().starts_with(told), "{} is not {told}", world.message());
+        let accepted = world.job.status.clone().unwrap().conditions.remove(0);
+        assert_eq!((accepted.status.as_str(), accepted.reason.as_str()), ("False", "InvalidSpec"));
+        world.job.spec = job(&json!({})).spec;
+        assert_eq!(world.step().len(), 1, "mended");
+    }
+    let mut spec = job(&json!({}));
+    spec.spec.cluster.as_mut().unwrap().workers[0].min = 7;
+    let told = "spec.cluster.workers[w]: min 7 is greater than max 2";
+    assert_eq!(check(&spec), Err(told.to_owned()));
+}
+
+#[test]
+fn the_pod_of_a_job_may_do_as_little_as_any_and_has_a_client_s_credentials() {
+    let mut world = World::new(&json!({ "args": ["--seed", "7"] }));
+    world.step();
+    world.cluster_is(Phase::Ready);
+    let changes = world.plan().changes;
+    insta::assert_yaml_snapshot!("pod_of_a_job", changes);
+}
+
+#[test]
+fn a_schedule_starts_a_run_at_its_time_once_and_none_for_what_is_long_gone() {
+    // 1970-01-12 13:46:40 UTC.
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" } }));
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Scheduled));
+    assert_eq!(world.message(), "the next run is at 1970-01-12T14:00:00Z");
+    assert_eq!(world.plan().next_look, Some(Duration::from_secs(800)));
+    world.now = 801;
+    assert_eq!(world.step(), ["create job nightly-16680: it is time"]);
+    let run = &world.observed.runs[0];
+    assert_eq!((&run.spec.schedule, run.spec.suspend), (&None, false));
+    assert_eq!(run.cluster_name(), Some("nightly-16680"));
+    assert_eq!(world.job.status.as_ref().unwrap().active, ["nightly-16680"]);
+    // A whole day later the last run is due, and none of those before.
+    world.observed.runs.clear();
+    world.now += 24 * 3600;
+    assert_eq!(world.step(), ["create job nightly-18120: it is time"]);
+}
+
+#[test]
+fn times_are_those_of_the_time_zone_whatever_its_clocks_do() {
+    let fields = json!({ "schedule": { "cron": "0 18 * * 1-5", "timeZone": "Europe/London" } });
+    for (from, next) in [
+        ("2026-01-05T00:00:00Z", "2026-01-05T18:00:00Z"),
+        ("2026-07-03T18:00:00Z", "2026-07-06T17:00:00Z"),
+        ("2026-10-23T20:00:00Z", "2026-10-26T18:00:00Z"),
+    ] {
+        let job = job(&fields);
+        let planned = plan(&job, &JobObserved::default(), &site(), from.parse().unwrap());
+        assert_eq!(planned.status.message, Some(format!("the next run is at {next}")));
+    }
+}
+
+#[test]
+fn runs_that_would_meet_are_let_be_left_out_or_replaced() {
+    let changes = |policy: &str| {
+        let cron = json!({ "cron": "* * * * *", "concurrencyPolicy": policy });
+        let mut world = World::new(&json!({ "schedule": cron }));
+        world.now = 60;
+        world.step();
+        world.now = 120;
+        let told = world.step();
+        // What was left out does not come when there is room again.
+        world.observed.runs.clear();
+        assert_eq!(world.step(), Vec::<String>::new());
+        told
+    };
+    let new = "create job nightly-16668: it is time";
+    assert_eq!(changes("Allow"), [new]);
+    assert_eq!(changes("Forbid"), Vec::<String>::new());
+    assert_eq!(changes("Replace"), ["delete job nightly-16667: another run replaces it", new]);
+}
+
+#[test]
+fn a_run_that_is_too_late_or_came_while_the_schedule_was_suspended_is_left_out() {
+    let cron = json!({ "cron": "0 * * * *", "startingDeadlineSeconds": 100 });
+    let mut world = World::new(&json!({ "schedule": cron }));
+    world.now = 800 + 101;
+    assert_eq!(world.step(), Vec::<String>::new());
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" }, "suspend": true }));
+    world.now = 900;
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Suspended));
+    world.job.spec.suspend = false;
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Scheduled));
+}
+
+#[test]
+fn of_runs_that_ended_the_newest_stay() {
+    let cron = json!({ "cron": "0 0 1 1 *", "successfulJobsHistoryLimit": 1, "failedJobsHistoryLimit": 0 });
+    let mut world = World::new(&json!({ "schedule": cron }));
+    let run = |name: &str, phase: &str, ended: i64| {
+        let mut run = job(&json!({}));
+        run.metadata.name = Some(name.to_owned());
+        let status = json!({ "phase": phase, "endedAt": at(ended).to_string() });
+        run.status = Some(serde_json::from_value(status).unwrap());
+        run
+    };
+    world.observed.runs = vec![
+        run("old", "Succeeded", 1),
+        run("new", "Succeeded", 2),
+        run("bad", "Failed", 3),
+        run("active", "Running", 0),
+    ];
+    let told = [
+        "delete job old: enough newer runs are there",
+        "delete job bad: enough newer runs are there",
+    ];
+    assert_eq!(world.step(), told);
+}
+
+#[test]
+fn what_a_job_waits_for_is_said_with_the_words_of_its_pod_or_cluster() {
+    let mut world = World::new(&json!({}));
+    world.step();
+    let cluster = world.observed.cluster.as_mut().unwrap();
+    let status = json!({ "phase": "Starting", "message": "nightly-w-0: Unschedulable: 0/2 nodes" });
+    cluster.status = Some(serde_json::from_value(status).unwrap());
+    world.step();
+    assert_eq!(world.message(), "cluster nightly: nightly-w-0: Unschedulable: 0/2 nodes");
+    world.cluster_is(Phase::Ready);
+    world.step();
+    world.last_pod().trouble =
+        Some(Trouble { cause: Cause::Image, message: "ErrImagePull: no".to_owned() });
+    world.step();
+    assert_eq!(world.message(), format!("{}: ErrImagePull: no", names::attempt("nightly", 0)));
+    let known = world.job.status.clone().unwrap();
+    let pod = Named { name: names::attempt("nightly", 0), uid: "pod-0".to_owned() };
+    assert_eq!(known.pod, Some(pod));
+}
