@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::job::{ClusterRef, Retries};
-use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, JobPhase, Phase};
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase};
 use kube::ResourceExt as _;
+use rustix::process::Signal;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::backend::{Backend, Kubernetes};
 use crate::command::{On, Place, Script, try_script, up};
@@ -21,6 +22,10 @@ const KEPT_SECONDS: i32 = 86_400;
 
 /// How long the rest of what a program printed may take when it has ended.
 const REST_MAX: Duration = Duration::from_secs(20);
+
+/// How long the API server may not answer, and how long until it is asked again.
+const UNSEEN_MAX: Duration = Duration::from_mins(5);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What somebody asks for.
 pub(crate) struct Wanted {
@@ -121,39 +126,57 @@ async fn on_kubernetes(
     }
     let ended = tokio::select! {
         ended = followed(kubernetes, namespace, &job) => ended,
-        asked = node::asked_to_end() => Ok(128 + asked.as_raw()),
+        asked = node::asked_to_end() => Ended::Asked(asked),
     };
-    let was_asked = ended.as_ref().is_ok_and(|code| *code > 128);
-    if ended.is_err() || was_asked {
-        output::tell(&format!("{name}: taking it down"));
-        tokio::select! {
-            gone = kubernetes.delete_job(namespace, &job) => gone?,
-            _ = node::asked_to_end() => bail!("interrupted: {name} may still be there"),
+    match &ended {
+        Ended::Asked(_) | Ended::Refused(_) => {
+            output::tell(&format!("{name}: taking it down"));
+            tokio::select! {
+                gone = kubernetes.delete_job(namespace, &job) => gone?,
+                _ = node::asked_to_end() => bail!("interrupted: {name} may still be there"),
+            }
+            output::tell(&format!("{name} is gone"));
         }
-        output::tell(&format!("{name} is gone"));
+        Ended::Code(_) | Ended::Gone | Ended::Unseen(_) => {}
     }
-    Ok(ExitCode::from(u8::try_from(ended?).unwrap_or(1)))
+    let code = match ended {
+        Ended::Code(code) => code,
+        Ended::Asked(signal) => 128 + signal.as_raw(),
+        Ended::Refused(words) => bail!("{words}"),
+        Ended::Gone => bail!("{name} was deleted meanwhile"),
+        Ended::Unseen(error) => return Err(error.context(format!("{name} goes on unseen"))),
+    };
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-/// Follows a job to its end: what it waits for, what it prints, and its exit code.
-async fn followed(
-    kubernetes: &Kubernetes,
-    namespace: &str,
-    job: &ClusterJob,
-) -> anyhow::Result<i32> {
+/// How following a job ended.
+enum Ended {
+    /// The job ended, and this is the program's exit code.
+    Code(i32),
+    /// Nothing can come of it.
+    Refused(String),
+    /// Somebody deleted it.
+    Gone,
+    /// Nobody knows: the API server does not answer.
+    Unseen(anyhow::Error),
+    /// This process is to end.
+    Asked(Signal),
+}
+
+/// Follows a job to its end: what it waits for, and what it prints.
+async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Ended {
     let name = job.name_any();
     let (mut job, mut told) = (job.clone(), None);
     let mut printing: Option<(String, _)> = None;
     loop {
         let status = job.status.clone().unwrap_or_default();
-        let message = status.message.filter(|_| !status.phase.is_over());
+        let message = status.message.clone().filter(|_| !status.phase.is_over());
         if message.is_some() && message != told {
             output::tell(&format!("{name}: {}", message.as_deref().unwrap_or_default()));
             told = message;
         }
-        // What cannot come by itself is told, and not waited for.
-        if status.phase == JobPhase::Pending {
-            unless_degraded(kubernetes, namespace, &job).await?;
+        if let Some(refused) = refusal(kubernetes, namespace, &status).await {
+            return Ended::Refused(refused);
         }
         if let Some(pod) = status.pod.filter(|_| status.phase != JobPhase::Pending)
             && printing.as_ref().is_none_or(|(it, _)| *it != pod.name)
@@ -166,13 +189,36 @@ async fn followed(
         }
         if status.phase.is_over() {
             finish(printing).await;
-            let words = job.status.as_ref().and_then(|it| it.message.clone()).unwrap_or_default();
-            output::tell(&format!("{name}: {words}"));
-            let code = status.exit_code.filter(|code| *code != 0);
-            return Ok(if status.phase == JobPhase::Succeeded { 0 } else { code.unwrap_or(1) });
+            output::tell(&format!("{name}: {}", status.message.unwrap_or_default()));
+            let code = status.exit_code.filter(|code| *code != 0).unwrap_or(1);
+            return Ended::Code(if status.phase == JobPhase::Succeeded { 0 } else { code });
         }
-        let next = kubernetes.next_job(namespace, &job).await?;
-        job = next.ok_or_else(|| anyhow!("{name} was deleted meanwhile"))?;
+        job = match next(kubernetes, namespace, &job).await {
+            Ok(Some(next)) => next,
+            Ok(None) => return Ended::Gone,
+            Err(error) => return Ended::Unseen(error),
+        };
+    }
+}
+
+/// The job when it has changed, patient with an API server that does not answer.
+async fn next(
+    kubernetes: &Kubernetes,
+    namespace: &str,
+    job: &ClusterJob,
+) -> anyhow::Result<Option<ClusterJob>> {
+    let started_at = Instant::now();
+    let mut told = false;
+    loop {
+        match kubernetes.next_job(namespace, job).await {
+            Err(error) if started_at.elapsed() < UNSEEN_MAX => {
+                if !std::mem::replace(&mut told, true) {
+                    output::tell(&format!("{}: {error:#}; it is tried again", job.name_any()));
+                }
+                sleep(AGAIN).await;
+            }
+            known => return known,
+        }
     }
 }
 
@@ -188,21 +234,20 @@ async fn finish(printing: Option<(String, tokio::task::JoinHandle<anyhow::Result
     }
 }
 
-async fn unless_degraded(
+/// Why nothing can come of a job, before its first attempt.
+async fn refusal(
     kubernetes: &Kubernetes,
     namespace: &str,
-    job: &ClusterJob,
-) -> anyhow::Result<()> {
-    let accepted =
-        job.status.iter().flat_map(|it| &it.conditions).find(|it| it.type_ == "Accepted");
+    status: &ClusterJobStatus,
+) -> Option<String> {
+    let accepted = status.conditions.iter().find(|it| it.type_ == "Accepted");
     if let Some(refused) = accepted.filter(|it| it.status == "False") {
-        bail!("{}", refused.message);
+        return Some(refused.message.clone());
     }
-    let Some(seen) = job.status.as_ref().and_then(|it| it.cluster.as_ref()) else { return Ok(()) };
-    let cluster = kubernetes.get(namespace, &seen.name).await?;
-    let status = cluster.status.filter(|it| it.phase == Phase::Degraded);
-    match status.and_then(|it| it.message) {
-        Some(message) => bail!("cluster {}: {message}", seen.name),
-        None => Ok(()),
-    }
+    let seen = status.cluster.as_ref().filter(|_| {
+        status.phase == JobPhase::Pending && status.pod.is_none() && status.failures.total == 0
+    })?;
+    let cluster = kubernetes.get(namespace, &seen.name).await.ok()?;
+    let degraded = cluster.status.filter(|it| it.phase == Phase::Degraded)?;
+    Some(format!("cluster {}: {}", seen.name, degraded.message.unwrap_or_default()))
 }

@@ -360,7 +360,7 @@ def test_nobody_is_lent_what_they_may_not_have_themselves(
         return "taken" if "mean created (server dry run)" in answer else answer
 
     for way, what in LENT:
-        refused = f"the cluster's pods would have {what} that you may not"
+        refused = f"its pods would have {what} that you may not"
         assert refused in tries(workers(**way)), way
         assert refused in tries(lambda spec, way=way: spec["scheduler"].update(pod=way)), way
         assert tries(workers(**way), "engineer") == "taken", way

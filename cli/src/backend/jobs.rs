@@ -81,9 +81,11 @@ impl Kubernetes {
         let mut last: Option<Timestamp> = None;
         loop {
             // Asked first: what it says until then is whole.
-            let there = in_time("get the job's pod", pods.get_opt(pod)).await?;
-            let phase = there.and_then(|it| it.status?.phase);
-            let is_over = phase.as_deref().is_none_or(|it| ["Succeeded", "Failed"].contains(&it));
+            let there = in_time("get the job's pod", pods.get_opt(pod)).await;
+            let is_over = there.is_ok_and(|there| {
+                let phase = there.and_then(|it| it.status?.phase);
+                phase.as_deref().is_none_or(|it| ["Succeeded", "Failed"].contains(&it))
+            });
             let params = LogParams {
                 follow: true,
                 timestamps: true,

@@ -65,11 +65,11 @@ fn stuck(job: &ClusterJob, error: &CallError) -> ClusterJobStatus {
 /// may be older than the status.
 async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobObserved, CallError> {
     let (namespace, uid) = (key.namespace.as_str(), job.uid().unwrap_or_default());
-    let known = job.status.as_ref();
+    // Of one that has ended nothing follows from what is gone.
+    let known = job.status.as_ref().filter(|it| !it.phase.is_over());
     let mut pods: Vec<_> = context.pods.of(namespace, &uid).iter().map(|it| seen(it)).collect();
     if let Some(Named { name, .. }) = known.and_then(|it| it.pod.as_ref())
         && pods.iter().all(|it| it.name != *name)
-        && known.is_some_and(|it| !it.phase.is_over())
     {
         let api: Api<SlimPod> = Api::namespaced(context.client.clone(), namespace);
         let there = call("look for a job's pod", api.get_opt(name)).await?;
@@ -172,7 +172,6 @@ async fn record(
     }
     let mut next = job.clone();
     next.status = Some(status.clone());
-    next.metadata.managed_fields = None;
     let api: Api<ClusterJob> =
         Api::namespaced(context.client.clone(), &job.namespace().unwrap_or_default());
     let (name, params) = (job.name_any(), PostParams::default());

@@ -63,6 +63,17 @@ impl Watched for GuardedJob {
     }
 }
 
+/// Leaves out of a job what nobody here asks for: of one that has ended not even its program.
+pub(crate) fn slim_job(job: &mut GuardedJob) {
+    job.meta_mut().managed_fields = None;
+    job.meta_mut().annotations = None;
+    if let Ok(job) = &mut job.0
+        && job.status.as_ref().is_some_and(|it| it.phase.is_over())
+    {
+        job.spec.script = None;
+    }
+}
+
 fn on(job: &ClusterJob) -> Option<String> {
     let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
     job.cluster_name().map(|name| by_cluster(namespace, name))

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::known::{Known, Scope, Watched, by_cluster, key};
+use crate::known::{Known, Scope, Watched, by_cluster, key, slim_job};
 use crate::metrics::{self, Metrics, Reason, State};
 use crate::observe::{Beliefs, SlimPod, slim};
 use crate::reconcile::{Context, Guarded, look};
@@ -219,7 +219,7 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
     for scope in scopes {
         let clusters = events(client, &scope, &everything);
         all.push(taken(clusters, &known.clusters, &scope, context, jobs_on));
-        let jobs = events(client, &scope, &everything);
+        let jobs = events(client, &scope, &everything).modify(slim_job);
         all.push(taken(jobs, &known.jobs, &scope, context, nobody_else));
         let pods = events(client, &scope, &ours).modify(SlimPod::slim);
         all.push(taken(pods, &known.pods, &scope, context, nobody_else));

@@ -1,0 +1,222 @@
+"""Programs that run to their end beside clusters of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import kubectl, mean, objects
+from test_pods import LENT, workers
+
+LIMIT = 120
+
+#: Averages on the cluster, and says so and its arguments.
+PROGRAM = """
+import sys, ebbtide as eb, ebbtide.array as xp
+with eb.Cluster():
+    numbers = xp.random.default_rng(7).normal(size=(4000, 4000), chunks=(500, 4000))
+    print(f"{float(numbers.mean().compute())!r} of {sys.argv[1:]}")
+"""
+
+#: Runs until somebody ends it.
+LONG = """
+import time, ebbtide as eb
+cluster = eb.Cluster()
+print("it runs")
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a program."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "program.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def command(program: Path, manifest: Path, namespace: str, *more: str) -> list[str]:
+    return ["ebbtide", "run", str(program), "--cluster", str(manifest), "-n", namespace, *more]
+
+
+def runs(*words: str) -> tuple[int, str, str]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def apply(namespace: str, spec: dict[str, Any], name: str = "job") -> str:
+    made = {
+        "apiVersion": "ebbtide.dev/v1alpha1",
+        "kind": "ClusterJob",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+    return kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(made), check=False)
+
+
+def status(namespace: str, name: str = "job") -> dict[str, Any]:
+    told = kubectl("get", f"clusterjob/{name}", "-n", namespace, "-o", "json")
+    return json.loads(told).get("status", {})
+
+
+def wait(namespace: str, what: str, name: str = "job") -> None:
+    kubectl(
+        "wait", f"clusterjob/{name}", f"--for=jsonpath={what}", "-n", namespace, "--timeout=90s"
+    )
+
+
+def spec_of(manifest: Path) -> dict[str, Any]:
+    return yaml.safe_load(manifest.read_text())["spec"]
+
+
+def test_a_program_runs_beside_its_cluster_and_nothing_is_left_of_either(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    before = objects(namespace)
+    asks = command(program(PROGRAM), manifest(), namespace, "--name", "job", "--", "--seed", "7")
+    code, out, err = runs(*asks)
+    assert (code, out) == (0, f"{float(mean().compute())!r} of ['--seed', '7']\n"), err
+    assert "the program ended with exit code 0" in err
+    kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
+    told = kubectl("get", "clusterjob/job", "-n", namespace)
+    assert "Succeeded" in told
+    events = kubectl("events", "-n", namespace, "--for=clusterjob/job")
+    for reason in ("CreatedCluster", "CreatedPod", "Succeeded", "DeletedCluster"):
+        assert reason in events, events
+    kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
+    assert objects(namespace) - before == set()
+
+
+def test_a_program_that_fails_is_tried_as_often_as_asked_and_its_exit_code_is_told(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    asks = command(
+        program("print('it tries', flush=True)\nraise SystemExit(3)"), manifest(), namespace
+    )
+    code, out, err = runs(*asks, "--name", "job", "--retries", "1")
+    assert (code, out) == (3, "it tries\nit tries\n"), err
+    assert "attempt 1 went wrong, another one follows: " in err
+    assert "attempt 2 went wrong: " in err
+    known = status(namespace)
+    assert (known["phase"], known["exitCode"], known["failures"]["exit"]) == ("Failed", 3, 2)
+    kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
+
+
+def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_and_no_result(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    apply(namespace, {"cluster": spec_of(manifest()), "script": LONG, "retries": {"backoffSeconds": 0}})
+    wait(namespace, "{.status.phase}=Running")
+    first = status(namespace)["pod"]["name"]
+    for pod in kubectl("get", "pods", "-n", "ebbtide", "-o", "name").split():
+        kubectl("delete", "-n", "ebbtide", pod, "--grace-period=0", "--force")
+    kubectl("delete", "pod", first, "-n", namespace)
+    wait(namespace, "{.status.failures.lost}=1")
+    wait(namespace, "{.status.phase}=Running")
+    assert status(namespace)["pod"]["name"] != first
+    kubectl("patch", "clusterjob/job", "-n", namespace, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    wait(namespace, "{.status.phase}=Suspended")
+    kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
+    pods = kubectl("get", "pods", "-n", namespace, "-o", "jsonpath={.items[*].status.phase}")
+    assert set(pods.split()) <= {"Failed", "Succeeded"}
+    kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
+
+
+def test_who_interrupts_a_run_takes_everything_down(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    asks = command(program(LONG), manifest(), namespace, "--name", "job")
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        assert run.stdout.readline() == "it runs\n"
+        run.send_signal(signal.SIGINT)
+        assert run.wait(LIMIT) == 128 + signal.SIGINT
+        assert "job is gone" in run.stderr.read()
+    left = objects(namespace)
+    assert not any("job" in it.split("/")[1] for it in left), left
+
+
+def test_what_no_cluster_can_be_made_of_is_told_and_not_waited_for(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    unpacked = manifest(lambda spec: spec["environment"].update(packages=["flask"]))
+    code, _, err = runs(*command(program(PROGRAM), unpacked, namespace, "--name", "job"))
+    assert code == 1 and "no image is packed with the key" in err, err
+    assert kubectl("get", "clusterjobs,ebb", "-n", namespace, "-o", "name") == ""
+    for spec, words in [
+        ({"script": "1"}, "give either cluster or clusterRef"),
+        ({"clusterRef": {"name": "a"}}, "give either command or script"),
+        ({"clusterRef": {"name": "a"}, "script": "1", "retries": {"exit": -1}}, "should be greater than or equal to 0"),
+        ({"clusterRef": {"name": "a"}, "script": "1", "sript": "2"}, 'unknown field "spec.sript"'),
+    ]:  # fmt: skip
+        assert words in apply(namespace, spec), words
+    spec = {"clusterRef": {"name": "a"}, "script": "1", "schedule": {"cron": "0 18 * * 9"}}
+    apply(namespace, spec)
+    wait(namespace, '{.status.conditions[?(@.type=="Accepted")].status}=False')
+    assert status(namespace)["message"].startswith('spec.schedule.cron: "0 18 * * 9": ')
+
+
+def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    spec = {
+        "clusterRef": {"name": "mean"},
+        "script": PROGRAM,
+        "schedule": {"cron": "* * * * *", "timeZone": "Asia/Kolkata"},
+    }
+    apply(namespace, spec)
+    wait(namespace, "{.status.phase}=Scheduled")
+    # A minute begins within a minute.
+    wait(namespace, "{.status.active[0]}")
+    [run] = status(namespace)["active"]
+    wait(namespace, "{.status.phase}=Succeeded", run)
+    log = kubectl("logs", status(namespace, run)["pod"]["name"], "-n", namespace)
+    assert log == f"{float(mean().compute())!r} of []\n"
+    kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
+    assert kubectl("get", "clusterjobs", "-n", namespace, "-o", "name") == ""
+    assert kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.phase}") == "Ready"
+    kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
+
+
+def test_nobody_is_lent_by_a_job_what_they_may_not_have_themselves(
+    namespace: str, manifest: Callable[..., Path], may: Callable[..., None]
+) -> None:
+    may("analyst", "ebbtide.dev", "clusterjobs", "create")
+    may("analyst", "ebbtide.dev", "clusterjobs", "patch")
+
+    def tries(spec: dict[str, Any], person: str = "analyst") -> str:
+        made = {
+            "apiVersion": "ebbtide.dev/v1alpha1",
+            "kind": "ClusterJob",
+            "metadata": {"name": "job"},
+            "spec": {"script": "1", **spec},
+        }
+        asks = ("create", f"--as={person}", "--dry-run=server", "-n", namespace, "-f", "-")
+        return kubectl(*asks, input=json.dumps(made), check=False)
+
+    for way, what in LENT:
+        refused = f"its pods would have {what} that you may not"
+        cluster = spec_of(manifest(workers(**way)))
+        assert refused in tries({"cluster": cluster}), way
+        assert refused in tries({"clusterRef": {"name": "mean"}, "pod": way}), way
+    assert "created" in tries({"cluster": spec_of(manifest())})
+
+    # What runs with things that somebody else lent is not changed by others.
+    lent = {"clusterRef": {"name": "nobody"}, "script": "1", "pod": LENT[0][0]}
+    assert "created" in apply(namespace, lent)
+    patch = ("patch", "clusterjob/job", "--as=analyst", "-n", namespace, "--type=merge", "-p")
+    assert "Secrets" in kubectl(*patch, '{"spec":{"script":"2"}}', check=False)
+    assert "Secrets" in kubectl(*patch, '{"spec":{"args":["2"]}}', check=False)
+    assert "patched" in kubectl(*patch, '{"spec":{"suspend":true}}', check=False)
+    kubectl("delete", "clusterjob/job", "-n", namespace)
