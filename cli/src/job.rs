@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::job::{ClusterRef, Retries};
-use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase};
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase, names};
 use kube::ResourceExt as _;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::{Backend, Kubernetes};
@@ -167,7 +168,7 @@ enum Ended {
 async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Ended {
     let name = job.name_any();
     let (mut job, mut told) = (job.clone(), None);
-    let mut printing: Option<(String, _)> = None;
+    let mut printer = Printer { kubernetes, namespace, job: &name, attempts: 0, printing: None };
     loop {
         let status = job.status.clone().unwrap_or_default();
         let message = status.message.clone().filter(|_| !status.phase.is_over());
@@ -178,17 +179,8 @@ async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) ->
         if let Some(refused) = refusal(kubernetes, namespace, &status).await {
             return Ended::Refused(refused);
         }
-        if let Some(pod) = status.pod.filter(|_| status.phase != JobPhase::Pending)
-            && printing.as_ref().is_none_or(|(it, _)| *it != pod.name)
-        {
-            finish(printing.take()).await;
-            let (kubernetes, namespace) = (kubernetes.clone(), namespace.to_owned());
-            let pod_name = pod.name.clone();
-            let print = async move { kubernetes.follow(&namespace, &pod_name).await };
-            printing = Some((pod.name, tokio::spawn(print)));
-        }
+        printer.print(&status).await;
         if status.phase.is_over() {
-            finish(printing).await;
             output::tell(&format!("{name}: {}", status.message.unwrap_or_default()));
             let code = status.exit_code.filter(|code| *code != 0).unwrap_or(1);
             return Ended::Code(if status.phase == JobPhase::Succeeded { 0 } else { code });
@@ -222,15 +214,56 @@ async fn next(
     }
 }
 
-/// Waits for the rest of what a pod printed.
-async fn finish(printing: Option<(String, tokio::task::JoinHandle<anyhow::Result<()>>)>) {
-    let Some((pod, printing)) = printing else { return };
-    match timeout(REST_MAX, printing).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => {
-            output::tell(&format!("{pod}: its output may not be whole: {error:#}"));
+/// Prints what each attempt prints, one after the other.
+struct Printer<'a> {
+    kubernetes: &'a Kubernetes,
+    namespace: &'a str,
+    job: &'a str,
+    /// Attempts whose output is printed, the one at work left out.
+    attempts: u32,
+    printing: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Printer<'_> {
+    /// Prints what is known to be there: to their ends what attempts printed that have ended.
+    async fn print(&mut self, status: &ClusterJobStatus) {
+        let ended = status.failures.total.max(0).unsigned_abs();
+        while self.attempts < ended {
+            self.begin();
+            self.finish().await;
         }
-        Ok(Err(_)) | Err(_) => output::tell(&format!("{pod}: its output may not be whole")),
+        let present = names::attempt(self.job, self.attempts);
+        if status.phase != JobPhase::Pending
+            && status.pod.as_ref().is_some_and(|it| it.name == present)
+        {
+            self.begin();
+            if status.phase.is_over() {
+                self.finish().await;
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.printing.is_some() {
+            return;
+        }
+        let (kubernetes, namespace) = (self.kubernetes.clone(), self.namespace.to_owned());
+        let pod = names::attempt(self.job, self.attempts);
+        let print = async move { kubernetes.follow(&namespace, &pod).await };
+        self.printing = Some(tokio::spawn(print));
+    }
+
+    /// Waits for the rest of what an attempt printed that has ended.
+    async fn finish(&mut self) {
+        let Some(printing) = self.printing.take() else { return };
+        self.attempts += 1;
+        let nth = self.attempts;
+        let why = match timeout(REST_MAX, printing).await {
+            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Err(error))) => format!(": {error:#}"),
+            Ok(Err(_)) | Err(_) => String::new(),
+        };
+        output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
     }
 }
 

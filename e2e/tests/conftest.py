@@ -98,3 +98,26 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def may(namespace: str) -> Callable[..., None]:
+    """Give people a right in the namespace; both begin with the right to clusters."""
+
+    def give(person: str, group: str, resource: str, *verbs: str) -> None:
+        api = "rbac.authorization.k8s.io"
+        metadata = {"name": f"{person}-{resource}"}
+        rules = [{"apiGroups": [group], "resources": [resource], "verbs": verbs}]
+        role = {"apiGroup": api, "kind": "Role", **metadata}
+        subjects = [{"apiGroup": api, "kind": "User", "name": person}]
+        for made in (
+            {"kind": "Role", "rules": rules},
+            {"kind": "RoleBinding", "roleRef": role, "subjects": subjects},
+        ):
+            whole = {"apiVersion": f"{api}/v1", "metadata": metadata, **made}
+            kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(whole))
+
+    for person in ("analyst", "engineer"):
+        give(person, "ebbtide.dev", "clusters", "get", "create", "patch")
+    give("engineer", "", "pods", "create")
+    return give

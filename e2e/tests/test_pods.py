@@ -308,26 +308,6 @@ def test_what_fails_before_the_worker_starts_is_told_and_not_tried_in_haste(
     run("ebbtide", "down", "mean", "-n", namespace)
 
 
-@pytest.fixture
-def may(namespace: str) -> Callable[..., None]:
-    """Give people a right in the namespace; both begin with the right to clusters."""
-
-    def give(person: str, group: str, resource: str, *verbs: str) -> None:
-        name = f"{person}-{resource}"
-        rule = {"apiGroups": [group], "resources": [resource], "verbs": verbs}
-        rbac = {"apiVersion": "rbac.authorization.k8s.io/v1"}
-        apply(namespace, kind="Role", metadata={"name": name}, rules=[rule], **rbac)
-        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
-        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": person}
-        binding = {"roleRef": role, "subjects": [subject]}
-        apply(namespace, kind="RoleBinding", metadata={"name": name}, **binding, **rbac)
-
-    for person in ("analyst", "engineer"):
-        give(person, "ebbtide.dev", "clusters", "get", "create", "patch")
-    give("engineer", "", "pods", "create")
-    return give
-
-
 SOURCE = {"name": "lent"}
 
 #: Settings that lend something, and how the refusal names it.
