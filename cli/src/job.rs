@@ -119,7 +119,14 @@ async fn on_kubernetes(
     job: &ClusterJob,
     detach: bool,
 ) -> anyhow::Result<ExitCode> {
-    let job = kubernetes.create_job(namespace, job).await?;
+    // From now on whoever asks for an end finds it.
+    let asked = node::asked_to_end();
+    tokio::pin!(asked);
+    let job = tokio::select! {
+        biased;
+        asked = &mut asked => return Ok(ExitCode::from(code(128 + asked.as_raw()))),
+        made = kubernetes.create_job(namespace, job) => made?,
+    };
     let name = job.name_any();
     if detach {
         output::line(&name)?;
@@ -127,7 +134,7 @@ async fn on_kubernetes(
     }
     let ended = tokio::select! {
         ended = followed(kubernetes, namespace, &job) => ended,
-        asked = node::asked_to_end() => Ended::Asked(asked),
+        asked = &mut asked => Ended::Asked(asked),
     };
     match &ended {
         Ended::Asked(_) | Ended::Refused(_) => {
@@ -140,14 +147,18 @@ async fn on_kubernetes(
         }
         Ended::Code(_) | Ended::Gone | Ended::Unseen(_) => {}
     }
-    let code = match ended {
+    let ended = match ended {
         Ended::Code(code) => code,
         Ended::Asked(signal) => 128 + signal.as_raw(),
         Ended::Refused(words) => bail!("{words}"),
         Ended::Gone => bail!("{name} was deleted meanwhile"),
         Ended::Unseen(error) => return Err(error.context(format!("{name} goes on unseen"))),
     };
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+    Ok(ExitCode::from(code(ended)))
+}
+
+fn code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(1)
 }
 
 /// How following a job ended.
@@ -176,7 +187,7 @@ async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) ->
             output::tell(&format!("{name}: {}", message.as_deref().unwrap_or_default()));
             told = message;
         }
-        if let Some(refused) = refusal(kubernetes, namespace, &status).await {
+        if let Some(refused) = refusal(kubernetes, namespace, &job).await {
             return Ended::Refused(refused);
         }
         printer.print(&status).await;
@@ -255,30 +266,32 @@ impl Printer<'_> {
 
     /// Waits for the rest of what an attempt printed that has ended.
     async fn finish(&mut self) {
-        let Some(printing) = self.printing.take() else { return };
+        let Some(mut printing) = self.printing.take() else { return };
         self.attempts += 1;
         let nth = self.attempts;
-        let why = match timeout(REST_MAX, printing).await {
+        let why = match timeout(REST_MAX, &mut printing).await {
             Ok(Ok(Ok(()))) => return,
             Ok(Ok(Err(error))) => format!(": {error:#}"),
             Ok(Err(_)) | Err(_) => String::new(),
         };
+        printing.abort();
         output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
     }
 }
 
 /// Why nothing can come of a job, before its first attempt.
-async fn refusal(
-    kubernetes: &Kubernetes,
-    namespace: &str,
-    status: &ClusterJobStatus,
-) -> Option<String> {
+async fn refusal(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Option<String> {
+    let status = job.status.as_ref()?;
     let accepted = status.conditions.iter().find(|it| it.type_ == "Accepted");
     if let Some(refused) = accepted.filter(|it| it.status == "False") {
         return Some(refused.message.clone());
     }
     let seen = status.cluster.as_ref().filter(|_| {
-        status.phase == JobPhase::Pending && status.pod.is_none() && status.failures.total == 0
+        // One that is there was not made for it, and others may mend it.
+        job.spec.cluster.is_some()
+            && status.phase == JobPhase::Pending
+            && status.pod.is_none()
+            && status.failures.total == 0
     })?;
     let cluster = kubernetes.get(namespace, &seen.name).await.ok()?;
     let degraded = cluster.status.filter(|it| it.phase == Phase::Degraded)?;

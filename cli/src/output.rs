@@ -21,6 +21,13 @@ pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout(), "{text}")?)
 }
 
+/// Prints what somebody else printed, as it is.
+pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(bytes)?;
+    Ok(out.flush()?)
+}
+
 /// Tells a person what is going on, beside the output.
 pub(crate) fn tell(text: &str) {
     // Without standard error there is nobody to tell.

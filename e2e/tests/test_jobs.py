@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def wait(namespace: str, what: str, name: str = "job") -> None:
     )
 
 
+def until(is_so: Callable[[], bool]) -> None:
+    """Look again for at most ninety seconds."""
+    end = time.monotonic() + 90
+    while not is_so():
+        assert time.monotonic() < end
+
+
 def spec_of(manifest: Path) -> dict[str, Any]:
     return yaml.safe_load(manifest.read_text())["spec"]
 
@@ -115,7 +123,8 @@ def test_a_program_that_fails_is_tried_as_often_as_asked_and_its_exit_code_is_to
 def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_and_no_result(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
-    apply(namespace, {"cluster": spec_of(manifest()), "script": LONG, "retries": {"backoffSeconds": 0}})
+    spec = {"cluster": spec_of(manifest()), "script": LONG, "retries": {"backoffSeconds": 0}}
+    apply(namespace, spec)
     wait(namespace, "{.status.phase}=Running")
     first = status(namespace)["pod"]["name"]
     for pod in kubectl("get", "pods", "-n", "ebbtide", "-o", "name").split():
@@ -125,7 +134,8 @@ def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_an
     wait(namespace, "{.status.phase}=Running")
     second = status(namespace)["pod"]["name"]
     assert second != first
-    kubectl("patch", "clusterjob/job", "-n", namespace, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    suspended = '{"spec":{"suspend":true}}'
+    kubectl("patch", "clusterjob/job", "-n", namespace, "--type=merge", "-p", suspended)
     wait(namespace, "{.status.phase}=Suspended")
     kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
     kubectl("wait", "--for=delete", f"pod/{second}", "-n", namespace, "--timeout=60s")
@@ -153,16 +163,22 @@ def test_what_no_cluster_can_be_made_of_is_told_and_not_waited_for(
     code, _, err = runs(*command(program(PROGRAM), unpacked, namespace, "--name", "job"))
     assert code == 1 and "no image is packed with the key" in err, err
     assert kubectl("get", "clusterjobs,ebb", "-n", namespace, "-o", "name") == ""
+    right = {"clusterRef": {"name": "a"}, "script": "1"}
     for spec, words in [
         ({"script": "1"}, "give either cluster or clusterRef"),
         ({"clusterRef": {"name": "a"}}, "give either command or script"),
-        ({"clusterRef": {"name": "a"}, "script": "1", "retries": {"exit": -1}}, "should be greater than or equal to 0"),
-        ({"clusterRef": {"name": "a"}, "script": "1", "sript": "2"}, 'unknown field "spec.sript"'),
-    ]:  # fmt: skip
+        ({**right, "retries": {"exit": -1}}, "should be greater than or equal to 0"),
+        ({**right, "sript": "2"}, 'unknown field "spec.sript"'),
+    ]:
         assert words in apply(namespace, spec), words
-    spec = {"clusterRef": {"name": "a"}, "script": "1", "schedule": {"cron": "0 18 * * 9"}}
-    apply(namespace, spec)
+    # What has ended goes when it has been there for long enough.
+    failing = {"cluster": spec_of(manifest()), "script": "raise SystemExit(1)"}
+    apply(namespace, {**failing, "ttlSecondsAfterFinished": 1}, "short")
+    kubectl("wait", "--for=delete", "clusterjob/short", "-n", namespace, "--timeout=90s")
+    apply(namespace, {**right, "schedule": {"cron": "0 18 * * 9"}})
     wait(namespace, '{.status.conditions[?(@.type=="Accepted")].status}=False')
+    assert "a schedule cannot come or go" in apply(namespace, {**right, "schedule": None})
+    assert "cannot become another one" in apply(namespace, {**right, "clusterRef": {"name": "b"}})
     assert status(namespace)["message"].startswith('spec.schedule.cron: "0 18 * * 9": ')
 
 
@@ -175,9 +191,18 @@ def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
         "script": PROGRAM,
         "schedule": {"cron": "* * * * *", "timeZone": "Asia/Kolkata"},
     }
+    # The name of the first run is another's: that is told, and nothing of it is touched.
+    minute = int(time.time()) // 60
+    taken = [f"job-{minute + later}" for later in (1, 2)]
+    for name in taken:
+        apply(namespace, {"clusterRef": {"name": "nobody"}, "script": "1"}, name)
     apply(namespace, spec)
     wait(namespace, "{.status.phase}=Scheduled")
     # A minute begins within a minute.
+    until(lambda: "exists and is not this job's" in status(namespace)["message"])
+    for name in taken:
+        assert status(namespace, name)["phase"] == "Pending"
+        kubectl("delete", f"clusterjob/{name}", "-n", namespace)
     wait(namespace, "{.status.active[0]}")
     [run] = status(namespace)["active"]
     wait(namespace, "{.status.phase}=Succeeded", run)
@@ -192,7 +217,8 @@ def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
 def test_nobody_is_lent_by_a_job_what_they_may_not_have_themselves(
     namespace: str, manifest: Callable[..., Path], may: Callable[..., None]
 ) -> None:
-    may("analyst", "ebbtide.dev", "clusterjobs", "get", "create", "patch")
+    for person in ("analyst", "engineer"):
+        may(person, "ebbtide.dev", "clusterjobs", "get", "create", "patch")
 
     def tries(spec: dict[str, Any], person: str = "analyst") -> str:
         made = {
@@ -204,18 +230,27 @@ def test_nobody_is_lent_by_a_job_what_they_may_not_have_themselves(
         asks = ("create", f"--as={person}", "--dry-run=server", "-n", namespace, "-f", "-")
         return kubectl(*asks, input=json.dumps(made), check=False)
 
+    own = {"cluster": spec_of(manifest())}
     for way, what in LENT:
         refused = f"its pods would have {what} that you may not"
-        cluster = spec_of(manifest(workers(**way)))
-        assert refused in tries({"cluster": cluster}), way
-        assert refused in tries({"clusterRef": {"name": "mean"}, "pod": way}), way
-    assert "created" in tries({"cluster": spec_of(manifest())})
+        assert refused in tries({"cluster": spec_of(manifest(workers(**way)))}), way
+        assert refused in tries({**own, "pod": way}), way
+    assert "created" in tries(own)
+    assert "credentials of a cluster" in tries({"clusterRef": {"name": "mean"}})
+    assert "created" in tries({"clusterRef": {"name": "mean"}}, "engineer")
+
+    # Nobody puts a cluster of their own, with an image of their own, under somebody's job.
+    owner = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "ClusterJob", "name": "job"}
+    made = yaml.safe_load(manifest().read_text())
+    made["metadata"]["ownerReferences"] = [{**owner, "uid": "1", "controller": True}]
+    asks = ("create", "--as=analyst", "--dry-run=server", "-n", namespace, "-f", "-")
+    assert "the cluster of a job" in kubectl(*asks, input=json.dumps(made), check=False)
 
     # What runs with things that somebody else lent is not changed by others.
-    lent = {"clusterRef": {"name": "nobody"}, "script": "1", "pod": LENT[0][0]}
+    lent = {**own, "script": "1", "suspend": True, "pod": LENT[0][0]}
     assert "created" in apply(namespace, lent)
     patch = ("patch", "clusterjob/job", "--as=analyst", "-n", namespace, "--type=merge", "-p")
     assert "Secrets" in kubectl(*patch, '{"spec":{"script":"2"}}', check=False)
     assert "Secrets" in kubectl(*patch, '{"spec":{"args":["2"]}}', check=False)
-    assert "patched" in kubectl(*patch, '{"spec":{"suspend":true}}', check=False)
+    assert "patched" in kubectl(*patch, '{"spec":{"retries":{"exit":1}}}', check=False)
     kubectl("delete", "clusterjob/job", "-n", namespace)

@@ -400,3 +400,27 @@ def test_a_scheduler_that_cannot_live_is_made_again_when_it_is_corrected(
     kubectl("apply", "-n", namespace, "-f", str(manifest()))
     wait(namespace, "{.status.phase}=Ready")
     run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def test_what_is_another_s_and_has_the_name_of_a_cluster_s_own_is_told_and_left_alone(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    kinds = "services,networkpolicies"
+    made = json.loads(kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
+    kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
+    for it in made:
+        name, kind = it["metadata"]["name"], it["kind"]
+        spec = {"podSelector": {}} if kind == "NetworkPolicy" else {"ports": [{"port": 1}]}
+        foreign = {"apiVersion": it["apiVersion"], "kind": kind, "metadata": {"name": name}}
+        foreign["spec"] = spec
+        kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(foreign))
+        kubectl("apply", "-n", namespace, "-f", str(manifest()))
+        wait(namespace, "{.status.conditions[0].reason}=ApplyFailed")
+        assert f"{name} exists and is not this cluster's" in message(namespace)
+        there = json.loads(kubectl("get", kind, name, "-n", namespace, "-o", "json"))
+        assert "ownerReferences" not in there["metadata"]
+        kubectl("delete", kind, name, "-n", namespace)
+        wait(namespace, "{.status.phase}=Ready")
+        kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")

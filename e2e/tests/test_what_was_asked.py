@@ -1,4 +1,4 @@
-"""What the operator asked of the API server while everything else was tested. This file comes last."""
+"""What the operator asked of the API server in all tests. This file comes last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import kubectl, on_the_dev_cluster
 
 OPERATOR = "system:serviceaccount:ebbtide:ebbtide-operator"
 
-#: Nobody asks for these: the API server looks whether somebody may, who names an owner whose deletion waits.
+#: Nobody asks for these: who names an owner whose deletion waits must have them.
 OF_OWNERS = {
     ("ebbtide.dev", "clusters/finalizers", "update"),
     ("ebbtide.dev", "clusterjobs/finalizers", "update"),

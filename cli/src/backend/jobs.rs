@@ -17,6 +17,9 @@ use crate::output;
 /// How long until a log is asked for again that broke off.
 const LOG_AGAIN: Duration = Duration::from_millis(300);
 
+/// How often that is done for a pod that has ended.
+const LOG_TRIES: u32 = 10;
+
 impl Kubernetes {
     fn jobs(&self, namespace: &str) -> Api<ClusterJob> {
         Api::namespaced(self.client.clone(), namespace)
@@ -62,6 +65,9 @@ impl Kubernetes {
         let params = DeleteParams::foreground()
             .preconditions(Preconditions { uid: job.uid(), resource_version: None });
         let (jobs, name) = (self.jobs(namespace), job.name_any());
+        if in_time("get the job", jobs.get_opt(&name)).await?.is_none() {
+            return Ok(());
+        }
         in_time("delete the job", jobs.delete(&name, &params)).await?;
         let gone = async {
             let mut seen = job.clone();
@@ -75,41 +81,62 @@ impl Kubernetes {
             .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
     }
 
-    /// Prints what a pod says until it has ended or is gone.
+    /// Prints what a pod says until it has ended, and all of it.
+    ///
+    /// # Errors
+    ///
+    /// Something of it could not be read.
     pub(crate) async fn follow(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let mut last: Option<Timestamp> = None;
+        let (mut last, mut failures) = (None, 0);
         loop {
             // Asked first: what it says until then is whole.
             let there = in_time("get the job's pod", pods.get_opt(pod)).await;
-            let is_over = there.is_ok_and(|there| {
-                let phase = there.and_then(|it| it.status?.phase);
-                phase.as_deref().is_none_or(|it| ["Succeeded", "Failed"].contains(&it))
-            });
-            let params = LogParams {
-                follow: true,
-                timestamps: true,
-                since_time: last,
-                ..LogParams::default()
-            };
-            // What has not started has no log yet, and what is gone has none any more.
-            if let Ok(log) = in_time("read a log", pods.log_stream(pod, &params)).await {
-                let mut lines = log.lines();
-                while let Ok(Some(line)) = lines.try_next().await {
-                    let (time, text) = line.split_once(' ').unwrap_or((&line, ""));
-                    let at: Option<Timestamp> = time.parse().ok();
-                    // A log that is asked for again begins with what was read last.
-                    if at.is_some() && at <= last {
-                        continue;
+            let phase = there.map(|it| it.and_then(|it| it.status?.phase));
+            let is_gone = matches!(phase, Ok(None));
+            let is_over =
+                phase.is_ok_and(|it| it.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it)));
+            match print(&pods, pod, &mut last).await {
+                Ok(()) if is_over => return Ok(()),
+                Err(error) if is_gone => return Err(error),
+                Err(error) if is_over => {
+                    failures += 1;
+                    if failures > LOG_TRIES {
+                        return Err(error);
                     }
-                    last = at.or(last);
-                    output::line(text)?;
                 }
-            }
-            if is_over {
-                return Ok(());
+                // It broke off, or what has not started has no log yet.
+                Ok(()) | Err(_) => {}
             }
             sleep(LOG_AGAIN).await;
+        }
+    }
+}
+
+/// Prints a log from where it broke off to its end.
+async fn print(pods: &Api<Pod>, pod: &str, last: &mut Option<Timestamp>) -> anyhow::Result<()> {
+    let before = *last;
+    let params = LogParams {
+        follow: true,
+        timestamps: true,
+        // It is asked for by whole seconds.
+        since_time: before.and_then(|it| Timestamp::from_second(it.as_second()).ok()),
+        ..LogParams::default()
+    };
+    let mut log = in_time("read a log", pods.log_stream(pod, &params)).await?;
+    let (mut line, mut is_known) = (Vec::new(), before.is_some());
+    loop {
+        line.clear();
+        if log.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(());
+        }
+        let space = line.iter().position(|it| *it == b' ').unwrap_or(line.len());
+        let time = str::from_utf8(&line[..space]).ok().and_then(|it| it.parse().ok());
+        // It begins with what was read before.
+        is_known = is_known && time.is_some_and(|time| Some(time) <= before);
+        if !is_known {
+            *last = time.or(*last);
+            output::bytes(line.get(space + 1..).unwrap_or_default())?;
         }
     }
 }

@@ -64,6 +64,12 @@ pub const SCHEDULED_NAME_MAX: usize = 240;
     .message("give either cluster or clusterRef: a cluster is made for the job and goes with it, a reference names one that is there"))]
 #[x_kube(validation = Rule::new("has(self.command) != has(self.script)")
     .message("give either command or script: a command is run as it is, a script by Python"))]
+#[x_kube(validation = Rule::new("has(self.schedule) == has(oldSelf.schedule)")
+    .message("a schedule cannot come or go while the job is there; create another job")
+    .field_path(".schedule"))]
+#[x_kube(validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef == oldSelf.clusterRef)")
+    .message("the cluster of a job cannot become another one; create another job")
+    .field_path(".clusterRef"))]
 pub struct ClusterJobSpec {
     /// The cluster that is made for this job, under the job's own name. It comes before the program
     /// starts, is gone when the job has ended, however it ends, and no idle time ends it before. Give

@@ -20,8 +20,17 @@ use crate::metrics;
 use crate::observe::{SlimPod, seen};
 use crate::reconcile::Context;
 
+/// Why a look at a job ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("{kind} {name} exists and is not this job's; remove or rename it")]
+    Foreign { kind: String, name: String },
+}
+
 /// Looks at one job and does what is due. Gives when to look again though nothing happens.
-pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, CallError> {
+pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, JobError> {
     let Some(guarded) = context.jobs.get(key) else {
         context.beliefs.forget(key);
         return Ok(None);
@@ -40,12 +49,20 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
         return Ok(None);
     }
     let job = &context.beliefs.newest(key, job);
-    let observed = observe(context, key, job).await?;
+    let Some(observed) = observe(context, key, job).await? else {
+        // Nothing is decided by what cannot be read.
+        let name = job.cluster_name().unwrap_or_default();
+        let words =
+            format!("cluster {name} cannot be read: it was stored under another definition");
+        let known = job.status.clone().unwrap_or_default();
+        record(context, key, job, &ClusterJobStatus { message: Some(words), ..known }).await?;
+        return Ok(None);
+    };
     let JobPlan { changes, status, next_look } =
         plan(job, &observed, &context.site, (context.clock)());
     for change in &changes {
         if let Err(error) = carry_out(context, job, change).await {
-            record(context, key, job, &stuck(job, &error)).await?;
+            record(context, key, job, &stuck(job, &status, &error)).await?;
             return Err(error);
         }
         tell(context, key, job, told(change), &change.to_string()).await;
@@ -54,52 +71,70 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     Ok(next_look)
 }
 
-/// What was known before, and why nothing came after it.
-fn stuck(job: &ClusterJob, error: &CallError) -> ClusterJobStatus {
+/// What was known before, since when it is under way, and why nothing came after it.
+fn stuck(job: &ClusterJob, planned: &ClusterJobStatus, error: &JobError) -> ClusterJobStatus {
     let message: String = error.to_string().chars().take(MESSAGE_MAX).collect();
-    let known = job.status.clone().unwrap_or_default();
-    ClusterJobStatus { message: Some(message), ..known }
+    ClusterJobStatus {
+        phase: planned.phase,
+        message: Some(message),
+        started_at: planned.started_at.clone(),
+        conditions: planned.conditions.clone(),
+        observed_generation: planned.observed_generation,
+        ..job.status.clone().unwrap_or_default()
+    }
 }
 
-/// Reads what a job has. That something is gone that its status names is asked of the API server: a cache
-/// may be older than the status.
-async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobObserved, CallError> {
+/// Reads what a job has: nothing if its cluster cannot be read. That something is gone that its status names,
+/// or is another one by now, is asked of the API server: a cache may be older than the status.
+async fn observe(
+    context: &Context,
+    key: &Key,
+    job: &ClusterJob,
+) -> Result<Option<JobObserved>, CallError> {
     let (namespace, uid) = (key.namespace.as_str(), job.uid().unwrap_or_default());
     // Of one that has ended nothing follows from what is gone.
     let known = job.status.as_ref().filter(|it| !it.phase.is_over());
     let mut pods: Vec<_> = context.pods.of(namespace, &uid).iter().map(|it| seen(it)).collect();
-    if let Some(Named { name, .. }) = known.and_then(|it| it.pod.as_ref())
-        && pods.iter().all(|it| it.name != *name)
+    if let Some(Named { name, uid: pod_uid }) = known.and_then(|it| it.pod.as_ref())
+        && pods.iter().all(|it| it.uid != *pod_uid)
     {
         let api: Api<SlimPod> = Api::namespaced(context.client.clone(), namespace);
         let there = call("look for a job's pod", api.get_opt(name)).await?;
+        let there = there.filter(|it| it.owner_references().iter().any(|owner| owner.uid == uid));
+        pods.retain(|it| it.name != *name);
         pods.extend(there.map(|it| seen(&it)));
     }
     let mut cluster = None;
     if let Some(name) = job.cluster_name() {
         let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
         let shown = context.clusters.get(&place);
+        if shown.as_ref().is_some_and(|it| it.0.is_err()) {
+            return Ok(None);
+        }
         cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());
-        if shown.is_none() && known.is_some_and(|it| it.cluster.is_some()) {
+        let used = known.and_then(|it| it.cluster.as_ref());
+        if used.is_some_and(|used| {
+            cluster.as_ref().is_none_or(|it| it.uid().as_ref() != Some(&used.uid))
+        }) {
             let api: Api<Cluster> = Api::namespaced(context.client.clone(), namespace);
             cluster = call("look for a job's cluster", api.get_opt(name)).await?;
         }
     }
     let runs = context.jobs.of(namespace, &uid).into_iter();
     let runs = runs.filter_map(|it| it.0.as_ref().ok().cloned()).filter(|it| it.uid() != job.uid());
-    Ok(JobObserved { cluster, pods, runs: runs.collect() })
+    Ok(Some(JobObserved { cluster, pods, runs: runs.collect() }))
 }
 
 async fn carry_out(
     context: &Context,
     job: &ClusterJob,
     change: &JobChange,
-) -> Result<(), CallError> {
+) -> Result<(), JobError> {
     let namespace = job.namespace().unwrap_or_default();
     tracing::info!(job = job.name_any(), namespace, "{change}");
     let kind = match &change.op {
         JobOp::CreateCluster(cluster) => {
-            create(context, "create a job's cluster", &**cluster).await?;
+            create(context, job, &**cluster).await?;
             "create cluster"
         }
         JobOp::DeleteCluster(it) => {
@@ -107,7 +142,7 @@ async fn carry_out(
             "delete cluster"
         }
         JobOp::CreatePod(pod) => {
-            create(context, "create a job's pod", &**pod).await?;
+            create(context, job, &**pod).await?;
             "create pod"
         }
         JobOp::DeletePod(it) => {
@@ -115,7 +150,7 @@ async fn carry_out(
             "delete pod"
         }
         JobOp::CreateJob(run) => {
-            create(context, "create a run", &**run).await?;
+            create(context, job, &**run).await?;
             "create job"
         }
         JobOp::DeleteJob(it) => {
@@ -127,8 +162,8 @@ async fn carry_out(
     Ok(())
 }
 
-/// Creates something. That it is there already is seen by the next look, whosever it is.
-async fn create<K>(context: &Context, what: &'static str, object: &K) -> Result<(), CallError>
+/// Creates something. That it is there already is success if it is the job's.
+async fn create<K>(context: &Context, job: &ClusterJob, object: &K) -> Result<(), JobError>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone
@@ -138,9 +173,16 @@ where
 {
     let namespace = object.meta().namespace.clone().unwrap_or_default();
     let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    match call(what, api.create(&PostParams::default(), object)).await {
-        Err(error) if !error.is_already_there() => Err(error),
-        _ => Ok(()),
+    match call("create what a job needs", api.create(&PostParams::default(), object)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_already_there() => {
+            let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+            let there = call("read what is there", api.get_metadata(&name)).await?;
+            let is_own =
+                there.owner_references().iter().any(|it| Some(&it.uid) == job.uid().as_ref());
+            is_own.then_some(()).ok_or(JobError::Foreign { kind, name })
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) fn slim_job(job: &mut GuardedJob) {
         && job.status.as_ref().is_some_and(|it| it.phase.is_over())
     {
         job.spec.script = None;
+        (job.spec.command, job.spec.args) = (Vec::new(), Vec::new());
     }
 }
 

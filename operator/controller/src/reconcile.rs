@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::api_call::CallError;
 use crate::apply::{ApplyError, apply};
-use crate::jobs;
+use crate::jobs::{self, JobError};
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
 use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
@@ -69,7 +69,7 @@ enum LookError {
     #[error(transparent)]
     Record(CallError),
     #[error(transparent)]
-    Job(CallError),
+    Job(JobError),
     #[error("a bug in the operator: {0}")]
     Panic(String),
 }
@@ -157,21 +157,23 @@ impl LookError {
     /// Whether another try would not help.
     fn is_for_nothing(&self) -> bool {
         match self {
-            Self::Apply(ApplyError::Call(error)) | Self::Record(error) | Self::Job(error) => {
-                error.is_for_nothing()
-            }
-            Self::Apply(_) | Self::Panic(_) => false,
+            Self::Apply(ApplyError::Call(error))
+            | Self::Record(error)
+            | Self::Job(JobError::Call(error)) => error.is_for_nothing(),
+            Self::Apply(_) | Self::Job(_) | Self::Panic(_) => false,
         }
     }
 
     /// What went wrong, in a word.
     fn class(&self) -> &'static str {
         match self {
-            Self::Apply(ApplyError::Call(error)) | Self::Record(error) | Self::Job(error) => {
-                error.class()
-            }
+            Self::Apply(ApplyError::Call(error))
+            | Self::Record(error)
+            | Self::Job(JobError::Call(error)) => error.class(),
             Self::Apply(ApplyError::Mint(_)) => "mint",
-            Self::Apply(ApplyError::Foreign { .. }) => "foreign",
+            Self::Apply(ApplyError::Foreign { .. }) | Self::Job(JobError::Foreign { .. }) => {
+                "foreign"
+            }
             Self::Apply(ApplyError::Earlier { .. }) => "earlier",
             Self::Panic(_) => "panic",
         }

@@ -24,6 +24,9 @@ use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
 use crate::{Image, PodPhase, PodRef, PodSeen, Site, image, settings};
 
+/// Longest command with its arguments, in bytes.
+const WORDS_MAX: usize = 64 << 10;
+
 /// Longest wait before another attempt.
 const BACKOFF_MAX: Duration = Duration::from_mins(10);
 
@@ -86,22 +89,22 @@ pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestam
     if known.phase.is_over() {
         return ended(job, observed, known, now);
     }
-    let checked = check(job);
-    let told = checked.as_ref().err().map_or("", |it| it.as_str());
-    let accepted = condition(job, "Accepted", (told.is_empty(), "InvalidSpec", told), now);
+    let refused = check(job).err();
+    let told = refused.as_deref().unwrap_or_default();
+    let accepted = condition(job, "Accepted", (refused.is_none(), "InvalidSpec", told), now);
     let known = ClusterJobStatus {
         observed_generation: job.metadata.generation,
         conditions: vec![accepted],
         ..known
     };
-    if checked.is_err() {
-        let status = ClusterJobStatus { message: Some(bounded(told)), ..known };
-        return JobPlan { changes: Vec::new(), status, next_look: None };
-    }
     match &job.spec.schedule {
-        Some(schedule) => schedule::plan(job, schedule, &observed.runs, known, now),
-        None if job.spec.suspend => suspended(job, observed, known),
-        None => under_way(job, observed, site, known, now),
+        Some(schedule) => {
+            schedule::plan(job, schedule, (&observed.runs, refused.as_deref()), known, now)
+        }
+        None if job.spec.suspend && !has_ended(job, observed, &known) => {
+            suspended(job, observed, known)
+        }
+        None => under_way(job, observed, site, (known, refused.as_deref()), now),
     }
 }
 
@@ -129,6 +132,21 @@ pub fn check(job: &ClusterJob) -> Result<(), String> {
         crate::check(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
     }
     settings::check_one("spec", &spec.resources, &spec.pod)?;
+    let words = spec.command.iter().chain(&spec.args).map(String::len).sum::<usize>();
+    if words > WORDS_MAX {
+        return Err(format!(
+            "spec.args: command and arguments are {words} bytes long; expected at most {WORDS_MAX}: put \
+             what is longer into a ConfigMap or a volume"
+        ));
+    }
+    if spec.cluster_ref.is_some()
+        && let Some(lent) = settings::lent(&spec.pod)
+    {
+        return Err(format!(
+            "spec.pod.{lent}: with clusterRef the program runs the image of a cluster that others may make \
+             again; give cluster, or use it without"
+        ));
+    }
     let name = job.name_any();
     match &spec.schedule {
         Some(_) if name.len() > SCHEDULED_NAME_MAX => Err(format!(
@@ -150,6 +168,14 @@ fn owner(object: &impl Resource<DynamicType = ()>) -> Option<&OwnerReference> {
 
 fn is_own(job: &ClusterJob, object: &impl Resource<DynamicType = ()>) -> bool {
     owner(object).is_some_and(|it| Some(&it.uid) == job.metadata.uid.as_ref())
+}
+
+/// Whether the present attempt came to its end by itself: that counts, whatever is asked for since.
+fn has_ended(job: &ClusterJob, observed: &JobObserved, known: &ClusterJobStatus) -> bool {
+    let nth = known.failures.total.max(0).unsigned_abs();
+    let name = names::attempt(&job.name_any(), nth);
+    let pod = observed.pods.iter().find(|it| it.name == name);
+    pod.is_some_and(|it| it.phase == PodPhase::Ended && !it.is_deleting)
 }
 
 /// One that has ended: what it had goes, and at last it goes itself.
@@ -199,7 +225,7 @@ fn under_way(
     job: &ClusterJob,
     observed: &JobObserved,
     site: &Site,
-    known: ClusterJobStatus,
+    (known, refused): (ClusterJobStatus, Option<&str>),
     now: Timestamp,
 ) -> JobPlan {
     let started_at = known.started_at.as_ref().map_or(now, |time| time.0);
@@ -231,7 +257,19 @@ fn under_way(
             JobPlan { next_look: deadline, ..plan }
         }
         Ended::NotBegun => {
-            let plan = begin(job, nth, (observed, site), &known, now);
+            let plan = match refused {
+                // What is under way goes on; nothing new begins.
+                Some(refused) => JobPlan {
+                    changes: Vec::new(),
+                    status: ClusterJobStatus {
+                        phase: JobPhase::Pending,
+                        message: Some(bounded(refused)),
+                        ..known
+                    },
+                    next_look: None,
+                },
+                None => begin(job, nth, (observed, site), &known, now),
+            };
             let next_look = [plan.next_look, deadline].into_iter().flatten().min();
             JobPlan { next_look, ..plan }
         }

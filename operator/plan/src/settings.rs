@@ -73,6 +73,22 @@ pub(crate) fn check_one(
     check_pod(pod).map_err(|error| format!("{field}.pod.{error}"))
 }
 
+/// The first field by which a program reads what is not its author's alone, if there is one.
+pub(crate) fn lent(pod: &PodSettings) -> Option<&'static str> {
+    let is_from = |env: &[Variable]| env.iter().any(|it| it.value_from.is_some());
+    let inits = || pod.init_containers.iter();
+    let is_lent = |it: &PodVolume| it.empty_dir.is_none() && it.ephemeral.is_none();
+    [
+        (is_from(&pod.env), "env"),
+        (!pod.env_from.is_empty(), "envFrom"),
+        (pod.volumes.iter().any(is_lent), "volumes"),
+        (pod.service_account_name.is_some(), "serviceAccountName"),
+        (inits().any(|it| is_from(&it.env) || !it.env_from.is_empty()), "initContainers"),
+    ]
+    .into_iter()
+    .find_map(|(is_lent, field)| is_lent.then_some(field))
+}
+
 /// What is counted in devices comes whole.
 fn check_resources(resources: &Resources) -> Result<(), String> {
     for (kind, amount) in resources.iter().filter(|(kind, _)| kind.contains('/')) {

@@ -75,7 +75,9 @@ pub(super) fn attempt<'a>(
     if known.pod.as_ref().is_some_and(|it| it.name == name && it.uid != pod.uid) {
         return Ended::Badly(gone(&name));
     }
-    if pod.phase != PodPhase::Ended {
+    // One that was stopped when the job was suspended is none of its attempts, however it ended.
+    let was_stopped = pod.is_deleting && known.pod.is_none();
+    if pod.phase != PodPhase::Ended || was_stopped {
         return Ended::Not(pod);
     }
     match (&pod.trouble, pod.exit_code) {

@@ -5,15 +5,23 @@ use std::time::Duration;
 use cronexpr::Crontab;
 use ebbtide_api::job::{Concurrency, Schedule};
 use ebbtide_api::{ClusterJob, ClusterJobStatus, JobPhase, names};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
 use crate::job::{JobChange, JobOp, JobPlan, is_going, named};
 use crate::lifetime::since;
-use crate::status::whole_seconds;
+use crate::status::{bounded, whole_seconds};
 
 /// Runs that a status names.
 const ACTIVE_MAX: usize = 64;
+
+/// Minutes by which clocks are put back at most.
+const CLOCK_BACK_MAX: usize = 180;
+
+/// The longest wait for a run: the calendar may be put right meanwhile.
+const LOOK_MAX: Duration = Duration::from_mins(10);
 
 /// How far back a run that is late is looked for, the nearest first.
 const BACK: [SignedDuration; 3] = [
@@ -22,49 +30,90 @@ const BACK: [SignedDuration; 3] = [
     SignedDuration::from_hours(24 * 366),
 ];
 
-/// Whether there are such times.
-pub(super) fn check(schedule: &Schedule) -> Result<(), String> {
-    crontab(schedule).map(drop)
+/// The times of a schedule: on a clock, and which one.
+struct Times {
+    /// On a clock without a time zone, as if it were that of UTC.
+    crontab: Crontab,
+    zone: TimeZone,
 }
 
-fn crontab(schedule: &Schedule) -> Result<Crontab, String> {
-    let Schedule { cron, time_zone, .. } = schedule;
-    if jiff::tz::TimeZone::get(time_zone).is_err() {
-        return Err(format!(
-            "spec.schedule.timeZone: {time_zone:?} is no time zone; expected a name of the IANA \
-             database, like Europe/London"
-        ));
+/// Whether there are such times.
+pub(super) fn check(schedule: &Schedule) -> Result<(), String> {
+    let times = Times::of(schedule)?;
+    let begin = DateTime::constant(2026, 1, 1, 0, 0, 0, 0);
+    let never = || format!("spec.schedule.cron: {:?} never comes", schedule.cron);
+    times.next_on_clock(begin).map(drop).ok_or_else(never)
+}
+
+impl Times {
+    fn of(schedule: &Schedule) -> Result<Self, String> {
+        let Schedule { cron, time_zone, .. } = schedule;
+        let zone = TimeZone::get(time_zone).map_err(|_| {
+            format!(
+                "spec.schedule.timeZone: {time_zone:?} is no time zone; expected a name of the IANA \
+                 database, like Europe/London"
+            )
+        })?;
+        if cron.split_whitespace().count() != 5 {
+            return Err(format!(
+                "spec.schedule.cron: {cron:?} has not five parts; expected minute, hour, day of the \
+                 month, month and day of the week, like \"0 18 * * 1-5\""
+            ));
+        }
+        let crontab = cronexpr::parse_crontab(&format!("{cron} UTC"))
+            .map_err(|error| format!("spec.schedule.cron: {cron:?}: {error}"))?;
+        Ok(Self { crontab, zone })
     }
-    if cron.split_whitespace().count() != 5 {
-        return Err(format!(
-            "spec.schedule.cron: {cron:?} has not five parts; expected minute, hour, day of the month, \
-             month and day of the week, like \"0 18 * * 1-5\""
-        ));
+
+    fn next_on_clock(&self, after: DateTime) -> Option<DateTime> {
+        let after = TimeZone::UTC.to_timestamp(after).ok()?;
+        let next = self.crontab.find_next(after).ok()?;
+        Some(TimeZone::UTC.to_datetime(next.timestamp()))
     }
-    cronexpr::parse_crontab(&format!("{cron} {time_zone}"))
-        .map_err(|error| format!("spec.schedule.cron: {cron:?}: {error}"))
+
+    /// The next time after one. Each time on the clock comes once: the first time where it comes twice,
+    /// and as much later as the clock is put forward where it is left out.
+    fn next(&self, after: Timestamp) -> Option<Timestamp> {
+        let mut clock = self.zone.to_datetime(after);
+        for _ in 0..CLOCK_BACK_MAX {
+            clock = self.next_on_clock(clock)?;
+            let at = self.zone.to_ambiguous_timestamp(clock).compatible().ok()?;
+            if at > after {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// The last time for a run after one and until now. Of those before it nobody asks any more.
+    fn due(&self, last: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        for back in BACK {
+            let begin = now.checked_sub(back).map_or(last, |it| it.max(last));
+            let times = std::iter::successors(self.next(begin), |it| self.next(*it));
+            let late = times.take_while(|it| *it <= now).last();
+            if late.is_some() || begin == last {
+                return late;
+            }
+        }
+        None
+    }
 }
 
 pub(super) fn plan(
     job: &ClusterJob,
     schedule: &Schedule,
-    runs: &[ClusterJob],
+    (runs, refused): (&[ClusterJob], Option<&str>),
     known: ClusterJobStatus,
     now: Timestamp,
 ) -> JobPlan {
-    let crontab = match crontab(schedule) {
-        Ok(crontab) => crontab,
-        // Such a spec is not planned.
-        Err(message) => {
-            let status = ClusterJobStatus { message: Some(message), ..known };
-            return JobPlan { changes: Vec::new(), status, next_look: None };
-        }
-    };
     let (over, active): (Vec<&ClusterJob>, Vec<&ClusterJob>) =
         runs.iter().partition(|it| phase(it).is_over());
     let made_at = job.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
     let last = known.last_schedule_time.as_ref().map_or(made_at, |time| time.0);
-    let due = due(&crontab, last, now);
+    // A calendar that was ahead once is not waited for.
+    let (last, ahead) = (last.min(now), (last > now).then_some(now));
+    let times = Times::of(schedule).ok().filter(|_| refused.is_none());
+    let due = times.as_ref().and_then(|it| it.due(last, now));
     let mut changes = old(schedule, &over);
     let is_late = |due: Timestamp| {
         let most = schedule.starting_deadline_seconds.map(|it| it.max(0).unsigned_abs());
@@ -73,36 +122,23 @@ pub(super) fn plan(
     if let Some(due) = due.filter(|it| !job.spec.suspend && !is_late(*it)) {
         changes.extend(start(job, schedule, &active, due));
     }
-    let next = crontab.find_next(now).ok().map(|it| it.timestamp());
+    let next = times.as_ref().and_then(|it| it.next(now));
+    let told = next.filter(|_| !job.spec.suspend).map(|it| format!("the next run is at {it}"));
     let mut names: Vec<String> = active.iter().map(|it| it.name_any()).collect();
     names.truncate(ACTIVE_MAX);
     let status = ClusterJobStatus {
         phase: if job.spec.suspend { JobPhase::Suspended } else { JobPhase::Scheduled },
-        message: next.filter(|_| !job.spec.suspend).map(|it| format!("the next run is at {it}")),
+        message: refused.map(bounded).or(told),
         // What was left out does not come later.
-        last_schedule_time: due.and_then(whole_seconds).or(known.last_schedule_time),
+        last_schedule_time: due.or(ahead).and_then(whole_seconds).or(known.last_schedule_time),
         active: names,
         ..known
     };
-    JobPlan { changes, status, next_look: next.map(|it| since(now, it)) }
+    JobPlan { changes, status, next_look: next.map(|it| since(now, it).min(LOOK_MAX)) }
 }
 
 fn phase(run: &ClusterJob) -> JobPhase {
     run.status.as_ref().map_or(JobPhase::Pending, |it| it.phase)
-}
-
-/// The last time for a run after one and until now. Of those before it nobody asks any more.
-fn due(crontab: &Crontab, last: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    for back in BACK {
-        let begin = now.checked_sub(back).map_or(last, |it| it.max(last));
-        let times = crontab.iter_after(begin).ok()?;
-        let times = times.map_while(Result::ok).map(|it| it.timestamp());
-        let late = times.take_while(|it| *it <= now).last();
-        if late.is_some() || begin == last {
-            return late;
-        }
-    }
-    None
 }
 
 /// What it takes that a run starts.

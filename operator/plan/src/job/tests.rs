@@ -343,13 +343,91 @@ fn a_pod_on_its_way_out_when_a_job_goes_on_is_none_of_its_attempts() {
 }
 
 #[test]
-fn a_job_goes_when_it_has_been_there_for_long_enough_and_never_before_its_cluster() {
+fn a_job_goes_when_it_has_been_there_for_long_enough_and_not_before_its_cluster() {
     let mut world = World::running(&json!({ "ttlSecondsAfterFinished": 30 }));
     world.pod_ends(0, None);
+    let cluster = world.observed.cluster.clone();
     world.step();
     assert_eq!(world.plan().next_look, Some(Duration::from_secs(30)));
+    // It takes its time to go.
+    world.observed.cluster = cluster;
     world.now = 30;
-    assert_eq!(world.step()[0], "delete job nightly: it ended long enough ago");
+    let told = [
+        "delete cluster nightly: the job has ended",
+        "delete job nightly: it ended long enough ago",
+    ];
+    assert_eq!(world.step()[..2], told);
+}
+
+#[test]
+fn a_job_of_whose_spec_nothing_can_be_made_any_more_comes_to_its_end_as_it_is() {
+    let spoil = |world: &mut World| world.job.spec.cluster.as_mut().unwrap().workers[0].min = 7;
+    let mut world = World::running(&json!({ "activeDeadlineSeconds": 60 }));
+    spoil(&mut world);
+    world.step();
+    assert_eq!(world.phase(), JobPhase::Running);
+    world.pod_ends(0, None);
+    assert_eq!(world.step(), ["delete cluster nightly: the job has ended"]);
+    assert_eq!(world.phase(), JobPhase::Succeeded);
+
+    let mut world = World::running(&json!({ "activeDeadlineSeconds": 60 }));
+    spoil(&mut world);
+    world.now = 60;
+    assert_eq!((world.step().len(), world.phase()), (2, JobPhase::Failed));
+
+    let mut world = World::running(&json!({}));
+    spoil(&mut world);
+    world.job.spec.suspend = true;
+    assert_eq!((world.step().len(), world.phase()), (2, JobPhase::Suspended));
+}
+
+#[test]
+fn what_an_attempt_came_to_by_itself_counts_though_the_job_is_suspended_and_nothing_else_does() {
+    let mut world = World::running(&json!({}));
+    world.fails();
+    world.job.spec.suspend = true;
+    world.step();
+    assert_eq!(world.phase(), JobPhase::Failed);
+    // One that was stopped may still have said that all went well.
+    for exit_code in [0, 143] {
+        let mut world = World::running(&json!({}));
+        let pods = world.observed.pods.clone();
+        world.job.spec.suspend = true;
+        world.step();
+        world.observed.pods = pods;
+        world.pod_ends(exit_code, Trouble::ended("Error", exit_code, ""));
+        world.last_pod().is_deleting = true;
+        assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Suspended));
+        world.job.spec.suspend = false;
+        world.step();
+        let known = world.job.status.clone().unwrap();
+        assert_eq!((known.phase, known.failures.total), (JobPhase::Pending, 0));
+    }
+}
+
+#[test]
+fn a_program_on_a_cluster_of_others_has_nothing_that_they_may_not_have() {
+    let source = json!({ "name": "vendor" });
+    let key = json!({ "name": "vendor", "key": "k" });
+    for (pod, field) in [
+        (json!({ "env": [{ "name": "A", "valueFrom": { "secretKeyRef": key } }] }), "env"),
+        (json!({ "envFrom": [{ "secretRef": source }] }), "envFrom"),
+        (json!({ "volumes": [{ "name": "v", "secret": { "secretName": "a" } }] }), "volumes"),
+        (json!({ "serviceAccountName": "rates-s3" }), "serviceAccountName"),
+        (
+            json!({ "initContainers": [{ "name": "i", "envFrom": [{ "secretRef": source }] }] }),
+            "initContainers",
+        ),
+    ] {
+        let on = json!({ "cluster": null, "clusterRef": { "name": "shared" }, "pod": pod });
+        let told = check(&job(&on)).unwrap_err();
+        assert!(told.starts_with(&format!("spec.pod.{field}: with clusterRef ")), "{told}");
+        assert_eq!(check(&job(&json!({ "pod": pod }))), Ok(()));
+    }
+    let free = json!({ "env": [{ "name": "A", "value": "1" }],
+        "volumes": [{ "name": "v", "emptyDir": {} }], "imagePullSecrets": [source] });
+    let on = json!({ "cluster": null, "clusterRef": { "name": "shared" }, "pod": free });
+    assert_eq!(check(&job(&on)), Ok(()));
 }
 
 #[test]
@@ -422,7 +500,7 @@ fn a_schedule_starts_a_run_at_its_time_once_and_none_for_what_is_long_gone() {
     let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" } }));
     assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Scheduled));
     assert_eq!(world.message(), "the next run is at 1970-01-12T14:00:00Z");
-    assert_eq!(world.plan().next_look, Some(Duration::from_secs(800)));
+    assert_eq!(world.plan().next_look, Some(Duration::from_mins(10)));
     world.now = 801;
     assert_eq!(world.step(), ["create job nightly-16680: it is time"]);
     let run = &world.observed.runs[0];
@@ -447,6 +525,56 @@ fn times_are_those_of_the_time_zone_whatever_its_clocks_do() {
         let planned = plan(&job, &JobObserved::default(), &site(), from.parse().unwrap());
         assert_eq!(planned.status.message, Some(format!("the next run is at {next}")));
     }
+}
+
+#[test]
+fn a_time_that_a_clock_leaves_out_or_shows_twice_comes_once() {
+    let times = |cron: &str, zone: &str, from: &str, count: usize| {
+        let fields = json!({ "schedule": { "cron": cron, "timeZone": zone } });
+        let job = job(&fields);
+        let mut now: Timestamp = from.parse().unwrap();
+        let mut told = Vec::new();
+        for _ in 0..count {
+            let planned = plan(&job, &JobObserved::default(), &site(), now);
+            let message = planned.status.message.unwrap();
+            now = message.strip_prefix("the next run is at ").unwrap().parse().unwrap();
+            told.push(now.to_string());
+        }
+        told
+    };
+    // In London clocks go from 1:00 to 2:00 on 29 March, and from 2:00 to 1:00 on 25 October 2026.
+    assert_eq!(
+        times("30 1 * * *", "Europe/London", "2026-03-28T12:00:00Z", 2),
+        ["2026-03-29T01:30:00Z", "2026-03-30T00:30:00Z"]
+    );
+    assert_eq!(
+        times("30 1 * * *", "Europe/London", "2026-10-24T12:00:00Z", 2),
+        ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]
+    );
+    assert_eq!(
+        times("*/30 * * * *", "Europe/London", "2026-10-25T00:00:00Z", 3),
+        ["2026-10-25T00:30:00Z", "2026-10-25T02:00:00Z", "2026-10-25T02:30:00Z"]
+    );
+    // By half an hour, at two in the morning.
+    for cron in ["0 5 * 4 0#1", "0 5 * * *", "* * * * *", "45 1 * * *"] {
+        for from in ["2026-04-04T14:59:00Z", "2026-10-03T15:29:00Z"] {
+            let told = times(cron, "Australia/Lord_Howe", from, 3);
+            assert!(told.is_sorted(), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_calendar_that_was_ahead_once_is_not_waited_for() {
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" } }));
+    world.now = 1_000_000;
+    world.step();
+    world.observed.runs.clear();
+    world.now = 801;
+    world.step();
+    assert!(world.plan().next_look.unwrap() <= Duration::from_mins(10));
+    world.now += 3600;
+    assert_eq!(world.step().len(), 1);
 }
 
 #[test]
