@@ -20,6 +20,9 @@ use crate::metrics;
 use crate::observe::{SlimPod, seen};
 use crate::reconcile::Context;
 
+/// How long until a job is looked at again of which the cache has an older version.
+const BEHIND: Duration = Duration::from_millis(200);
+
 /// Why a look at a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JobError {
@@ -60,6 +63,9 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     };
     let JobPlan { changes, status, next_look } =
         plan(job, &observed, &context.site, (context.clock)());
+    if changes.iter().any(takes_away) && !is_newest(context, job).await? {
+        return Ok(Some(BEHIND));
+    }
     for change in &changes {
         if let Err(error) = carry_out(context, job, change).await {
             record(context, key, job, &stuck(job, &status, &error)).await?;
@@ -69,6 +75,25 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     }
     record(context, key, job, &status).await?;
     Ok(next_look)
+}
+
+fn takes_away(change: &JobChange) -> bool {
+    match change.op {
+        JobOp::DeleteCluster(_) | JobOp::DeletePod(_) | JobOp::DeleteJob(_) => true,
+        JobOp::CreateCluster(_) | JobOp::CreatePod(_) | JobOp::CreateJob(_) => false,
+    }
+}
+
+/// Whether a job is as it was read. A cache may be from before somebody let it go on.
+async fn is_newest(context: &Context, job: &ClusterJob) -> Result<bool, CallError> {
+    let namespace = job.namespace().unwrap_or_default();
+    let api: Api<ClusterJob> = Api::namespaced(context.client.clone(), &namespace);
+    let (name, version) = (job.name_any(), job.resource_version());
+    match call("look whether a job has changed", api.get_metadata(&name)).await {
+        Ok(there) => Ok(there.resource_version() == version),
+        Err(error) if error.is_gone() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// What was known before, since when it is under way, and why nothing came after it.

@@ -1,10 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, ClusterJob, ClusterStatus, Phase};
 use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde_json::{Map, Value, json};
 
+use crate::job::{self, JobObserved, JobOp};
 use crate::{Observed, Op, SchedulerAddress, Site, plan};
 
 /// What settings may change in a pod, as far as they reach it at all. `[it]` is what they name.
@@ -31,6 +32,9 @@ const OPEN: [&str; 17] = [
 /// Kinds of volumes that show nothing of a node and no token.
 const VOLUMES: [&str; 7] =
     ["name", "configMap", "secret", "emptyDir", "persistentVolumeClaim", "projected", "ephemeral"];
+
+/// Our own that shows a pod its annotation.
+const OF_SCRIPT: &str = "downwardAPI";
 
 /// What lends a pod the node's or another namespace's.
 const NEVER: [&str; 12] = [
@@ -183,7 +187,7 @@ fn differences(before: &Value, after: &Value, path: &str, found: &mut BTreeSet<S
         let name = |at: usize, item: &Value| {
             let name = item["mountPath"].as_str().or_else(|| item["name"].as_str());
             match name {
-                Some("scheduler" | "worker") => "[own]".to_owned(),
+                Some("scheduler" | "worker" | "job") => "[own]".to_owned(),
                 Some(name) => format!("[{name}]"),
                 None => format!("[{at}]"),
             }
@@ -229,11 +233,15 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 
 /// Panics if a pod has what settings must not reach.
 fn check(leaf: &str, before: &Value, after: &Value) {
+    check_with(leaf, (before, after), &OPEN);
+}
+
+fn check_with(leaf: &str, (before, after): (&Value, &Value), open: &[&str]) {
     let mut changed = BTreeSet::new();
     differences(before, after, "", &mut changed);
     for path in &changed {
         let path = path.trim_start_matches('.');
-        let is_open = OPEN.iter().any(|open| path.starts_with(open));
+        let is_open = open.iter().any(|open| path.starts_with(open));
         assert!(is_open, "{leaf} changes {path}");
     }
     let mut all = BTreeSet::new();
@@ -241,7 +249,8 @@ fn check(leaf: &str, before: &Value, after: &Value) {
     assert_eq!(NEVER.iter().find(|it| all.contains(**it)), None, "{leaf}");
     for volume in after["spec"]["volumes"].as_array().unwrap() {
         for kind in volume.as_object().unwrap().keys() {
-            assert!(VOLUMES.contains(&kind.as_str()), "{leaf} mounts a {kind}");
+            let is_script = volume["name"] == "ebbtide-script" && kind == OF_SCRIPT;
+            assert!(VOLUMES.contains(&kind.as_str()) || is_script, "{leaf} mounts a {kind}");
         }
     }
     let own = &after["spec"]["containers"][0]["securityContext"];
@@ -266,6 +275,72 @@ fn no_setting_reaches_what_keeps_others_safe() {
                 for (role, pod) in &after {
                     check(&leaf, &before[role], pod);
                 }
+                if after == before { idle.push(leaf) } else { reached += 1 }
+            }
+            Err(why) => never.push(format!("{leaf}: {why}")),
+        }
+    }
+    insta::assert_debug_snapshot!((reached, idle, never));
+}
+
+/// What the fields of a job's own may change beside that.
+const OPEN_OF_JOBS: [&str; 5] = [
+    "metadata.annotations.ebbtide.dev/script",
+    "spec.containers[own].args",
+    "spec.containers[own].command",
+    "spec.containers[own].volumeMounts[/etc/ebbtide/job]",
+    "spec.volumes[ebbtide-script]",
+];
+
+/// The pod of a job with these fields.
+fn pod_of_job(fields: Value) -> Result<Value, String> {
+    let mut spec = json!({ "cluster": complete(json!({})), "pod": {} });
+    merge(&mut spec, fields);
+    if spec["command"].is_null() {
+        spec["script"] = spec["script"].as_str().unwrap_or("canary").into();
+    }
+    let pod = spec["pod"].as_object_mut().unwrap();
+    pod.entry("volumes").or_insert_with(|| json!([{ "name": "canary", "emptyDir": {} }]));
+    let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
+    let mut job = ClusterJob::new("nightly", spec);
+    job.metadata.namespace = Some("rates".to_owned());
+    job.metadata.uid = Some("j-1".to_owned());
+    let mut cluster = Cluster::new("nightly", job.spec.cluster.clone().unwrap());
+    cluster.metadata = crate::owned_by(&job, "nightly".to_owned());
+    cluster.metadata.uid = Some("u-1".to_owned());
+    cluster.status = Some(ClusterStatus { phase: Phase::Ready, ..ClusterStatus::default() });
+    let observed = JobObserved { cluster: Some(cluster), ..JobObserved::default() };
+    let site = Site {
+        operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
+        scheduler_address: SchedulerAddress::Services,
+        environments: BTreeMap::new(),
+    };
+    let plan = job::plan(&job, &observed, &site, Timestamp::UNIX_EPOCH);
+    let pod = plan.changes.into_iter().find_map(|it| match it.op {
+        JobOp::CreatePod(pod) => Some(serde_json::to_value(pod).unwrap()),
+        JobOp::CreateCluster(_)
+        | JobOp::DeleteCluster(_)
+        | JobOp::DeletePod(_)
+        | JobOp::CreateJob(_)
+        | JobOp::DeleteJob(_) => None,
+    });
+    pod.ok_or_else(|| plan.status.message.unwrap_or_default())
+}
+
+#[test]
+fn no_setting_of_a_job_reaches_what_keeps_others_safe() {
+    let crd = serde_json::to_value(ClusterJob::crd()).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let before = pod_of_job(json!({})).unwrap();
+    let (mut reached, mut idle, mut never) = (0, Vec::new(), Vec::new());
+    for (leaf, document) in leaves(schema, "spec") {
+        // Its cluster's are told of a cluster, and a reference is another's.
+        if leaf.starts_with(".cluster") {
+            continue;
+        }
+        match pod_of_job(document) {
+            Ok(after) => {
+                check_with(&leaf, (&before, &after), &[&OPEN[..], &OPEN_OF_JOBS].concat());
                 if after == before { idle.push(leaf) } else { reached += 1 }
             }
             Err(why) => never.push(format!("{leaf}: {why}")),

@@ -1,0 +1,149 @@
+//! Runs that come by a schedule.
+
+use std::time::Duration;
+
+use ebbtide_api::JobPhase;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{JobObserved, World, at, job, plan, site};
+
+#[test]
+fn a_schedule_starts_a_run_at_its_time_once_and_none_for_what_is_long_gone() {
+    // 1970-01-12 13:46:40 UTC.
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" } }));
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Scheduled));
+    assert_eq!(world.message(), "the next run is at 1970-01-12T14:00:00Z");
+    assert_eq!(world.plan().next_look, Some(Duration::from_mins(10)));
+    world.now = 801;
+    assert_eq!(world.step(), ["create job nightly-16680: it is time"]);
+    let run = &world.observed.runs[0];
+    assert_eq!((&run.spec.schedule, run.spec.suspend), (&None, false));
+    assert_eq!(run.cluster_name(), Some("nightly-16680"));
+    assert_eq!(world.job.status.as_ref().unwrap().active, ["nightly-16680"]);
+    // A whole day later the last run is due, and none of those before.
+    world.observed.runs.clear();
+    world.now += 24 * 3600;
+    assert_eq!(world.step(), ["create job nightly-18120: it is time"]);
+}
+
+#[test]
+fn times_are_those_of_the_time_zone_whatever_its_clocks_do() {
+    let fields = json!({ "schedule": { "cron": "0 18 * * 1-5", "timeZone": "Europe/London" } });
+    for (from, next) in [
+        ("2026-01-05T00:00:00Z", "2026-01-05T18:00:00Z"),
+        ("2026-07-03T18:00:00Z", "2026-07-06T17:00:00Z"),
+        ("2026-10-23T20:00:00Z", "2026-10-26T18:00:00Z"),
+    ] {
+        let job = job(&fields);
+        let planned = plan(&job, &JobObserved::default(), &site(), from.parse().unwrap());
+        assert_eq!(planned.status.message, Some(format!("the next run is at {next}")));
+    }
+}
+
+#[test]
+fn a_time_that_a_clock_leaves_out_or_shows_twice_comes_once() {
+    let times = |cron: &str, zone: &str, from: &str, count: usize| {
+        let fields = json!({ "schedule": { "cron": cron, "timeZone": zone } });
+        let job = job(&fields);
+        let mut now: Timestamp = from.parse().unwrap();
+        let mut told = Vec::new();
+        for _ in 0..count {
+            let planned = plan(&job, &JobObserved::default(), &site(), now);
+            let message = planned.status.message.unwrap();
+            now = message.strip_prefix("the next run is at ").unwrap().parse().unwrap();
+            told.push(now.to_string());
+        }
+        told
+    };
+    // In London clocks go from 1:00 to 2:00 on 29 March, and from 2:00 to 1:00 on 25 October 2026.
+    assert_eq!(
+        times("30 1 * * *", "Europe/London", "2026-03-28T12:00:00Z", 2),
+        ["2026-03-29T01:30:00Z", "2026-03-30T00:30:00Z"]
+    );
+    assert_eq!(
+        times("30 1 * * *", "Europe/London", "2026-10-24T12:00:00Z", 2),
+        ["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]
+    );
+    assert_eq!(
+        times("*/30 * * * *", "Europe/London", "2026-10-25T00:00:00Z", 3),
+        ["2026-10-25T00:30:00Z", "2026-10-25T02:00:00Z", "2026-10-25T02:30:00Z"]
+    );
+    // By half an hour, at two in the morning.
+    for cron in ["0 5 * 4 0#1", "0 5 * * *", "* * * * *", "45 1 * * *"] {
+        for from in ["2026-04-04T14:59:00Z", "2026-10-03T15:29:00Z"] {
+            let told = times(cron, "Australia/Lord_Howe", from, 3);
+            assert!(told.is_sorted(), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_calendar_that_was_ahead_once_is_not_waited_for() {
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" } }));
+    world.now = 1_000_000;
+    world.step();
+    world.observed.runs.clear();
+    world.now = 801;
+    world.step();
+    assert!(world.plan().next_look.unwrap() <= Duration::from_mins(10));
+    world.now += 3600;
+    assert_eq!(world.step().len(), 1);
+}
+
+#[test]
+fn runs_that_would_meet_are_let_be_left_out_or_replaced() {
+    let changes = |policy: &str| {
+        let cron = json!({ "cron": "* * * * *", "concurrencyPolicy": policy });
+        let mut world = World::new(&json!({ "schedule": cron }));
+        world.now = 60;
+        world.step();
+        world.now = 120;
+        let told = world.step();
+        // What was left out does not come when there is room again.
+        world.observed.runs.clear();
+        assert_eq!(world.step(), Vec::<String>::new());
+        told
+    };
+    let new = "create job nightly-16668: it is time";
+    assert_eq!(changes("Allow"), [new]);
+    assert_eq!(changes("Forbid"), Vec::<String>::new());
+    assert_eq!(changes("Replace"), ["delete job nightly-16667: another run replaces it", new]);
+}
+
+#[test]
+fn a_run_that_is_too_late_or_came_while_the_schedule_was_suspended_is_left_out() {
+    let cron = json!({ "cron": "0 * * * *", "startingDeadlineSeconds": 100 });
+    let mut world = World::new(&json!({ "schedule": cron }));
+    world.now = 800 + 101;
+    assert_eq!(world.step(), Vec::<String>::new());
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" }, "suspend": true }));
+    world.now = 900;
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Suspended));
+    world.job.spec.suspend = false;
+    assert_eq!((world.step(), world.phase()), (vec![], JobPhase::Scheduled));
+}
+
+#[test]
+fn of_runs_that_ended_the_newest_stay() {
+    let cron = json!({ "cron": "0 0 1 1 *", "successfulJobsHistoryLimit": 1, "failedJobsHistoryLimit": 0 });
+    let mut world = World::new(&json!({ "schedule": cron }));
+    let run = |name: &str, phase: &str, ended: i64| {
+        let mut run = job(&json!({}));
+        run.metadata.name = Some(name.to_owned());
+        let status = json!({ "phase": phase, "endedAt": at(ended).to_string() });
+        run.status = Some(serde_json::from_value(status).unwrap());
+        run
+    };
+    world.observed.runs = vec![
+        run("old", "Succeeded", 1),
+        run("new", "Succeeded", 2),
+        run("bad", "Failed", 3),
+        run("active", "Running", 0),
+    ];
+    let told = [
+        "delete job old: enough newer runs are there",
+        "delete job bad: enough newer runs are there",
+    ];
+    assert_eq!(world.step(), told);
+}
