@@ -63,7 +63,7 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     };
     let JobPlan { changes, status, next_look } =
         plan(job, &observed, &context.site, (context.clock)());
-    if changes.iter().any(takes_away) && !is_newest(context, job).await? {
+    if !changes.is_empty() && !is_newest(context, job).await? {
         return Ok(Some(BEHIND));
     }
     for change in &changes {
@@ -77,14 +77,7 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     Ok(next_look)
 }
 
-fn takes_away(change: &JobChange) -> bool {
-    match change.op {
-        JobOp::DeleteCluster(_) | JobOp::DeletePod(_) | JobOp::DeleteJob(_) => true,
-        JobOp::CreateCluster(_) | JobOp::CreatePod(_) | JobOp::CreateJob(_) => false,
-    }
-}
-
-/// Whether a job is as it was read. A cache may be from before somebody let it go on.
+/// Whether a job is as it was read. A cache may be from before it ended, or before somebody let it go on.
 async fn is_newest(context: &Context, job: &ClusterJob) -> Result<bool, CallError> {
     let namespace = job.namespace().unwrap_or_default();
     let api: Api<ClusterJob> = Api::namespaced(context.client.clone(), &namespace);

@@ -89,6 +89,8 @@ struct Belief {
     failures: u32,
     /// The status that was written last, until a watch shows it.
     written: Option<(ClusterStatus, Instant)>,
+    /// Whether any was.
+    has_written: bool,
     /// Since when another status waits to be written, and that status.
     waits_since: Option<Instant>,
     waiting: Option<ClusterStatus>,
@@ -157,7 +159,14 @@ impl Beliefs {
         let belief = all.entry(key(cluster)).or_default();
         belief.be_about(&uid);
         belief.written = Some((status.clone(), Instant::now()));
+        belief.has_written = true;
         (belief.waits_since, belief.waiting) = (None, None);
+    }
+
+    /// Whether this operator has written a status of a cluster. Until then what a watch shows of its status
+    /// is news: the list before it may have been from before what another one wrote.
+    pub(crate) fn has_written(&self, key: &Key, uid: &str) -> bool {
+        self.lock().get(key).is_some_and(|it| it.uid == uid && it.has_written)
     }
 
     /// A status of a cluster waits to be written.
@@ -298,7 +307,7 @@ impl Belief {
     fn be_about(&mut self, uid: &str) {
         if self.uid != uid {
             self.there.clear();
-            self.written = None;
+            (self.written, self.has_written) = (None, false);
             (self.waits_since, self.waiting) = (None, None);
             self.pods.clear();
             uid.clone_into(&mut self.uid);

@@ -218,7 +218,7 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
     let mut all = SelectAll::new();
     for scope in scopes {
         let clusters = events(client, &scope, &everything);
-        all.push(taken(clusters, &known.clusters, &scope, context, jobs_on));
+        all.push(taken(clusters, &known.clusters, &scope, context, of_phase));
         let jobs = events(client, &scope, &everything).modify(slim_job);
         all.push(taken(jobs, &known.jobs, &scope, context, nobody_else));
         let pods = events(client, &scope, &ours).modify(SlimPod::slim);
@@ -252,10 +252,14 @@ where
     watcher(api, config.clone()).default_backoff()
 }
 
-/// Jobs have to do with the phase of the cluster that they are on, whoever made it.
-fn jobs_on(context: &Context, cluster: &Guarded) -> Vec<Key> {
-    let Key { namespace, name, .. } = key(cluster);
-    context.jobs.named(&by_cluster(&namespace, &name))
+/// Jobs have to do with the phase of the cluster that they are on, whoever made it; and a cluster with its
+/// own, as long as others wrote it.
+fn of_phase(context: &Context, cluster: &Guarded) -> Vec<Key> {
+    let own = key(cluster);
+    let uid = cluster.meta().uid.as_deref().unwrap_or_default();
+    let is_news = !context.beliefs.has_written(&own, uid);
+    let jobs = context.jobs.named(&by_cluster(&own.namespace, &own.name));
+    jobs.into_iter().chain(is_news.then_some(own)).collect()
 }
 
 fn nobody_else<K>(_: &Context, _: &K) -> Vec<Key> {
