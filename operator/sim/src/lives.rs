@@ -18,11 +18,11 @@ use crate::server::Counts;
 use crate::store::{Deletion, Store};
 use crate::world::{Conditions, World};
 
-/// Pods that may fail: the scheduler and the first workers.
-const FAILING: usize = 3;
+/// Pods that may fail: the scheduler and the first worker.
+const FAILING: usize = 2;
 
-/// The same of a job with a cluster: the scheduler, a worker, the program, and those of the next one.
-const FAILING_OF_JOBS: usize = 6;
+/// The same of a job with a cluster: the scheduler, a worker, and the program.
+const FAILING_OF_JOBS: usize = 3;
 
 /// What may be taken away of a job without an end that is another's.
 const TAKEN_OF_JOBS: [Kind; 2] = [kinds::POD, kinds::CLUSTER];
