@@ -28,7 +28,7 @@ const FAILING_OF_JOBS: usize = 3;
 const TAKEN_OF_JOBS: [Kind; 2] = [kinds::POD, kinds::CLUSTER];
 
 /// Lists of an operator that begins: one of each kind that it watches.
-const LISTS: usize = 5;
+pub(crate) const LISTS: usize = 5;
 
 /// By how many changes a list may be out of date.
 const STALE_MAX: usize = 4;
@@ -292,7 +292,7 @@ pub fn with_jobs() -> Result<Vec<Conditions>, String> {
 }
 
 /// An operator that crashes after a write, and one after it whose lists are from before.
-fn stale_after_a_crash(begin: &Conditions, counts: Counts) -> Vec<Conditions> {
+pub(crate) fn stale_after_a_crash(begin: &Conditions, counts: Counts) -> Vec<Conditions> {
     let mut worlds = Vec::new();
     for nth in 0..counts.writes {
         let crash = Fault::Write(nth, WriteFault::CrashAfter);

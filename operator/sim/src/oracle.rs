@@ -27,10 +27,14 @@ pub fn judge(
     match (asked.verb, asked.kind) {
         (_, kinds::EVENT | kinds::LEASE)
         | (Verb::Get, _)
-        // A job's status names the version that was read.
-        | (Verb::Replace, kinds::CLUSTER_JOB)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
         (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
+        // It is the job's memory.
+        (Verb::Replace, kinds::CLUSTER_JOB) => {
+            let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
+            let wrong = || format!("the status of {} is written over any other", asked.name);
+            is_of_a_version.then_some(()).ok_or_else(wrong)
+        }
         (Verb::Apply, kinds::CLUSTER) => {
             if is_whole {
                 told_truly(store, asked)

@@ -6,7 +6,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::faults::{EventFault, Fault};
 use crate::kinds::{self, Kind};
-use crate::lives::{all, cluster, is_ready, play, play_all, with_jobs, within};
+use crate::lives::{
+    LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, with_jobs, within,
+};
 use crate::nodes::Failure;
 use crate::store::Store;
 use crate::world::{Conditions, World};
@@ -38,6 +40,16 @@ fn a_job_comes_to_its_end_once_whatever_goes_wrong_and_nothing_is_left_of_it() {
     let worlds: Vec<Conditions> =
         with_jobs().unwrap().into_iter().step_by(step.unwrap_or(3)).collect();
     assert!(worlds.len() > 500);
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
+fn a_list_of_clusters_from_before_a_crash_hides_nothing() {
+    let quiet = Conditions::quiet();
+    let expected = play(&quiet).unwrap();
+    let mut worlds = stale_after_a_crash(&quiet, expected.counts);
+    worlds.retain(|it| matches!(it.faults[..], [_, Fault::List(LISTS, _)]));
+    assert!(worlds.len() > 100);
     play_all(&worlds, &expected).unwrap();
 }
 
