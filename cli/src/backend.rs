@@ -10,6 +10,7 @@ use ebbtide_node::client::Endpoint;
 use ebbtide_plan::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
+pub(crate) use crate::backend::local::fresh_uid;
 use crate::command::Place;
 use crate::story::Line;
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::backend::{Backend, Kubernetes};
+use crate::backend::{Backend, Kubernetes, fresh_uid};
 use crate::command::{On, Place, Script, try_script, up};
 use crate::{manifest, node, output};
 
@@ -108,7 +108,7 @@ fn named(given: Option<String>, stem: &str) -> anyhow::Result<String> {
     if let Some(given) = given {
         return Ok(given);
     }
-    let random = fs::read_to_string("/proc/sys/kernel/random/uuid").context("no randomness")?;
+    let random = fresh_uid()?;
     let stem: String = stem.chars().take(200).collect();
     Ok(format!("{}-{}", stem.trim_end_matches(['-', '.']), &random[..6]))
 }
@@ -238,7 +238,7 @@ struct Printer<'a> {
 impl Printer<'_> {
     /// Prints what is known to be there: to their ends what attempts printed that have ended.
     async fn print(&mut self, status: &ClusterJobStatus) {
-        let ended = status.failures.total.max(0).unsigned_abs();
+        let ended = status.failures.count();
         while self.attempts < ended {
             self.begin();
             self.finish().await;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ebbtide_api::ClusterJob;
-use futures::{AsyncBufReadExt as _, TryStreamExt as _};
+use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, LogParams, PostParams, Preconditions, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, LogParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 use tokio::time::{sleep, timeout};
 
-use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, in_time};
+use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, changed, in_time};
 use crate::output;
 
 /// How long until a log is asked for again that broke off.
@@ -48,15 +48,7 @@ impl Kubernetes {
                 return Ok(Some(now));
             }
             let version = now.resource_version().unwrap_or_default();
-            let params =
-                WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
-            let events = in_time("watch the job", jobs.watch(&params, &version)).await?;
-            let mut events = std::pin::pin!(events);
-            while let Some(event) = events.try_next().await.context("watch the job")? {
-                if !matches!(event, WatchEvent::Bookmark(_)) {
-                    break;
-                }
-            }
+            changed(&jobs, &name, &version).await?;
         }
     }
 

@@ -1,6 +1,7 @@
 //! Clusters as objects of a Kubernetes API server.
 
 use std::env;
+use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
 use kube::{Api, Client, Config, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use tokio::io::copy_bidirectional;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -60,6 +62,23 @@ pub(super) async fn in_time<T>(
         Ok(Err(error)) => Err(anyhow!(error).context(what.to_owned())),
         Err(_) => bail!("{what}: the API server did not answer within {REQUEST_MAX:?}"),
     }
+}
+
+/// Waits until an object differs from this version or is gone, or for a while.
+pub(super) async fn changed<K: Clone + Debug + DeserializeOwned>(
+    api: &Api<K>,
+    name: &str,
+    version: &str,
+) -> anyhow::Result<()> {
+    let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
+    let events = in_time("watch", api.watch(&params, version)).await?;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.try_next().await.context("watch")? {
+        if !matches!(event, WatchEvent::Bookmark(_)) {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 impl Kubernetes {
@@ -107,26 +126,8 @@ impl Kubernetes {
                 return Ok(now);
             }
             let version = now.resource_version().unwrap_or_default();
-            self.changed(&clusters, name, &version).await?;
+            changed(&clusters, name, &version).await?;
         }
-    }
-
-    /// Waits until a cluster differs from this version or is gone, or for a while.
-    async fn changed(
-        &self,
-        clusters: &Api<Cluster>,
-        name: &str,
-        version: &str,
-    ) -> anyhow::Result<()> {
-        let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
-        let events = in_time("watch", clusters.watch(&params, version)).await?;
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.try_next().await.context("watch")? {
-            if !matches!(event, WatchEvent::Bookmark(_)) {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 
     pub(super) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
@@ -142,7 +143,7 @@ impl Kubernetes {
                 match in_time("get", clusters.get_opt(name)).await? {
                     Some(now) if now.uid() == uid => {
                         let version = now.resource_version().unwrap_or_default();
-                        self.changed(&clusters, name, &version).await?;
+                        changed(&clusters, name, &version).await?;
                     }
                     _ => return anyhow::Ok(()),
                 }

@@ -68,7 +68,7 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(state.write_pid(supervisor.id())?)
 }
 
-fn fresh_uid() -> anyhow::Result<String> {
+pub(crate) fn fresh_uid() -> anyhow::Result<String> {
     let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("no randomness")?;
     Ok(uid.trim().to_owned())
 }

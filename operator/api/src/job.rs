@@ -306,6 +306,13 @@ impl ClusterJob {
     }
 }
 
+impl Failures {
+    /// How many there were: the number of the attempt after them, counted from 0.
+    pub fn count(self) -> u32 {
+        self.total.max(0).unsigned_abs()
+    }
+}
+
 impl JobPhase {
     /// All of them.
     pub const ALL: [Self; 6] = [

@@ -9,6 +9,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
@@ -116,8 +117,7 @@ async fn carry_out(
             "create pod"
         }
         Op::DeletePod(pod) => {
-            let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-            gone(call("delete a pod", pods.delete(&pod.name, &only(&pod.uid))).await)?;
+            delete::<Pod>(context, "delete a pod", &namespace, (&pod.name, &pod.uid)).await?;
             "delete pod"
         }
         Op::Retire { workers, deadline_seconds } => {
@@ -125,9 +125,8 @@ async fn carry_out(
             "retire"
         }
         Op::DeleteCluster { uid } => {
-            let clusters: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
-            let name = cluster.name_any();
-            gone(call("delete the cluster", clusters.delete(&name, &only(uid))).await)?;
+            let what = "delete the cluster";
+            delete::<Cluster>(context, what, &namespace, (&cluster.name_any(), uid)).await?;
             "delete cluster"
         }
     };
@@ -135,52 +134,84 @@ async fn carry_out(
     Ok(())
 }
 
-/// Deletes this very object and nothing that has its name by now.
-pub(crate) fn only(uid: &str) -> DeleteParams {
-    DeleteParams::background()
-        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+/// What is made in a namespace and taken away.
+pub(crate) trait Child:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + std::fmt::Debug
+    + DeserializeOwned
+{
 }
 
-pub(crate) fn gone<T>(deleted: Result<T, CallError>) -> Result<(), CallError> {
-    match deleted {
+impl<K> Child for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+{
+}
+
+/// Deletes this very object and nothing that has its name by now. That it is gone already is success.
+pub(crate) async fn delete<K: Child>(
+    context: &Context,
+    what: &'static str,
+    namespace: &str,
+    (name, uid): (&str, &str),
+) -> Result<(), CallError> {
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let only = DeleteParams::background()
+        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    match call(what, api.delete(name, &only)).await {
         Err(error) if !error.is_gone() => Err(error),
         _ => Ok(()),
     }
 }
 
+/// What came of a creation.
+pub(crate) enum Made<K> {
+    /// It is new.
+    New(K),
+    /// Something of its name is there already, and belongs to these.
+    There(Vec<OwnerReference>),
+}
+
+/// Creates an object in its namespace.
+pub(crate) async fn made<K: Child + Serialize>(
+    context: &Context,
+    what: &'static str,
+    object: &K,
+) -> Result<Made<K>, CallError> {
+    let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    match call(what, api.create(&PostParams::default(), object)).await {
+        Ok(made) => Ok(Made::New(made)),
+        Err(error) if error.is_already_there() => {
+            let there = call("read a child", api.get_metadata(&object.name_any())).await?;
+            Ok(Made::There(there.owner_references().to_vec()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Creates a child. That it is there already is success if it is ours, and gives nothing.
-async fn create<K>(
+async fn create<K: Child + Serialize>(
     context: &Context,
     cluster: &Cluster,
     kind: &'static str,
     child: &K,
-) -> Result<Option<K>, ApplyError>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned
-        + Serialize,
-{
-    let namespace = cluster.namespace().unwrap_or_default();
-    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    match call("create a child", api.create(&PostParams::default(), child)).await {
-        Ok(made) => Ok(Some(made)),
-        Err(error) if error.is_already_there() => {
-            let name = child.name_any();
-            let there = call("read a child", api.get_metadata(&name)).await?;
-            let owners = there.owner_references();
-            let (uid, ours) = (cluster.uid(), cluster.name_any());
-            if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
-                Ok(None)
-            } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
-                // The garbage collector takes what has no owner any more.
-                Err(ApplyError::Earlier { kind, name })
-            } else {
-                Err(ApplyError::Foreign { kind, name })
-            }
-        }
-        Err(error) => Err(error.into()),
+) -> Result<Option<K>, ApplyError> {
+    let owners = match made(context, "create a child", child).await? {
+        Made::New(made) => return Ok(Some(made)),
+        Made::There(owners) => owners,
+    };
+    let (uid, ours, name) = (cluster.uid(), cluster.name_any(), child.name_any());
+    if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
+        Ok(None)
+    } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
+        // The garbage collector takes what has no owner any more.
+        Err(ApplyError::Earlier { kind, name })
+    } else {
+        Err(ApplyError::Foreign { kind, name })
     }
 }
 

@@ -6,19 +6,21 @@ use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, MESSAGE_MAX};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan};
 use ebbtide_plan::queue::{Key, Kind};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::api_call::{CallError, call};
-use crate::apply::{gone, only};
+use crate::apply::{Child, Made, delete, made};
 use crate::metrics;
 use crate::observe::{SlimPod, seen};
 use crate::reconcile::Context;
+use crate::record::publish;
+
+/// What is tried when something goes, for messages.
+const GO: &str = "delete what a job has no more";
 
 /// How long until a job is looked at again of which the cache has an older version.
 const BEHIND: Duration = Duration::from_millis(200);
@@ -156,7 +158,7 @@ async fn carry_out(
             "create cluster"
         }
         JobOp::DeleteCluster(it) => {
-            delete::<Cluster>(context, &namespace, (&it.name, &it.uid)).await?;
+            delete::<Cluster>(context, GO, &namespace, (&it.name, &it.uid)).await?;
             "delete cluster"
         }
         JobOp::CreatePod(pod) => {
@@ -164,7 +166,7 @@ async fn carry_out(
             "create pod"
         }
         JobOp::DeletePod(it) => {
-            delete::<Pod>(context, &namespace, (&it.name, &it.uid)).await?;
+            delete::<Pod>(context, GO, &namespace, (&it.name, &it.uid)).await?;
             "delete pod"
         }
         JobOp::CreateJob(run) => {
@@ -172,7 +174,7 @@ async fn carry_out(
             "create job"
         }
         JobOp::DeleteJob(it) => {
-            delete::<ClusterJob>(context, &namespace, (&it.name, &it.uid)).await?;
+            delete::<ClusterJob>(context, GO, &namespace, (&it.name, &it.uid)).await?;
             "delete job"
         }
     };
@@ -181,43 +183,18 @@ async fn carry_out(
 }
 
 /// Creates something. That it is there already is success if it is the job's.
-async fn create<K>(context: &Context, job: &ClusterJob, object: &K) -> Result<(), JobError>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned
-        + Serialize,
-{
-    let namespace = object.meta().namespace.clone().unwrap_or_default();
-    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
-    match call("create what a job needs", api.create(&PostParams::default(), object)).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_already_there() => {
-            let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
-            let there = call("read what is there", api.get_metadata(&name)).await?;
-            let is_own =
-                there.owner_references().iter().any(|it| Some(&it.uid) == job.uid().as_ref());
-            is_own.then_some(()).ok_or(JobError::Foreign { kind, name })
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Deletes this very object. That its name is another's by now is seen by the next look.
-async fn delete<K>(
+async fn create<K: Child + Serialize>(
     context: &Context,
-    namespace: &str,
-    (name, uid): (&str, &str),
-) -> Result<(), CallError>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    gone(call("delete what a job has no more", api.delete(name, &only(uid))).await)
+    job: &ClusterJob,
+    object: &K,
+) -> Result<(), JobError> {
+    match made(context, "create what a job needs", object).await? {
+        Made::There(owners) if owners.iter().all(|it| Some(&it.uid) != job.uid().as_ref()) => {
+            let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+            Err(JobError::Foreign { kind, name })
+        }
+        Made::New(_) | Made::There(_) => Ok(()),
+    }
 }
 
 /// Writes the status if it differs. It is the job's memory: whoever read an older one writes nothing.
@@ -272,10 +249,5 @@ async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note
         note: Some(note.to_owned()),
         secondary: None,
     };
-    // Events are for people: losing one must not stop the work.
-    if let Err(error) =
-        call("publish an event", context.recorder.publish(&event, &job.object_ref(&()))).await
-    {
-        tracing::warn!(%error, "an event is lost");
-    }
+    publish(context, &event, &job.object_ref(&())).await;
 }

@@ -155,10 +155,12 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
         note: Some(told.note()),
         secondary: about,
     };
-    // Events are for people: losing one must not stop the work.
-    if let Err(error) =
-        call("publish an event", context.recorder.publish(&event, &cluster.object_ref(&()))).await
-    {
+    publish(context, &event, &cluster.object_ref(&())).await;
+}
+
+/// Events are for people: losing one must not stop the work.
+pub(crate) async fn publish(context: &Context, event: &Event, about: &ObjectReference) {
+    if let Err(error) = call("publish an event", context.recorder.publish(event, about)).await {
         tracing::warn!(%error, "an event is lost");
     }
 }

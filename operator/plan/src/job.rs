@@ -41,6 +41,19 @@ pub struct JobObserved {
     pub runs: Vec<ClusterJob>,
 }
 
+impl JobObserved {
+    /// The cluster, unless it goes.
+    fn staying(&self) -> Option<&Cluster> {
+        self.cluster.as_ref().filter(|it| !is_going(*it))
+    }
+
+    /// Whether the cluster that a pod was made for is there and stays.
+    fn has_cluster_of(&self, pod: &PodSeen) -> bool {
+        let uid = self.staying().and_then(|it| it.metadata.uid.as_ref());
+        uid == pod.labels.get(names::CLUSTER_UID)
+    }
+}
+
 /// Everything that one look will do.
 #[derive(Debug, Serialize)]
 pub struct JobPlan {
@@ -172,7 +185,7 @@ fn is_own(job: &ClusterJob, object: &impl Resource<DynamicType = ()>) -> bool {
 
 /// Whether the present attempt came to its end by itself: that counts, whatever is asked for since.
 fn has_ended(job: &ClusterJob, observed: &JobObserved, known: &ClusterJobStatus) -> bool {
-    let nth = known.failures.total.max(0).unsigned_abs();
+    let nth = known.failures.count();
     let name = names::attempt(&job.name_any(), nth);
     let pod = observed.pods.iter().find(|it| it.name == name);
     pod.is_some_and(|it| it.phase == PodPhase::Ended && !it.is_deleting)
@@ -187,9 +200,11 @@ fn ended(
 ) -> JobPlan {
     let mut changes = leave(job, observed, "the job has ended");
     let ended_at = status.ended_at.as_ref().map(|time| time.0);
-    let rest = job.spec.ttl_seconds_after_finished.zip(ended_at).map(|(seconds, at)| {
-        Duration::from_secs(seconds.max(0).unsigned_abs().into()).saturating_sub(since(at, now))
-    });
+    let rest = job
+        .spec
+        .ttl_seconds_after_finished
+        .zip(ended_at)
+        .map(|(seconds, at)| in_seconds(seconds).saturating_sub(since(at, now)));
     if rest.is_some_and(|it| it.is_zero()) {
         let op = JobOp::DeleteJob(named(job));
         changes.push(JobChange { op, why: "it ended long enough ago" });
@@ -230,12 +245,12 @@ fn under_way(
 ) -> JobPlan {
     let started_at = known.started_at.as_ref().map_or(now, |time| time.0);
     let known = ClusterJobStatus { started_at: whole_seconds(started_at), ..known };
-    let nth = known.failures.total.max(0).unsigned_abs();
+    let nth = known.failures.count();
     let present = attempt(job, nth, observed, &known);
-    let deadline = job.spec.active_deadline_seconds.map(|seconds| {
-        let whole = Duration::from_secs(seconds.max(0).unsigned_abs().into());
-        whole.saturating_sub(since(started_at, now))
-    });
+    let deadline = job
+        .spec
+        .active_deadline_seconds
+        .map(|seconds| in_seconds(seconds).saturating_sub(since(started_at, now)));
     match present {
         Ended::Well => {
             let known = ClusterJobStatus { exit_code: Some(0), ..known };
@@ -335,9 +350,7 @@ fn after_failure(
 /// An attempt is under way.
 fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -> JobPlan {
     let mut changes = Vec::new();
-    let cluster = observed.cluster.as_ref().filter(|it| !is_going(*it));
-    let uses = pod.labels.get(names::CLUSTER_UID);
-    if !pod.is_deleting && cluster.and_then(|it| it.metadata.uid.as_ref()) != uses {
+    if !pod.is_deleting && !observed.has_cluster_of(pod) {
         let op = JobOp::DeletePod(PodRef { name: pod.name.clone(), uid: pod.uid.clone() });
         changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
     }
@@ -356,7 +369,7 @@ fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -
         phase,
         message: message.map(|it| bounded(&it)),
         pod: Some(seen).filter(|_| is_attempt),
-        cluster: cluster.map(named),
+        cluster: observed.staying().map(named),
         ..known
     };
     JobPlan { changes, status, next_look: None }
@@ -423,10 +436,14 @@ fn begin(
 /// How much longer to wait before the next attempt: twice as long after each failure.
 fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Duration {
     let Some(failed_at) = &known.failed_at else { return Duration::ZERO };
-    let first = Duration::from_secs(job.spec.retries.backoff_seconds.max(0).unsigned_abs().into());
+    let first = in_seconds(job.spec.retries.backoff_seconds);
     let doubled = known.failures.total.saturating_sub(1).clamp(0, 16);
     let whole = first.saturating_mul(1 << doubled).min(BACKOFF_MAX);
     whole.saturating_sub(since(failed_at.0, now))
+}
+
+fn in_seconds(seconds: i32) -> Duration {
+    Duration::from_secs(seconds.max(0).unsigned_abs().into())
 }
 
 fn is_going(object: &impl Resource) -> bool {

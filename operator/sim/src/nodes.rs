@@ -169,7 +169,8 @@ fn role(pod: &Value) -> &str {
     pod["metadata"]["labels"][names::ROLE].as_str().unwrap_or_default()
 }
 
-fn is_over(pod: &Value) -> bool {
+/// Whether a pod has ended, or a job.
+pub(crate) fn is_over(pod: &Value) -> bool {
     ["Succeeded", "Failed"].iter().any(|it| pod["status"]["phase"] == *it)
 }
 

@@ -8,6 +8,7 @@ use ebbtide_listener::Schedulers;
 use serde_json::Value;
 
 use crate::kinds::{self, Kind};
+use crate::nodes::is_over;
 use crate::request::Verb;
 use crate::server::Asked;
 use crate::store::Store;
@@ -79,8 +80,6 @@ fn for_a_job(object: &Value) -> Result<(), String> {
 fn only_one_attempt(store: &Store, pod: &Value) -> Result<(), String> {
     let name = &pod["metadata"]["name"];
     let of_job = |it: &&Arc<Value>| label(it, names::JOB_UID) == label(pod, names::JOB_UID);
-    let is_over =
-        |it: &Value| ["Succeeded", "Failed"].iter().any(|over| it["status"]["phase"] == *over);
     let twin = store.list(kinds::POD).filter(of_job).find(|it| !is_over(it));
     if let Some(twin) = twin.filter(|it| it["metadata"]["name"] != *name) {
         return Err(format!("{name} comes beside {}", twin["metadata"]["name"]));
@@ -113,8 +112,7 @@ fn after_its_job(store: &Store, object: &Value) -> Result<(), String> {
     let is_job =
         |it: &&Arc<Value>| it["metadata"]["uid"] == *owner || it["metadata"]["uid"] == *own;
     let Some(job) = store.list(kinds::CLUSTER_JOB).find(is_job) else { return Ok(()) };
-    let is_over = ["Succeeded", "Failed"].iter().any(|it| job["status"]["phase"] == *it);
-    if is_over || job["spec"]["suspend"] == true {
+    if is_over(job) || job["spec"]["suspend"] == true {
         return Ok(());
     }
     Err(format!("{} is deleted, and its job goes on", object["metadata"]["name"]))
@@ -213,10 +211,9 @@ fn not_at_work(pod: &Value, schedulers: Option<&Schedulers>) -> Result<(), Strin
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let uid = label(pod, names::CLUSTER_UID).unwrap_or_default();
     let is_going = pod["metadata"]["deletionTimestamp"].is_string();
-    let is_over = ["Succeeded", "Failed"].iter().any(|it| pod["status"]["phase"] == *it);
     let Some(demand) = schedulers.and_then(|it| it.demand(uid)) else { return Ok(()) };
     let is_released = demand.retired.get(name) == Some(&Outcome::Released);
-    if demand.workers.contains_key(name) && !is_released && !is_going && !is_over {
+    if demand.workers.contains_key(name) && !is_released && !is_going && !is_over(pod) {
         return Err(format!("{name} is deleted at work"));
     }
     Ok(())

@@ -5,7 +5,7 @@ use ebbtide_api::status::Cause;
 use ebbtide_api::{ClusterJob, ClusterJobStatus, names};
 use kube::ResourceExt as _;
 
-use crate::job::{JobObserved, is_going};
+use crate::job::JobObserved;
 use crate::{PodPhase, PodSeen};
 
 /// How far an attempt is.
@@ -92,9 +92,7 @@ fn gone(name: &str) -> Lost {
 }
 
 fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
-    let cluster = observed.cluster.as_ref().filter(|it| !is_going(*it));
-    let uses = pod.labels.get(names::CLUSTER_UID);
-    let has_cluster = cluster.and_then(|it| it.metadata.uid.as_ref()) == uses;
+    let has_cluster = observed.has_cluster_of(pod);
     let kind = match pod.trouble.as_ref().map(|it| it.cause) {
         // Who deletes it ends its program, and so does a cluster that goes.
         _ if pod.is_deleting || !has_cluster => Kind::Lost,

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
-use crate::job::{JobChange, JobOp, JobPlan, is_going, named};
+use crate::job::{JobChange, JobOp, JobPlan, in_seconds, is_going, named};
 use crate::lifetime::since;
 use crate::status::{bounded, whole_seconds};
 
@@ -116,8 +116,7 @@ pub(super) fn plan(
     let due = times.as_ref().and_then(|it| it.due(last, now));
     let mut changes = old(schedule, &over);
     let is_late = |due: Timestamp| {
-        let most = schedule.starting_deadline_seconds.map(|it| it.max(0).unsigned_abs());
-        most.is_some_and(|most| since(due, now) > Duration::from_secs(most.into()))
+        schedule.starting_deadline_seconds.is_some_and(|it| since(due, now) > in_seconds(it))
     };
     if let Some(due) = due.filter(|it| !job.spec.suspend && !is_late(*it)) {
         changes.extend(start(job, schedule, &active, due));
