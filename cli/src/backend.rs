@@ -2,11 +2,10 @@
 
 mod jobs;
 mod kubernetes;
-mod local;
+pub(crate) mod local;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use ebbtide_api::Cluster;
-use ebbtide_node::client::Endpoint;
 use ebbtide_plan::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
@@ -21,6 +20,14 @@ pub(crate) enum Kind {
     Kubernetes,
     /// Processes.
     Local,
+}
+
+/// Of which namespaces clusters are listed. On this machine: always of all.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Scope {
+    /// Clusters of all namespaces. On this machine they always are.
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
 }
 
 /// A backend that answers.
@@ -79,9 +86,9 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn list(&self) -> anyhow::Result<Vec<Cluster>> {
+    pub(crate) async fn list(&self, scope: Scope) -> anyhow::Result<Vec<Cluster>> {
         match self {
-            Self::Kubernetes(kubernetes) => kubernetes.list().await,
+            Self::Kubernetes(kubernetes) => kubernetes.list(scope).await,
             Self::Local { .. } => Ok(local::list()),
         }
     }
@@ -136,14 +143,6 @@ impl Backend {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.down(namespace, name).await,
             Self::Local { .. } => local::down(namespace, name).await,
-        }
-    }
-
-    /// How a client reaches a cluster. On Kubernetes the address leads nowhere from here.
-    pub(crate) async fn endpoint(&self, namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
-        match self {
-            Self::Kubernetes(kubernetes) => kubernetes.endpoint(namespace, name).await,
-            Self::Local { .. } => local::endpoint(namespace, name),
         }
     }
 }

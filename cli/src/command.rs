@@ -17,9 +17,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Kind};
+use crate::backend::{Backend, Kind, Scope};
 use crate::output::{self, Format};
-use crate::{endpoint, job, manifest, node, story};
+use crate::{endpoint, job, manifest, node, story, top};
 
 /// How long to wait before a script's second attempt; each further wait is twice as long.
 const RETRY_FIRST: Duration = Duration::from_secs(10);
@@ -94,9 +94,18 @@ pub(crate) enum Command {
         /// Name of the cluster.
         #[arg(value_parser = cluster_name)]
         name: Option<String>,
+        #[command(flatten)]
+        scope: Scope,
         /// Print for programs.
         #[arg(short, long)]
         output: Option<Format>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show clusters as they are now, those that ask for most first, until Ctrl-C. Without a terminal: once.
+    Top {
+        #[command(flatten)]
+        scope: Scope,
         #[command(flatten)]
         place: Place,
     },
@@ -272,7 +281,10 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             backend.down(&backend.namespace(), &name).await?;
             output::line(&format!("{name} is gone"))?;
         }
-        Command::Get { name, output, place } => get(name.as_deref(), output, &place).await?,
+        Command::Get { name, scope, output, place } => {
+            get(name.as_deref(), scope, output, &place).await?;
+        }
+        Command::Top { scope, place } => top::top(&Backend::connect(&place).await?, scope).await?,
         Command::Describe { name, place } => describe(&name, &place).await?,
         Command::Diff { file, place } => diff(&file, &place).await?,
         Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
@@ -451,14 +463,22 @@ async fn run_script(
     Ok((ExitCode::from(u8::try_from(code).unwrap_or(1)), was_asked))
 }
 
-async fn get(name: Option<&str>, format: Option<Format>, place: &Place) -> anyhow::Result<()> {
+async fn get(
+    name: Option<&str>,
+    scope: Scope,
+    format: Option<Format>,
+    place: &Place,
+) -> anyhow::Result<()> {
     let backend = Backend::connect(place).await?;
     let namespace = backend.namespace();
+    if name.is_some() && scope.all_namespaces {
+        bail!("--all-namespaces lists clusters; one of them has its namespace: --namespace NAME");
+    }
     match (name, format) {
         (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
         (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
-        (None, Some(format)) => output::value(&backend.list().await?, format),
-        (None, None) => output::table(&backend.list().await?),
+        (None, Some(format)) => output::value(&backend.list(scope).await?, format),
+        (None, None) => output::table(&backend.list(scope).await?),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The way from a client on this machine to a scheduler: an address it can dial, kept open.
 
+use std::collections::BTreeMap;
 use std::env;
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
@@ -14,12 +15,13 @@ use ebbtide_local::state::State;
 use ebbtide_node::client::{Address, Endpoint};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use k8s_openapi::ByteString;
 use kube::ResourceExt as _;
 use tokio::io::{AsyncReadExt as _, stdin};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Kubernetes, local};
 use crate::output;
 
 /// Names that are tried for a new folder.
@@ -35,39 +37,76 @@ const DIAL_MAX: Duration = Duration::from_secs(2);
 /// Prints the endpoint as one line of JSON and keeps the way open until standard input ends or the
 /// cluster is gone.
 pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
-    let mut endpoint = match backend.endpoint(namespace, name).await {
+    let cluster = (namespace, name);
+    let served = match backend {
+        Backend::Kubernetes(kubernetes) => match Relay::open(kubernetes, cluster).await {
+            Ok(relay) => return relay.serve().await,
+            Err(error) => Err(error),
+        },
+        Backend::Local { .. } => local::endpoint(namespace, name),
+    };
+    let endpoint = match served {
         Ok(endpoint) => endpoint,
-        Err(error) => return Err(why(backend, (namespace, name), error).await),
+        Err(error) => return Err(why(backend, cluster, error).await),
     };
-    let uid = endpoint.cluster_uid.clone();
-    let Backend::Kubernetes(kubernetes) = backend else {
-        output::line(&serde_json::to_string(&endpoint)?)?;
-        return tokio::select! {
-            closed = closed() => closed,
-            () = local_end(namespace, name, &uid) => Err(gone(name)),
-        };
-    };
-    let socket = Socket::bind()?;
-    endpoint.address = Address::Unix(socket.path());
     output::line(&serde_json::to_string(&endpoint)?)?;
-    let mut relays = FuturesUnordered::new();
-    let mut closed = std::pin::pin!(closed());
-    loop {
-        tokio::select! {
-            closed = &mut closed => return closed,
-            accepted = socket.listener.accept() => {
-                // A connection through the API server for each of the client's.
-                relays.push(kubernetes.forward(namespace, name, accepted?.0));
-            }
-            Some(ended) = relays.next() => {
-                if let Err(error) = ended {
+    tokio::select! {
+        closed = closed() => closed,
+        () = local_end(namespace, name, &endpoint.cluster_uid) => Err(gone(name)),
+    }
+}
+
+/// A socket of this machine that leads to a scheduler, and a client's credentials beside it.
+struct Relay<'a> {
+    kubernetes: &'a Kubernetes,
+    /// Namespace and name.
+    cluster: (&'a str, &'a str),
+    uid: String,
+    socket: Socket,
+}
+
+impl<'a> Relay<'a> {
+    async fn open(kubernetes: &'a Kubernetes, cluster: (&'a str, &'a str)) -> anyhow::Result<Self> {
+        let socket = Socket::bind()?;
+        let (uid, credentials) = kubernetes.credentials(cluster).await?;
+        socket.keep(&credentials)?;
+        Ok(Self { kubernetes, cluster, uid, socket })
+    }
+
+    async fn serve(&self) -> anyhow::Result<()> {
+        let endpoint = Endpoint {
+            name: self.cluster.1.to_owned(),
+            cluster_uid: self.uid.clone(),
+            address: Address::Unix(self.socket.path()),
+            credentials: self.socket.folder.clone(),
+        };
+        output::line(&serde_json::to_string(&endpoint)?)?;
+        let mut carried = FuturesUnordered::new();
+        let mut closed = std::pin::pin!(closed());
+        loop {
+            tokio::select! {
+                closed = &mut closed => return closed,
+                accepted = self.socket.listener.accept() => carried.push(self.carry(accepted?.0)),
+                Some(ended) = carried.next() => if let Err(error) = ended {
+                    let (namespace, name) = self.cluster;
                     output::tell(&format!("{name}: {error:#}"));
-                    if kubernetes.is_gone(namespace, name, &uid).await {
+                    if self.kubernetes.is_gone(namespace, name, &self.uid).await {
                         return Err(gone(name));
                     }
                 }
             }
         }
+    }
+
+    /// Carries a connection of the client's, through the API server. They are few: at each one the
+    /// credentials are made as they are now, for they may have been renewed.
+    async fn carry(&self, local: UnixStream) -> anyhow::Result<()> {
+        match self.kubernetes.credentials(self.cluster).await {
+            Ok((uid, credentials)) if uid == self.uid => self.socket.keep(&credentials)?,
+            Ok(_) => {}
+            Err(error) => output::tell(&format!("{}: {error:#}", self.cluster.1)),
+        }
+        self.kubernetes.forward(self.cluster, local).await
     }
 }
 
@@ -83,18 +122,10 @@ pub(crate) async fn inside(name: &str) -> anyhow::Result<Option<Endpoint>> {
     if cluster.as_deref() != Some(name) {
         return Ok(None);
     }
-    let folder = Path::new(&folder);
-    let text = |name: &str| {
-        let path = folder.join(name);
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    };
     Ok(Some(Endpoint {
         name: name.to_owned(),
         cluster_uid: uid,
-        authority: text(file::AUTHORITY)?,
-        certificate: text(file::CERTIFICATE)?,
-        key: text(file::KEY)?,
-        token: text(file::TOKEN)?,
+        credentials: PathBuf::from(folder),
         address: Address::Tcp(answering(name, &addresses).await?),
     }))
 }
@@ -187,6 +218,25 @@ impl Socket {
 
     fn path(&self) -> PathBuf {
         self.folder.join("scheduler")
+    }
+
+    /// Writes what differs from before, each file whole or not at all.
+    fn keep(&self, files: &BTreeMap<String, ByteString>) -> anyhow::Result<()> {
+        for name in [file::AUTHORITY, file::CERTIFICATE, file::KEY, file::TOKEN] {
+            let found = files.get(name);
+            let ByteString(bytes) = found.with_context(|| format!("its Secret has no {name}"))?;
+            let path = self.folder.join(name);
+            if fs::read(&path).ok().as_ref() == Some(bytes) {
+                continue;
+            }
+            let draft = self.folder.join(format!("{name}.draft"));
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o600).open(&draft);
+            file.and_then(|mut file| file.write_all(bytes))
+                .and_then(|()| fs::rename(&draft, &path))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ mod manifest;
 mod node;
 mod output;
 mod story;
+mod top;
 
 use std::process::ExitCode;
 

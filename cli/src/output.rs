@@ -57,11 +57,16 @@ pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
             status.message.unwrap_or_default().replace('\n', " "),
         ]
     }));
-    let widths: Vec<usize> =
-        (0..6).map(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or_default()).collect();
-    for row in rows {
+    columns(&rows).iter().try_for_each(|row| line(row))
+}
+
+/// Rows whose cells stand below each other.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let shown = |row: &[String; N]| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(shown).collect()
 }

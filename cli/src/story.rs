@@ -99,7 +99,7 @@ fn counts(group: &GroupStatus) -> String {
 }
 
 /// How long ago, in the largest unit of which there are at least two.
-fn age(since: Timestamp, now: Timestamp) -> String {
+pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(since.as_second()).max(0);
     let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
     let unit = units.iter().find(|(length, _)| seconds >= 2 * length);

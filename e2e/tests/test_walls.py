@@ -43,13 +43,28 @@ except OSError as error:
 """
 
 
+#: What a client proves itself with, and the files in which it lies.
+PARTS = {"authority": "ca.crt", "certificate": "tls.crt", "key": "tls.key", "token": "token"}
+
+
+def connect(endpoint: dict, folder: Path) -> _native.Client:
+    """Connect with the parts of this endpoint."""
+    credentials = folder / uuid.uuid4().hex
+    credentials.mkdir()
+    for part, name in PARTS.items():
+        (credentials / name).write_text(endpoint[part])
+    return _native.Client.connect(json.dumps(endpoint | {"credentials": str(credentials)}))
+
+
 @contextmanager
 def way(namespace: str, name: str = "mean") -> Iterator[dict]:
     """Keep the way to a scheduler open meanwhile."""
     command = ["ebbtide", "endpoint", name, "-n", namespace]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
-        yield json.loads(process.stdout.readline())
+        endpoint = json.loads(process.stdout.readline())
+        folder = Path(endpoint.pop("credentials"))
+        yield endpoint | {part: (folder / name).read_text() for part, name in PARTS.items()}
         process.stdin.close()
 
 
@@ -72,8 +87,8 @@ def unrelated(tmp_path: Path) -> Callable[[str], dict]:
         run("openssl", "x509", "-req", "-in", made("tls.csr"), "-CA", made("ca.crt"), "-CAkey",
             made("ca.key"), "-CAcreateserial", "-days", "2", "-extfile", made("claims"), "-out",
             made("tls.crt"))  # fmt: skip
-        parts = {"certificate": "tls.crt", "key": "tls.key", "authority": "ca.crt"}
-        return {part: (tmp_path / name).read_text() for part, name in parts.items()}
+        parts = ("certificate", "key", "authority")
+        return {part: (tmp_path / PARTS[part]).read_text() for part in parts}
 
     return mint
 
@@ -127,14 +142,14 @@ def test_only_a_certificate_of_this_clusters_client_opens_the_door_and_others_ar
             wrong = strangers(mine, other, unrelated(mine["clusterUid"]))
         for whose, endpoint in wrong.items():
             with pytest.raises(eb.ConnectionLost, match=r"certificate|alert"):
-                _native.Client.connect(json.dumps(endpoint))
+                connect(endpoint, tmp_path)
             words = "bad certificate" if "cluster" in whose else "unknown ca"
             assert f"alert {words}" in alert(endpoint, tmp_path), whose
-        assert len(_native.Client.connect(json.dumps(mine)).workers()) == 1
+        assert len(connect(mine, tmp_path).workers()) == 1
 
 
 def test_a_token_that_is_not_the_clusters_is_refused_in_words(
-    namespace: str, manifest: Callable[..., Path]
+    namespace: str, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     others = manifest(name="other")
     with up(manifest(), namespace), up(others, namespace, "other"), way(namespace) as mine:
@@ -142,7 +157,7 @@ def test_a_token_that_is_not_the_clusters_is_refused_in_words(
             tokens = [other["token"], "", mine["token"][:-1], mine["token"] + "0"]
         for token in tokens:
             with pytest.raises(eb.ConnectionLost, match="the token is not this cluster's"):
-                _native.Client.connect(json.dumps(mine | {"token": token}))
+                connect(mine | {"token": token}, tmp_path)
 
 
 @contextmanager

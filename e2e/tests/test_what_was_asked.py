@@ -86,4 +86,8 @@ def test_the_operator_asks_for_nothing_that_it_may_not_and_may_nothing_that_it_d
     allowed = rights()
     assert not any("*" in part for it in allowed for part in it)
     assert allowed - OF_OWNERS - asked == set()
-    assert {verb for _, resource, verb in asked if resource == "secrets"} == {"create", "get"}
+    secrets = {it.right for it in requests if it.asked[1] == "secrets"}
+    assert {verb for (_, _, verb), namespace in secrets if namespace != "ebbtide"} == {
+        "create", "update"
+    }  # fmt: skip
+    assert {verb for (_, _, verb), _ in secrets} == {"create", "update", "get"}

@@ -7,14 +7,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion }}
 app.kubernetes.io/name: ebbtide-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
-{{- /* What the operator may do with tenants' things. Their Secrets are made, and never read. */ -}}
+{{- /* What the operator may do with tenants' things. Their Secrets are written, and never read. */ -}}
 {{- define "ebbtide.rules" -}}
 - { apiGroups: [ebbtide.dev], resources: [clusters, clusterjobs], verbs: [get, list, watch, create, delete] }
 - { apiGroups: [ebbtide.dev], resources: [clusters/status], verbs: [patch] }
 - { apiGroups: [ebbtide.dev], resources: [clusterjobs/status], verbs: [update] }
 - { apiGroups: [ebbtide.dev], resources: [clusters/finalizers, clusterjobs/finalizers], verbs: [update] }
 - { apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete] }
-- { apiGroups: [""], resources: [secrets], verbs: [create] }
+- { apiGroups: [""], resources: [secrets], verbs: [create, update] }
 - { apiGroups: [""], resources: [services], verbs: [get, list, watch, create] }
 - { apiGroups: [networking.k8s.io], resources: [networkpolicies], verbs: [get, list, watch, create] }
 - { apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch] }

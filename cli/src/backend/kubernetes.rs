@@ -1,5 +1,6 @@
 //! Clusters as objects of a Kubernetes API server.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fmt::Debug;
 use std::path::Path;
@@ -8,21 +9,24 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::{Cluster, GROUP, names};
 use ebbtide_contract::port;
-use ebbtide_contract::tls::file;
-use ebbtide_node::client::{Address, Endpoint};
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::{Api, Client, Config, ResourceExt as _};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::io::copy_bidirectional;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::backend::Kind;
+use crate::backend::{Kind, Scope};
+use crate::output;
 use crate::story::Line;
 
 /// Longest time for one request.
@@ -30,6 +34,10 @@ const REQUEST_MAX: Duration = Duration::from_secs(30);
 
 /// How long a deletion may take.
 pub(super) const DOWN_MAX: Duration = Duration::from_mins(2);
+
+/// How long an operator may take to write certificates, and how often it is looked whether it has.
+const RENEWAL_MAX: Duration = Duration::from_secs(20);
+const RENEWAL_INTERVAL: Duration = Duration::from_millis(200);
 
 const FIELD_MANAGER: &str = "ebbtide";
 
@@ -107,9 +115,23 @@ impl Kubernetes {
         in_time("get", self.clusters(namespace).get(name)).await
     }
 
-    pub(super) async fn list(&self) -> anyhow::Result<Vec<Cluster>> {
-        let clusters = self.clusters(&self.namespace);
-        Ok(in_time("list", clusters.list(&ListParams::default())).await?.items)
+    pub(super) async fn list(&self, scope: Scope) -> anyhow::Result<Vec<Cluster>> {
+        let client = self.client.clone();
+        let clusters: Api<DeserializeGuard<Cluster>> = if scope.all_namespaces {
+            Api::all(client)
+        } else {
+            Api::namespaced(client, &self.namespace)
+        };
+        let found = in_time("list", clusters.list(&ListParams::default())).await?.items;
+        let readable = found.into_iter().filter_map(|DeserializeGuard(read)| match read {
+            Ok(cluster) => Some(cluster),
+            Err(InvalidObject { error, metadata }) => {
+                let name = metadata.name.unwrap_or_default();
+                output::tell(&format!("cluster {name} cannot be read: {error}"));
+                None
+            }
+        });
+        Ok(readable.collect())
     }
 
     pub(super) async fn next(
@@ -154,33 +176,44 @@ impl Kubernetes {
             .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
     }
 
-    pub(super) async fn endpoint(&self, namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
+    /// The uid of a cluster, and what a client of it proves itself with.
+    pub(crate) async fn credentials(
+        &self,
+        (namespace, name): (&str, &str),
+    ) -> anyhow::Result<(String, BTreeMap<String, ByteString>)> {
         let cluster = self.get(namespace, name).await?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let client = ebbtide_plan::client_secret(&cluster);
-        let client = in_time("read the client's credentials", secrets.get(&client)).await?;
-        let text = |key: &str| -> anyhow::Result<String> {
-            let bytes = client.data.as_ref().and_then(|data| data.get(key));
-            let bytes = bytes.with_context(|| format!("{} has no {key}", client.name_any()))?;
-            Ok(String::from_utf8(bytes.0.clone())?)
-        };
-        let address = cluster.status.as_ref().and_then(|status| status.scheduler_address.clone());
-        Ok(Endpoint {
-            name: name.to_owned(),
-            cluster_uid: cluster.uid().unwrap_or_default(),
-            address: Address::Tcp(address.unwrap_or_default()),
-            authority: text(file::AUTHORITY)?,
-            certificate: text(file::CERTIFICATE)?,
-            key: text(file::KEY)?,
-            token: text(file::TOKEN)?,
-        })
+        let read = || in_time("read the client's credentials", secrets.get_opt(&client));
+        let mut found = read().await?;
+        let was_made = cluster.status.as_ref().is_some_and(|it| it.credentials.is_some());
+        if found.is_none() && was_made {
+            // Somebody deleted it.
+            self.renew(namespace, name).await?;
+            let asked_at = Instant::now();
+            while found.is_none() && asked_at.elapsed() < RENEWAL_MAX {
+                sleep(RENEWAL_INTERVAL).await;
+                found = read().await?;
+            }
+        }
+        let found =
+            found.with_context(|| format!("there is no Secret {client} for its clients"))?;
+        Ok((cluster.uid().unwrap_or_default(), found.data.unwrap_or_default()))
+    }
+
+    /// Asks for other certificates of a cluster.
+    async fn renew(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
+        let wish = json!({ names::RENEW: Timestamp::now().to_string() });
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": wish } }));
+        let (clusters, params) = (self.clusters(namespace), PatchParams::default());
+        in_time("ask for other certificates", clusters.patch(name, &params, &patch)).await?;
+        Ok(())
     }
 
     /// Carries a connection to the scheduler of a cluster, through the API server, to its end.
     pub(crate) async fn forward(
         &self,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
         mut local: UnixStream,
     ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);

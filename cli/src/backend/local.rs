@@ -159,7 +159,7 @@ pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn endpoint(namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
+pub(crate) fn endpoint(namespace: &str, name: &str) -> anyhow::Result<Endpoint> {
     get(namespace, name)?;
     let endpoint = State::of(namespace, name).endpoint();
     endpoint.with_context(|| format!("cluster {name} does not answer yet"))

@@ -24,6 +24,10 @@ pub const MADE_FROM: &str = "ebbtide.dev/made-from";
 /// Annotation: the program that a job's pod runs, which it reads as a file.
 pub const SCRIPT: &str = "ebbtide.dev/script";
 
+/// Annotation of a cluster: a value that it did not have before has its certificates renewed. Of the Secret
+/// that keeps the authority: has the authority replaced.
+pub const RENEW: &str = "ebbtide.dev/renew";
+
 /// Longest name of a worker group.
 pub(crate) const GROUP_MAX: usize = 20;
 

@@ -3,11 +3,13 @@
 //! One authority signs for one installation. Its key never leaves it; leaves differ by the identity
 //! in their subject alternative name and by nothing else.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::tls::file;
+use ebbtide_contract::tls::{LEAF_LIFE, file};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -16,14 +18,16 @@ use rcgen::{
 };
 use ring::hmac;
 
+pub use crate::kept::{Kept, REPLACED_AFTER};
+
 /// Life of an authority: ten years.
 const AUTHORITY_LIFE: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
 
-/// Life of a leaf: thirty days. Clusters are ephemeral.
-pub const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How far clocks may differ, and more: a certificate is valid that much before it was made.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 
-/// How far clocks may differ: a certificate is valid that much before it was made.
-const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(10);
+/// Bytes of an edition's name.
+const EDITION_BYTES: usize = 6;
 
 /// A certificate or key that cannot be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -34,18 +38,26 @@ pub enum AuthorityError {
     /// A time outside the calendar.
     #[error("a certificate's time is outside the calendar")]
     Time,
+    /// What was kept lacks a part.
+    #[error("what is kept of the authority has no {0}")]
+    Missing(&'static str),
+    /// What was kept cannot be read.
+    #[error("what is kept of the authority has an unreadable {0}")]
+    Unreadable(&'static str),
 }
 
 /// Signs leaves.
 pub struct Authority {
-    certificate: String,
+    /// The certificates that are believed: its own, and that of the one before or after it.
+    believed: String,
     issuer: Issuer<'static, KeyPair>,
     /// From which tokens are derived.
     token_key: hmac::Key,
+    edition: String,
 }
 
 /// A certificate and its key, both PEM.
-#[derive(Clone)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct Leaf {
     /// The certificate.
     pub certificate: String,
@@ -54,40 +66,29 @@ pub struct Leaf {
 }
 
 impl Authority {
-    /// A new authority, and the PEM text of its key, which only its keeper may have.
-    pub fn create(now: Timestamp) -> Result<(Self, String), AuthorityError> {
-        let key = KeyPair::generate()?;
-        let mut params = params("ebbtide authority", now, AUTHORITY_LIFE)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let certificate = params.self_signed(&key)?.pem();
-        let key = key.serialize_pem();
-        Ok((Self::load(certificate, &key)?, key))
+    /// A new authority that nobody keeps.
+    pub fn create(now: Timestamp) -> Result<Self, AuthorityError> {
+        Kept::create(now)?.authority()
     }
 
-    /// The authority with this certificate and key, both PEM.
-    pub fn load(certificate: String, key: &str) -> Result<Self, AuthorityError> {
-        let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(key)?)?;
-        let token_key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
-        Ok(Self { certificate, issuer, token_key })
+    /// Certificates of authorities, PEM: whom its leaves' owners believe.
+    pub fn believed(&self) -> &str {
+        &self.believed
     }
 
-    /// Its certificate, PEM.
-    pub fn certificate(&self) -> &str {
-        &self.certificate
+    /// Names who signs and who is believed: credentials of another edition are to be made anew.
+    pub fn edition(&self) -> &str {
+        &self.edition
     }
 
     /// The token of a cluster: 64 hexadecimal digits that nobody else can tell, the same each time, so
     /// that what somebody deleted comes back as it was.
     pub fn token(&self, cluster_uid: &str) -> String {
         let tag = hmac::sign(&self.token_key, format!("ebbtide token {cluster_uid}").as_bytes());
-        tag.as_ref().iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("a String takes any write");
-            text
-        })
+        hexadecimal(tag.as_ref())
     }
 
-    /// What an identity has in its files: the authority's certificate, a leaf and its key, and the
+    /// What an identity has in its files: the authorities' certificates, a leaf and its key, and the
     /// token of its cluster if it is to know that.
     pub fn credentials(
         &self,
@@ -97,7 +98,7 @@ impl Authority {
     ) -> Result<BTreeMap<String, String>, AuthorityError> {
         let leaf = self.leaf(identity, now)?;
         let mut files = vec![
-            (file::AUTHORITY, self.certificate.clone()),
+            (file::AUTHORITY, self.believed.clone()),
             (file::CERTIFICATE, leaf.certificate),
             (file::KEY, leaf.key),
         ];
@@ -112,7 +113,8 @@ impl Authority {
     /// A leaf for one identity, for both sides of a connection.
     pub fn leaf(&self, identity: &Identity, now: Timestamp) -> Result<Leaf, AuthorityError> {
         let key = KeyPair::generate()?;
-        let mut params = params("ebbtide", now, LEAF_LIFE)?;
+        let life = SignedDuration::try_from(LEAF_LIFE).map_err(|_| AuthorityError::Time)?;
+        let mut params = params("ebbtide", now, life)?;
         params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_string())?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
@@ -120,6 +122,23 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Leaf { certificate, key: key.serialize_pem() })
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes any write");
+        text
+    })
+}
+
+/// A new authority's certificate, which it signed itself, and its key.
+fn own(now: Timestamp) -> Result<Leaf, AuthorityError> {
+    let key = KeyPair::generate()?;
+    let mut params = params("ebbtide authority", now, AUTHORITY_LIFE)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let certificate = params.self_signed(&key)?.pem();
+    Ok(Leaf { certificate, key: key.serialize_pem() })
 }
 
 fn params(
@@ -140,20 +159,4 @@ fn time(at: Timestamp) -> Result<time::OffsetDateTime, AuthorityError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::Timestamp;
-
-    use super::Authority;
-
-    #[test]
-    fn a_token_is_its_cluster_s_alone_and_comes_again_with_the_same_key() {
-        let (authority, key) = Authority::create(Timestamp::now()).unwrap();
-        let token = authority.token("u-1");
-        assert!(token.len() == 64 && token.bytes().all(|it| it.is_ascii_hexdigit()));
-        let again = Authority::load(authority.certificate().to_owned(), &key).unwrap();
-        assert_eq!(again.token("u-1"), token);
-        assert_ne!(authority.token("u-2"), token);
-        let (other, _) = Authority::create(Timestamp::now()).unwrap();
-        assert_ne!(other.token("u-1"), token);
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! All writes of one reconcile: step by step, one match, stopped by an error.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebbtide_api::Cluster;
@@ -44,7 +45,10 @@ pub(crate) async fn apply(
     changes: &[Change],
 ) -> Result<(), ApplyError> {
     let step = |change: &Change| match change.op {
-        Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => Step::Needed,
+        Op::CreateSecret(_)
+        | Op::RenewSecret(_)
+        | Op::CreateNetworkPolicy(_)
+        | Op::CreateService(_) => Step::Needed,
         Op::CreatePod(_) => Step::Pods,
         Op::DeletePod(_) | Op::Retire { .. } | Op::DeleteCluster { .. } => Step::Others,
     };
@@ -89,16 +93,12 @@ async fn carry_out(
     tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
     let kind = match &change.op {
         Op::CreateSecret(wanted) => {
-            let minted = mint(context, wanted)?;
-            let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-            let params = PostParams::default();
-            match call("create a secret", secrets.create(&params, &minted)).await {
-                // Its name is this cluster's alone.
-                Err(error) if !error.is_already_there() => return Err(error.into()),
-                _ => {}
-            }
-            context.beliefs.learn(cluster, observe::secret(&wanted.name));
+            create_secret(context, cluster, &mint(context, wanted)?).await?;
             "create secret"
+        }
+        Op::RenewSecret(wanted) => {
+            renew_secret(context, cluster, &mint(context, wanted)?).await?;
+            "renew secret"
         }
         Op::CreateNetworkPolicy(policy) => {
             create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
@@ -215,13 +215,44 @@ async fn create<K: Child + Serialize>(
     }
 }
 
+/// Its name is this cluster's alone: that it is there already is success.
+async fn create_secret(
+    context: &Context,
+    cluster: &Cluster,
+    minted: &Secret,
+) -> Result<(), CallError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    match call("create a secret", secrets.create(&PostParams::default(), minted)).await {
+        Err(error) if !error.is_already_there() => return Err(error),
+        _ => {}
+    }
+    context.beliefs.learn(cluster, observe::secret(&minted.name_any()));
+    Ok(())
+}
+
+/// Writes over what is there, whatever that is, without reading it.
+async fn renew_secret(
+    context: &Context,
+    cluster: &Cluster,
+    minted: &Secret,
+) -> Result<(), CallError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let (name, params) = (minted.name_any(), PostParams::default());
+    match call("renew a secret", secrets.replace(&name, &params, minted)).await {
+        Err(error) if error.is_gone() => create_secret(context, cluster, minted).await,
+        Err(error) => Err(error),
+        Ok(_) => {
+            context.beliefs.learn(cluster, observe::secret(&name));
+            Ok(())
+        }
+    }
+}
+
 fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> {
     let now = (context.clock)();
-    let data = context.authority.credentials(&wanted.identity, wanted.has_token, now)?;
-    Ok(Secret {
-        metadata: wanted.metadata.clone(),
-        string_data: Some(data),
-        immutable: Some(true),
-        ..Secret::default()
-    })
+    let authority = Arc::clone(&context.authority.borrow());
+    let data = authority.credentials(&wanted.identity, wanted.has_token, now)?;
+    Ok(Secret { metadata: wanted.metadata.clone(), string_data: Some(data), ..Secret::default() })
 }

@@ -17,7 +17,7 @@ use crate::apply::{Child, Made, delete, made};
 use crate::metrics;
 use crate::observe::{SlimPod, seen};
 use crate::reconcile::Context;
-use crate::record::publish;
+use crate::record::{publish, unreadable};
 
 /// What is tried when something goes, for messages.
 const GO: &str = "delete what a job has no more";
@@ -43,8 +43,7 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
     let job = match &guarded.0 {
         Ok(job) => job,
         Err(invalid) => {
-            // Stored under another schema. It stays as it is until somebody mends it.
-            tracing::warn!(job = %key, error = %invalid.error, "unreadable job");
+            unreadable(context, key, guarded.object_ref(&()), invalid).await;
             return Ok(None);
         }
     };

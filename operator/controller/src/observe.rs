@@ -184,6 +184,7 @@ impl Beliefs {
         if let (Some(status), Some(waiting)) = (&mut cluster.status, waiting) {
             status.idle_since.clone_from(&waiting.idle_since);
             status.jobs = waiting.jobs;
+            status.credentials.clone_from(&waiting.credentials);
             for group in &mut status.groups {
                 if let Some(planned) = waiting.groups.iter().find(|it| it.name == group.name) {
                     group.idle_since.clone_from(&planned.idle_since);
@@ -362,6 +363,7 @@ pub(crate) fn observe(
     }
     let observed = Observed {
         secrets,
+        authority: context.authority.borrow().edition().to_owned(),
         services,
         has_network_policy,
         pods,

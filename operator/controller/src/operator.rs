@@ -18,7 +18,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -41,8 +41,8 @@ pub struct Equipment {
     pub namespaces: Vec<String>,
     /// What schedulers say.
     pub schedulers: Schedulers,
-    /// Who signs certificates.
-    pub authority: Arc<Authority>,
+    /// Who signs certificates, as it is now.
+    pub authority: watch::Receiver<Arc<Authority>>,
     /// What is the same for every cluster.
     pub site: Site,
     /// Name of this pod, for events.
@@ -119,6 +119,7 @@ impl Operator {
         let mut stop = Box::pin(stop);
         let begin = Instant::now();
         let now = || begin.elapsed();
+        let mut authority = context.authority.clone();
         loop {
             while let Some((key, waited)) = queue.next(now()) {
                 context.metrics.queue_wait_seconds.observe(waited.as_secs_f64());
@@ -133,6 +134,12 @@ impl Operator {
                     }
                 }
                 Some(key) = heard.recv() => queue.add(&key, now()),
+                Ok(()) = authority.changed() => {
+                    // Everybody's Secrets are renewed.
+                    for cluster in context.clusters.all(&None) {
+                        queue.add(&key(&*cluster), now());
+                    }
+                }
                 Some(Ok((key, next))) = looks.join_next() => {
                     if let Some(held) = next.held {
                         queue.hold(&key, now() + held);

@@ -12,9 +12,10 @@ use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::{Site, plan};
 use futures::FutureExt as _;
-use kube::Client;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
+use kube::{Client, Resource as _};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api_call::CallError;
@@ -24,7 +25,7 @@ use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
 use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
 use crate::operator::Clock;
-use crate::record::record;
+use crate::record::{record, unreadable};
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -53,7 +54,7 @@ pub(crate) struct Context {
     pub(crate) services: Arc<Known<ServiceMetadata>>,
     pub(crate) policies: Arc<Known<PolicyMetadata>>,
     pub(crate) schedulers: Schedulers,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) authority: watch::Receiver<Arc<Authority>>,
     pub(crate) site: Site,
     pub(crate) beliefs: Beliefs,
     pub(crate) recorder: Recorder,
@@ -124,8 +125,7 @@ async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookErr
     let cluster = match &guarded.0 {
         Ok(cluster) => cluster,
         Err(invalid) => {
-            // Stored under another schema. It stays as it is until somebody mends it.
-            tracing::warn!(cluster = %key, error = %invalid.error, "unreadable cluster");
+            unreadable(context, key, guarded.object_ref(&()), invalid).await;
             return Ok(None);
         }
     };

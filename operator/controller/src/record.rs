@@ -3,22 +3,27 @@
 use std::time::Duration;
 
 use ebbtide_api::{Cluster, ClusterStatus};
+use ebbtide_plan::queue::Key;
 use ebbtide_plan::{Change, Op, is_urgent};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde_json::json;
 
 use crate::api_call::{CallError, call};
 use crate::known::key;
-use crate::metrics::Phase;
+use crate::metrics::{Class, Phase};
 use crate::reconcile::Context;
 
 const FIELD_MANAGER: &str = "ebbtide-operator";
 
 /// Reason of the event that a cluster goes.
 const GOES: &str = "Idle";
+
+/// Longest note of an event, in characters. Kubernetes takes 1,024 bytes.
+const NOTE_MAX: usize = 256;
 
 /// Names that one event tells.
 const NAMED_MAX: usize = 8;
@@ -128,6 +133,7 @@ fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
             Op::DeletePod(pod) => ("DeletedPod", vec![pod.name.clone()]),
             Op::Retire { workers, .. } => ("Retiring", workers.clone()),
             Op::DeleteCluster { .. } => (GOES, Vec::new()),
+            Op::RenewSecret(_) => ("RenewedCertificates", Vec::new()),
             // Of no interest unless something goes wrong.
             Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => continue,
         };
@@ -156,6 +162,30 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
         secondary: about,
     };
     publish(context, &event, &cluster.object_ref(&())).await;
+}
+
+/// Tells of an object that was stored under another definition. It stays as it is until somebody mends it.
+pub(crate) async fn unreadable(
+    context: &Context,
+    key: &Key,
+    about: ObjectReference,
+    invalid: &InvalidObject,
+) {
+    let error = &invalid.error;
+    tracing::warn!(object = %key, error, "an object cannot be read");
+    context.metrics.reconcile_errors.get_or_create(&Class { class: "unreadable" }).inc();
+    if !context.beliefs.may_tell(key) {
+        return;
+    }
+    let note = format!("it cannot be read and is left as it is until it is corrected: {error}");
+    let event = Event {
+        type_: EventType::Warning,
+        reason: "Unreadable".to_owned(),
+        action: "Reconcile".to_owned(),
+        note: Some(note.chars().take(NOTE_MAX).collect()),
+        secondary: None,
+    };
+    publish(context, &event, &about).await;
 }
 
 /// Events are for people: losing one must not stop the work.

@@ -18,9 +18,9 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
-use crate::authority;
+use crate::authority::Keeper;
 use crate::counted::Counted;
 use crate::lease::Candidate;
 use crate::metrics::Metrics;
@@ -55,8 +55,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
     };
     metrics.is_leader.set(1);
-    let authority = tokio::select! {
-        loaded = authority::load(&client, &settings.namespace) => Arc::new(loaded?),
+    let keeper = tokio::select! {
+        loaded = Keeper::load(&client, &settings.namespace, settings.authority_pause()) => loaded?,
         lost = lease.keep() => bail!(lost),
         _ = terminate.recv() => {
             lease.release().await;
@@ -73,7 +73,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         client,
         namespaces: settings.namespaces(),
         schedulers: schedulers.clone(),
-        authority: Arc::clone(&authority),
+        authority: keeper.authority(),
         site,
         pod_name: settings.pod_name.clone(),
         metrics: metrics.clone(),
@@ -81,7 +81,8 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
         clock: Box::new(Timestamp::now),
     });
     metrics.refresh_by(operator.figures());
-    listen(&settings, authority, schedulers, operator.news()).await?;
+    listen(&settings, keeper.authority(), schedulers, operator.news()).await?;
+    tokio::spawn(keeper.work());
     tracing::info!(namespace = settings.namespace, "the operator is ready");
     let stop = async move { terminate.recv().await.unwrap_or_default() };
     // What is under way when the lease is lost is not waited for.
@@ -97,19 +98,20 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
 /// Accepts schedulers; what they say makes their cluster come up in the queue.
 async fn listen(
     settings: &Settings,
-    authority: Arc<Authority>,
+    mut authority: watch::Receiver<Arc<Authority>>,
     schedulers: Schedulers,
     news: impl Fn(&str) + Clone + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
-    let (configs, config) = watch::channel(identify(&authority)?);
+    let (configs, config) = watch::channel(identify(&authority.borrow_and_update())?);
     let listener = TcpListener::bind(&settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     tokio::spawn(ebbtide_listener::serve(listener, config, schedulers, news));
     tokio::spawn(async move {
         loop {
-            sleep(LEAF_INTERVAL).await;
-            match identify(&authority) {
+            // The time is up, or another one signs.
+            let _: Result<_, _> = timeout(LEAF_INTERVAL, authority.changed()).await;
+            match identify(&authority.borrow_and_update()) {
                 Ok(config) => drop(configs.send_replace(config)),
                 Err(error) => tracing::warn!(%error, "the operator keeps its old certificate"),
             }
@@ -122,7 +124,7 @@ async fn listen(
 fn identify(authority: &Authority) -> anyhow::Result<Arc<ServerConfig>> {
     let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
     let credentials = Credentials::from_pem(
-        authority.certificate().as_bytes(),
+        authority.believed().as_bytes(),
         leaf.certificate.as_bytes(),
         leaf.key.as_bytes(),
     )?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
+use jiff::SignedDuration;
 use serde::Deserialize;
 
 /// Keeps Ebbtide's clusters as they should be.
@@ -33,12 +34,20 @@ pub struct Settings {
     /// File that lists the packed environments: JSON, from each key to an image.
     #[arg(long)]
     pub environments: Option<PathBuf>,
+    /// Seconds between two steps of a replacement of the authority: what one wrote must have reached
+    /// every pod by then, so no less than kubelets take to renew the files of Secrets.
+    #[arg(long, default_value_t = 600)]
+    pub authority_pause_seconds: u32,
     /// Clusters that are worked on at once.
     #[arg(long, default_value_t = 32)]
     pub concurrency: u16,
 }
 
 impl Settings {
+    pub(crate) fn authority_pause(&self) -> SignedDuration {
+        SignedDuration::from_secs(i64::from(self.authority_pause_seconds))
+    }
+
     /// The namespaces that were named.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         let named = self.namespaces.iter().map(|it| it.trim()).filter(|it| !it.is_empty());

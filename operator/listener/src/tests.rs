@@ -32,7 +32,7 @@ type Connection = BufReader<TlsStream<TcpStream>>;
 
 impl Operator {
     async fn start() -> Self {
-        let (authority, _) = Authority::create(Timestamp::now()).unwrap();
+        let authority = Authority::create(Timestamp::now()).unwrap();
         let schedulers = Schedulers::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -82,7 +82,7 @@ impl Operator {
 fn credentials(authority: &Authority, identity: &Identity) -> Credentials {
     let leaf = authority.leaf(identity, Timestamp::now()).unwrap();
     let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
-    Credentials::from_pem(authority.certificate().as_bytes(), certificate, key).unwrap()
+    Credentials::from_pem(authority.believed().as_bytes(), certificate, key).unwrap()
 }
 
 async fn say(connection: &mut Connection, up: &Up) {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::iter;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
@@ -97,7 +98,11 @@ fn mount(
         for secret in sources.into_iter().flatten().filter_map(|source| source.secret.as_ref()) {
             for file in fs::read_dir(secrets.join(&secret.name))? {
                 let file = file?;
-                fs::copy(file.path(), target.join(file.file_name()))?;
+                // What is renewed there is renewed here.
+                match symlink(file.path(), target.join(file.file_name())) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    made => made?,
+                }
             }
         }
         mounts.insert(mount.mount_path.clone(), target);

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 /// The cluster as it was asked for, with its status.
 const CLUSTER: &str = "cluster.json";
-/// How a client reaches it. Holds secrets.
+/// How a client reaches it.
 const ENDPOINT: &str = "endpoint.json";
 /// Held while a cluster is started.
 const LOCK: &str = ".lock";

@@ -11,7 +11,7 @@ use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterStatus, Phase};
 use ebbtide_authority::{Authority, AuthorityError};
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::tls::{Credentials, CredentialsError, file};
+use ebbtide_contract::tls::{Credentials, CredentialsError};
 use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{
@@ -122,7 +122,7 @@ impl Supervisor {
         });
         state.write_cluster(&cluster).map_err(system("write the status"))?;
         let uid = cluster.uid().unwrap_or_default();
-        let (authority, _key) = Authority::create(Timestamp::now())?;
+        let authority = Authority::create(Timestamp::now())?;
         let network = network(&uid);
         let scheduler = Ipv4Addr::new(network[0], network[1], network[2], 1);
         let mut site = Site {
@@ -153,7 +153,7 @@ impl Supervisor {
     async fn listen(&mut self) -> Result<mpsc::Receiver<()>, SupervisorError> {
         let leaf = self.authority.leaf(&Identity::Operator, Timestamp::now())?;
         let credentials = Credentials::from_pem(
-            self.authority.certificate().as_bytes(),
+            self.authority.believed().as_bytes(),
             leaf.certificate.as_bytes(),
             leaf.key.as_bytes(),
         )?;
@@ -199,6 +199,7 @@ impl Supervisor {
             secrets.filter_map(|entry| entry.file_name().into_string().ok()).collect();
         Observed {
             secrets,
+            authority: self.authority.edition().to_owned(),
             services: self.services.clone(),
             has_network_policy: self.has_network_policy,
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
@@ -213,7 +214,7 @@ impl Supervisor {
             tracing::info!("{change}");
             let Change { op, .. } = change;
             match op {
-                Op::CreateSecret(secret) => self.create_secret(secret)?,
+                Op::CreateSecret(secret) | Op::RenewSecret(secret) => self.write_secret(secret)?,
                 // The loopback network is this machine's own; certificates keep strangers out.
                 Op::CreateNetworkPolicy(_) => self.has_network_policy = true,
                 Op::CreateService(service) => {
@@ -246,7 +247,7 @@ impl Supervisor {
         self.state.folder().join("secrets")
     }
 
-    fn create_secret(&self, secret: &SecretWanted) -> Result<(), SupervisorError> {
+    fn write_secret(&self, secret: &SecretWanted) -> Result<(), SupervisorError> {
         let now = Timestamp::now();
         let files = self.authority.credentials(&secret.identity, secret.has_token, now)?;
         let folder = self.secrets().join(&secret.name);
@@ -261,17 +262,11 @@ impl Supervisor {
     fn write_endpoint(&self) -> Result<(), SupervisorError> {
         let SchedulerAddress::Fixed(address) = &self.site.scheduler_address else { return Ok(()) };
         let name = self.cluster.name_any();
-        let client = self.secrets().join(client_secret(&self.cluster));
-        let read =
-            |file: &str| fs::read_to_string(client.join(file)).map_err(system("read credentials"));
         let endpoint = json!({
             "name": name,
             "clusterUid": self.cluster.uid().unwrap_or_default(),
             "address": { "tcp": address },
-            "authority": read(file::AUTHORITY)?,
-            "certificate": read(file::CERTIFICATE)?,
-            "key": read(file::KEY)?,
-            "token": read(file::TOKEN)?,
+            "credentials": self.secrets().join(client_secret(&self.cluster)),
         });
         self.state.write_endpoint(&endpoint).map_err(system("write the endpoint"))
     }

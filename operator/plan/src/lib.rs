@@ -71,6 +71,8 @@ pub enum SchedulerAddress {
 pub struct Observed {
     /// Names of the Secrets that exist and are this cluster's.
     pub secrets: BTreeSet<String>,
+    /// The edition of the authority: what it signs with, and whom everybody is to believe.
+    pub authority: String,
     /// Names of the Services that exist and are this cluster's.
     pub services: BTreeSet<String>,
     /// Whether the network policy exists.
@@ -144,7 +146,9 @@ pub struct Plan {
 impl Plan {
     /// The status when one of the changes could not be made.
     pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
-        let status = status::stuck(cluster, &self.status, error, now);
+        let written = cluster.status.as_ref().and_then(|it| it.credentials.clone());
+        let planned = ClusterStatus { credentials: written, ..self.status.clone() };
+        let status = status::stuck(cluster, &planned, error, now);
         times::timed(cluster.status.as_ref(), status, now)
     }
 }
@@ -164,6 +168,8 @@ pub struct Change {
 pub enum Op {
     /// Mint what the Secret is to hold and create it.
     CreateSecret(Box<SecretWanted>),
+    /// Mint what the Secret is to hold and write it over what it holds. Create it if there is none.
+    RenewSecret(Box<SecretWanted>),
     /// Create this policy.
     CreateNetworkPolicy(Box<NetworkPolicy>),
     /// Create this Service.
@@ -206,6 +212,7 @@ enum Image {
 pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
     let plan = step(cluster, observed, site, now);
     let plan = status::patient(cluster, observed, plan);
+    let plan = status::mindful(cluster, plan);
     Plan { status: times::timed(cluster.status.as_ref(), plan.status, now), ..plan }
 }
 
@@ -231,7 +238,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     let targets = scaling::targets(cluster, &children, observed, &idle, now);
 
     let mut changes = Vec::new();
-    let (mut are_more_due, mut secret_look) = (false, None);
+    let (mut are_more_due, mut secret_look, mut credentials) = (false, None, None);
     if idle.is_over {
         let uid = cluster.uid().unwrap_or_default();
         changes
@@ -243,10 +250,11 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         let scheduler = pods::scheduler_due(&made, &children);
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
         let waits = observed.pods.iter().any(PodSeen::may_wait_for_secret);
-        if scheduler.is_some() || !workers.is_empty() || waits {
-            changes.extend(secrets::due(cluster, observed));
-        }
-        secret_look = waits.then_some(SECRET_LOOK);
+        let is_needed = scheduler.is_some() || !workers.is_empty() || waits;
+        let secrets = secrets::due(cluster, observed, is_needed, now);
+        changes.extend(secrets.changes);
+        credentials = Some(secrets.edition);
+        secret_look = waits.then_some(SECRET_LOOK).into_iter().chain(secrets.next_look).min();
         changes.extend(network::due(cluster, observed));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
@@ -265,6 +273,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         targets: &targets,
         now,
     });
+    let status = ClusterStatus { credentials, ..status };
     let at_once = are_more_due.then_some(Duration::from_secs(1));
     let looks = [children.next_look, idle.next_look, at_once, secret_look];
     let looks = looks.into_iter().chain(targets.iter().map(|it| it.next_look));
@@ -414,6 +423,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.op {
             Op::CreateSecret(secret) => write!(f, "create secret {}", secret.name)?,
+            Op::RenewSecret(secret) => write!(f, "renew secret {}", secret.name)?,
             Op::CreateNetworkPolicy(policy) => {
                 write!(f, "create network policy {}", policy.name_any())?;
             }

@@ -112,10 +112,19 @@ pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Pla
                 && observed.pods.iter().any(is_well) =>
         {
             let next_look = [plan.next_look, Some(rest)].into_iter().flatten().min();
-            Plan { status: before.clone(), next_look, ..plan }
+            let credentials = plan.status.credentials.clone();
+            let status = ClusterStatus { credentials, ..before.clone() };
+            Plan { status, next_look, ..plan }
         }
         _ => plan,
     }
+}
+
+/// A plan whose status does not forget what the cluster's Secrets hold.
+pub(crate) fn mindful(cluster: &Cluster, plan: Plan) -> Plan {
+    let before = cluster.status.as_ref().and_then(|it| it.credentials.clone());
+    let credentials = plan.status.credentials.clone().or(before);
+    Plan { status: ClusterStatus { credentials, ..plan.status }, ..plan }
 }
 
 /// Whether a status says more than other counts, and people wait for it.
@@ -125,7 +134,9 @@ pub fn is_urgent(before: Option<&ClusterStatus>, next: &ClusterStatus) -> bool {
         let conditions = it.conditions.iter();
         conditions.map(|it| (it.type_.clone(), it.status.clone(), it.reason.clone())).collect()
     };
-    let decided = |it: &ClusterStatus| (it.phase, it.observed_generation, it.image.clone());
+    let decided = |it: &ClusterStatus| {
+        (it.phase, it.observed_generation, it.image.clone(), it.credentials.clone())
+    };
     decided(before) != decided(next) || told(before) != told(next)
 }
 

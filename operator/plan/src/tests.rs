@@ -1,4 +1,5 @@
 mod groups;
+mod renewal;
 mod unheard;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +72,7 @@ impl World {
 
     fn carry_out(&mut self, op: &Op) {
         match op {
-            Op::CreateSecret(secret) => {
+            Op::CreateSecret(secret) | Op::RenewSecret(secret) => {
                 self.observed.secrets.insert(secret.name.clone());
             }
             Op::CreateNetworkPolicy(_) => self.observed.has_network_policy = true,

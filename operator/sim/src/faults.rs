@@ -15,6 +15,8 @@ pub enum Fault {
     List(usize, usize),
     /// After the nth write somebody takes away everything of a kind that clusters have.
     Taken(usize, Kind),
+    /// The operator panics at its nth look at the time: once in each look at a cluster, and more.
+    Panic(usize),
     /// The nth request of any kind gets no answer for so long, and is then refused with 503.
     Slow(usize, Duration),
 }

@@ -98,6 +98,10 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
         sleep(TIGHT_TIME).await;
         world.server.set_quota(None);
     }
+    if conditions.is_renewed {
+        world.renew();
+        world.until("all is renewed", |store| world.is_renewed(store)).await?;
+    }
     world.until("it has grown", |store| is_ready(store, most)).await?;
     world.queue(0);
     world.until("it has shrunk", |store| is_ready(store, 1)).await?;
@@ -247,6 +251,11 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
     for (about, conditions) in [
         ("two worker groups and one fault", Conditions { groups: 2, ..quiet.clone() }),
         ("no room for a while and one fault", Conditions { is_tight: true, ..quiet.clone() }),
+        ("another authority and one fault", Conditions { is_renewed: true, ..quiet.clone() }),
+        (
+            "another authority, two operators and one fault",
+            Conditions { is_renewed: true, ..two.clone() },
+        ),
         (
             "no room for a while, two operators and one fault",
             Conditions { is_tight: true, ..two.clone() },
@@ -320,6 +329,7 @@ fn singles(counts: Counts) -> Vec<Fault> {
     for nth in 0..counts.requests {
         faults.extend([1, 20].map(|seconds| Fault::Slow(nth, Duration::from_secs(seconds))));
     }
+    faults.extend((0..counts.times).map(Fault::Panic));
     faults
 }
 

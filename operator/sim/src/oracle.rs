@@ -30,6 +30,7 @@ pub fn judge(
         | (Verb::Get, _)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
         (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
+        (Verb::Replace, kinds::SECRET) => of_the_same_owner(store, asked),
         // It is the job's memory.
         (Verb::Replace, kinds::CLUSTER_JOB) => {
             let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
@@ -178,6 +179,14 @@ fn after_what_it_needs(store: &Store, pod: &Value) -> Result<(), String> {
         return Err(format!("{name} comes before its service"));
     }
     has_secrets(store, pod, name)
+}
+
+/// Whether what is written over was made for the same cluster.
+fn of_the_same_owner(store: &Store, asked: &Asked<'_>) -> Result<(), String> {
+    let Ok(there) = store.get(asked.kind, asked.name) else { return Ok(()) };
+    let [before, after] = [&**there, asked.body].map(|it| &it["metadata"]["ownerReferences"]);
+    let is_same = before.is_array() && before == after;
+    is_same.then_some(()).ok_or_else(|| format!("{} is another's, and written over", asked.name))
 }
 
 fn has_secrets(store: &Store, pod: &Value, name: &Value) -> Result<(), String> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::future::pending;
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ pub struct Counts {
     pub lists: usize,
     /// Their requests of every kind.
     pub requests: usize,
+    /// How often they asked what time it is, while they looked at clusters and jobs.
+    pub times: usize,
 }
 
 impl Inner {
@@ -136,6 +139,18 @@ impl Server {
         let since = self.started_at.elapsed();
         let begin = Timestamp::from_second(BEGIN).unwrap_or_default();
         begin.checked_add(since).unwrap_or(begin)
+    }
+
+    /// The same, for an operator that looks at a cluster or job and may panic.
+    pub fn time_of_a_look(&self) -> Timestamp {
+        let pick = |it: &Fault, nth| matches!(it, Fault::Panic(at) if *at == nth).then_some(());
+        let (nth, panics) = self.lock().meet(|counts| &mut counts.times, pick);
+        if panics.is_some() {
+            self.log("the operator panics");
+            // Without the words on standard error that others have.
+            resume_unwind(Box::new(format!("look {nth} at the time")));
+        }
+        self.now()
     }
 
     /// Lets an operator's requests for leases go without an answer from now on.

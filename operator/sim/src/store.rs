@@ -176,6 +176,9 @@ impl Store {
             }
             next["status"] = there["status"].clone();
         }
+        if kind == kinds::SECRET {
+            take_string_data(&mut next);
+        }
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use ebbtide_contract::tls::LEAF_LIFE;
 use ebbtide_controller::lease::LEASE;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
@@ -41,6 +42,60 @@ fn a_job_comes_to_its_end_once_whatever_goes_wrong_and_nothing_is_left_of_it() {
         with_jobs().unwrap().into_iter().step_by(step.unwrap_or(3)).collect();
     assert!(worlds.len() > 500);
     play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
+fn a_look_that_panics_hurts_its_cluster_for_a_moment_and_nobody_else_and_is_made_again() {
+    within(|| async {
+        let world = World::new(&Conditions {
+            faults: (0..20).map(|nth| Fault::Panic(2 * nth)).collect(),
+            ..Conditions::quiet()
+        });
+        for nth in 0..8 {
+            let mut cluster = cluster("1Gi");
+            cluster["metadata"]["name"] = json!(format!("risk-{nth}"));
+            world.apply(&cluster);
+        }
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let are_ready = |store: &Store| {
+            store.list(kinds::CLUSTER).filter(|it| it["status"]["phase"] == "Ready").count() == 9
+        };
+        world.until("all are ready", are_ready).await.unwrap();
+        world.rest(Duration::from_mins(10)).await.unwrap();
+    });
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anything() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        let mut unreadable = cluster("1Gi");
+        unreadable["metadata"]["name"] = json!("odd");
+        unreadable["spec"]["workers"] = json!("three");
+        let mut job = json!({ "metadata": { "name": "odd-job", "namespace": "default" } });
+        job["spec"] = json!({ "retries": "many" });
+        world.apply(&unreadable);
+        world.apply_a(kinds::CLUSTER_JOB, &job);
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let told = |store: &Store| -> Vec<String> {
+            let events = store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable");
+            events.map(|it| format!("{} {}", it["regarding"]["name"], it["note"])).collect()
+        };
+        let events = world.server.look(told);
+        assert!(events.len() == 2 && events.iter().all(|it| it.contains("odd")), "{events:?}");
+        world.restart(0);
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        // Somebody mends it.
+        unreadable["spec"] = cluster("1Gi")["spec"].clone();
+        world.apply(&unreadable);
+        let is_ready = |store: &Store| {
+            store.get(kinds::CLUSTER, "odd").is_ok_and(|it| it["status"]["phase"] == "Ready")
+        };
+        world.until("the other is ready, too", is_ready).await.unwrap();
+        world.rest(Duration::from_mins(2)).await.unwrap();
+    });
 }
 
 #[test]
@@ -182,6 +237,46 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
         world.apply(&cluster("1Gi"));
         world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
         world.rest(Duration::from_hours(1)).await.unwrap();
+    });
+}
+
+#[test]
+fn another_authority_reaches_every_secret_once_and_no_pod_is_touched() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        sleep(Duration::from_mins(5)).await;
+        let (children, before) = (world.children(), world.server.counts().writes);
+        world.renew();
+        world.until("it is renewed", |store| world.is_renewed(store)).await.unwrap();
+        world.rest(Duration::from_mins(5)).await.unwrap();
+        // Three Secrets, a status and an event.
+        assert_eq!(world.server.counts().writes - before, 5, "{}", world.server.trace());
+        assert_eq!(world.children(), children);
+        world.restart(0);
+        world.rest(Duration::from_mins(5)).await.unwrap();
+    });
+}
+
+#[test]
+fn certificates_are_renewed_long_before_they_end() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        let mut cluster = cluster("1Gi");
+        cluster["spec"]["lifetime"]["idle"]["after"] = json!("9000h");
+        world.apply(&cluster);
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let leaves = |store: &Store| -> Vec<String> {
+            store.list(kinds::SECRET).map(|it| it["data"]["tls.crt"].to_string()).collect()
+        };
+        let mut before = world.server.look(leaves);
+        for _ in 0..2 {
+            sleep(LEAF_LIFE / 2).await;
+            let after = world.server.look(leaves);
+            assert!(before.len() == 3 && after.iter().all(|it| !before.contains(it)));
+            before = after;
+        }
     });
 }
 

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use ebbtide_api::names;
 use ebbtide_authority::Authority;
+use ebbtide_contract::tls::file;
 use ebbtide_controller::lease::Candidate;
 use ebbtide_controller::metrics::Metrics;
 use ebbtide_controller::operator::{Equipment, Operator};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{SchedulerAddress, Site};
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -32,10 +34,10 @@ const RESTART: Duration = Duration::from_secs(1);
 /// The longest time that a world may take to become what it should be.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// One authority for all worlds: making one is dear.
-static AUTHORITY: LazyLock<Arc<Authority>> = LazyLock::new(|| {
+/// The authority of all worlds, and the one after it: making them is dear.
+static AUTHORITIES: LazyLock<[Arc<Authority>; 2]> = LazyLock::new(|| {
     let now = Timestamp::from_second(1_000_000).expect("it is in the calendar");
-    Arc::new(Authority::create(now).expect("an authority can be made").0)
+    [(); 2].map(|()| Arc::new(Authority::create(now).expect("an authority can be made")))
 });
 
 /// How a world begins.
@@ -55,6 +57,8 @@ pub struct Conditions {
     pub groups: usize,
     /// Whether there is no room for more workers for a while.
     pub is_tight: bool,
+    /// Whether another authority takes over while there is work.
+    pub is_renewed: bool,
     /// Whether jobs are lived through, and not clusters alone.
     pub has_jobs: bool,
 }
@@ -73,6 +77,7 @@ struct Shared {
     heard: Heard,
     lives: Mutex<usize>,
     has_lease: bool,
+    authority: watch::Sender<Arc<Authority>>,
 }
 
 struct Running {
@@ -89,9 +94,17 @@ impl Conditions {
     /// One operator, and nothing goes wrong.
     pub fn quiet() -> Self {
         let (faults, failure) = (Vec::new(), None);
-        let (has_lease, is_whole, is_tight) = (false, true, false);
-        let has_jobs = false;
-        Self { faults, failure, operators: 1, has_lease, is_whole, groups: 1, is_tight, has_jobs }
+        Self {
+            faults,
+            failure,
+            operators: 1,
+            has_lease: false,
+            is_whole: true,
+            groups: 1,
+            is_tight: false,
+            is_renewed: false,
+            has_jobs: false,
+        }
     }
 }
 
@@ -106,6 +119,7 @@ impl World {
             heard: Arc::clone(&heard),
             lives: Mutex::new(0),
             has_lease: conditions.has_lease,
+            authority: watch::channel(Arc::clone(&AUTHORITIES[0])).0,
         });
         let is_whole = conditions.is_whole;
         server.watch_over(Box::new(move |store, asked| judge(store, asked, &heard, is_whole)));
@@ -123,6 +137,20 @@ impl World {
         lock(&self.shared.engines).tasks = tasks;
         self.server.log(&format!("{tasks} tasks wait"));
         self.server.wake();
+    }
+
+    /// Has another authority sign, and everybody believe in it alone.
+    pub fn renew(&self) {
+        self.server.log("another authority signs");
+        self.shared.authority.send_replace(Arc::clone(&AUTHORITIES[1]));
+    }
+
+    /// Whether all Secrets hold what the authority of now gave.
+    pub fn is_renewed(&self, store: &Store) -> bool {
+        let believed = self.shared.authority.borrow().believed().as_bytes().to_vec();
+        let believed = serde_json::to_value(ByteString(believed)).unwrap_or_default();
+        let mut secrets = store.list(kinds::SECRET).peekable();
+        secrets.peek().is_some() && secrets.all(|it| it["data"][file::AUTHORITY] == believed)
     }
 
     /// Takes an operator away in the middle of whatever it does.
@@ -246,7 +274,7 @@ impl Shared {
             client: server.client(who),
             namespaces: Vec::new(),
             schedulers: schedulers.clone(),
-            authority: Arc::clone(&AUTHORITY),
+            authority: self.authority.subscribe(),
             site: Site {
                 operator: "operator:7443".to_owned(),
                 scheduler_address: SchedulerAddress::Services,
@@ -255,7 +283,7 @@ impl Shared {
             pod_name: None,
             concurrency: 32,
             metrics: Metrics::default(),
-            clock: Box::new(move || clock.now()),
+            clock: Box::new(move || clock.time_of_a_look()),
         });
         let news = Box::new(operator.news());
         let (stop, stopped) = oneshot::channel();

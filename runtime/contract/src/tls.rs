@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
@@ -30,10 +32,14 @@ pub mod file {
     pub const TOKEN: &str = "token";
 }
 
+/// How long a leaf is valid: thirty days. It is renewed long before.
+pub const LEAF_LIFE: Duration = Duration::from_hours(30 * 24);
+
 /// What a process proves itself with, and whose signature it believes.
 #[derive(Debug)]
 pub struct Credentials {
-    authority: CertificateDer<'static>,
+    /// One, or several while one takes over from another.
+    authorities: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
@@ -49,9 +55,9 @@ pub enum CredentialsError {
         /// Why.
         source: io::Error,
     },
-    /// PEM text that holds no certificate or key.
-    #[error("{name} is not PEM")]
-    Pem {
+    /// Text that is not what its file should hold.
+    #[error("{name} is not what it should be: PEM text, or a token")]
+    Text {
         /// Which of the files.
         name: &'static str,
     },
@@ -61,15 +67,20 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads the three PEM texts.
+    /// Reads the three PEM texts. The first may hold several certificates: each is believed.
     pub fn from_pem(
         authority: &[u8],
         certificate: &[u8],
         key: &[u8],
     ) -> Result<Self, CredentialsError> {
-        let pem = |name| move |_| CredentialsError::Pem { name };
+        let pem = |name| move |_| CredentialsError::Text { name };
+        let authorities: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(authority).collect();
+        let authorities = authorities.map_err(pem(file::AUTHORITY))?;
+        if authorities.is_empty() {
+            return Err(CredentialsError::Text { name: file::AUTHORITY });
+        }
         Ok(Self {
-            authority: CertificateDer::from_pem_slice(authority).map_err(pem(file::AUTHORITY))?,
+            authorities,
             chain: vec![
                 CertificateDer::from_pem_slice(certificate).map_err(pem(file::CERTIFICATE))?,
             ],
@@ -79,16 +90,14 @@ impl Credentials {
 
     /// Reads a credentials folder.
     pub fn from_folder(folder: &Path) -> Result<Self, CredentialsError> {
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read(&path).map_err(|source| CredentialsError::Read { path, source })
-        };
-        Self::from_pem(&read(file::AUTHORITY)?, &read(file::CERTIFICATE)?, &read(file::KEY)?)
+        let [authority, certificate, key] =
+            [file::AUTHORITY, file::CERTIFICATE, file::KEY].map(|name| read(folder, name));
+        Self::from_pem(&authority?, &certificate?, &key?)
     }
 
     /// A configuration that dials only a peer which proves exactly this identity.
     pub fn dial(&self, expected: Identity) -> Result<ClientConfig, CredentialsError> {
-        let verifier = Arc::new(PeerVerifier::new(&self.authority, Expected::Exactly(expected))?);
+        let verifier = Arc::new(PeerVerifier::new(&self.authorities, Expected::Exactly(expected))?);
         Ok(ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])?
             .dangerous()
@@ -113,12 +122,71 @@ impl Credentials {
     }
 
     fn accept_expected(&self, expected: Expected) -> Result<ServerConfig, CredentialsError> {
-        let verifier = Arc::new(PeerVerifier::new(&self.authority, expected)?);
+        let verifier = Arc::new(PeerVerifier::new(&self.authorities, expected)?);
         Ok(ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?)
     }
+}
+
+/// Reads the token in a credentials folder.
+pub fn token(folder: &Path) -> Result<String, CredentialsError> {
+    let text = String::from_utf8(read(folder, file::TOKEN)?);
+    text.map_err(|_| CredentialsError::Text { name: file::TOKEN })
+}
+
+fn read(folder: &Path, name: &str) -> Result<Vec<u8>, CredentialsError> {
+    let path = folder.join(name);
+    fs::read(&path).map_err(|source| CredentialsError::Read { path, source })
+}
+
+/// Something made of the credentials in a folder, and made again when these change: a process lives longer
+/// than its certificate.
+pub struct Current<T> {
+    folder: PathBuf,
+    make: Box<Make<T>>,
+    last: Mutex<(Stamp, Arc<T>)>,
+}
+
+type Make<T> = dyn Fn(&Credentials) -> Result<T, CredentialsError> + Send + Sync;
+
+/// What tells files from those that were there before.
+type Stamp = [Option<(u64, SystemTime)>; 3];
+
+impl<T> Current<T> {
+    /// Made of what is in the folder now.
+    pub fn new(
+        folder: &Path,
+        make: impl Fn(&Credentials) -> Result<T, CredentialsError> + Send + Sync + 'static,
+    ) -> Result<Self, CredentialsError> {
+        let stamp = stamp(folder);
+        let made = make(&Credentials::from_folder(folder)?)?;
+        let (folder, make) = (folder.to_owned(), Box::new(make));
+        Ok(Self { folder, make, last: Mutex::new((stamp, Arc::new(made))) })
+    }
+
+    /// Made of what is in the folder now; what was made before while that cannot be used, for the files
+    /// may be half written.
+    pub fn get(&self) -> Arc<T> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = stamp(&self.folder);
+        if now != last.0
+            && let Ok(made) = Credentials::from_folder(&self.folder).and_then(|it| (self.make)(&it))
+            // Read from one set of files, not from two.
+            && stamp(&self.folder) == now
+        {
+            *last = (now, Arc::new(made));
+        }
+        Arc::clone(&last.1)
+    }
+}
+
+fn stamp(folder: &Path) -> Stamp {
+    [file::AUTHORITY, file::CERTIFICATE, file::KEY].map(|name| {
+        let about = fs::metadata(folder.join(name)).ok()?;
+        Some((about.ino(), about.modified().ok()?))
+    })
 }
 
 /// The name that rustls wants for a dialled peer. It is not sent to be believed: identities are.
@@ -154,17 +222,20 @@ impl Expected {
 
 #[derive(Debug)]
 struct PeerVerifier {
-    anchor: TrustAnchor<'static>,
+    anchors: Vec<TrustAnchor<'static>>,
     expected: Expected,
     provider: Arc<CryptoProvider>,
 }
 
 impl PeerVerifier {
-    fn new(authority: &CertificateDer<'_>, expected: Expected) -> Result<Self, Error> {
-        let anchor = anchor_from_trusted_cert(authority)
-            .map_err(|error| Error::General(format!("{}: {error}", file::AUTHORITY)))?
-            .to_owned();
-        Ok(Self { anchor, expected, provider: provider() })
+    fn new(authorities: &[CertificateDer<'_>], expected: Expected) -> Result<Self, Error> {
+        let anchor = |authority| {
+            let anchor = anchor_from_trusted_cert(authority);
+            let anchor = anchor.map(|anchor| anchor.to_owned());
+            anchor.map_err(|error| Error::General(format!("{}: {error}", file::AUTHORITY)))
+        };
+        let anchors = authorities.iter().map(anchor).collect::<Result<_, _>>()?;
+        Ok(Self { anchors, expected, provider: provider() })
     }
 
     fn verify(
@@ -175,10 +246,9 @@ impl PeerVerifier {
         now: UnixTime,
     ) -> Result<(), Error> {
         let algorithms = self.provider.signature_verification_algorithms.all;
-        let anchors = std::slice::from_ref(&self.anchor);
         EndEntityCert::try_from(certificate)
             .and_then(|leaf| {
-                leaf.verify_for_usage(algorithms, anchors, chain, now, usage, None, None)
+                leaf.verify_for_usage(algorithms, &self.anchors, chain, now, usage, None, None)
                     .map(|_| ())
             })
             .map_err(|error| reject(&error))?;

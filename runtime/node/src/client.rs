@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::client::connection::{Connection, Order, Shared, open};
+use crate::client::connection::{Connection, Order, Shared, Way};
 use crate::frame::FrameError;
 use crate::in_process::Watch;
 use crate::result::TooLarge;
@@ -28,7 +28,7 @@ const INTERRUPT_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a question may go without an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// How to reach a cluster's scheduler and how to prove that one may. Holds secrets.
+/// How to reach a cluster's scheduler, and where what proves that one may lies.
 #[derive(Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
@@ -38,14 +38,8 @@ pub struct Endpoint {
     pub cluster_uid: String,
     /// Where it listens.
     pub address: Address,
-    /// PEM certificate of the authority.
-    pub authority: String,
-    /// PEM certificate of the client.
-    pub certificate: String,
-    /// PEM key of the client.
-    pub key: String,
-    /// The cluster's token.
-    pub token: String,
+    /// Folder of a client's credentials and the token. It is read for each connection anew.
+    pub credentials: PathBuf,
 }
 
 /// Where a scheduler listens.
@@ -134,10 +128,11 @@ impl Client {
     pub fn connect(endpoint: &Endpoint) -> Result<Self, ClientError> {
         let built = Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = built.map_err(|error| ClientError::Runtime(Arc::new(error)))?;
-        let opened = runtime.block_on(open(endpoint))?;
+        let way = Way::new(endpoint)?;
+        let opened = runtime.block_on(way.open())?;
         let shared = Arc::new(Shared::default());
         let (orders, ordered) = mpsc::unbounded_channel();
-        let connection = Connection::new(endpoint.clone(), Arc::clone(&shared), ordered);
+        let connection = Connection::new(way, Arc::clone(&shared), ordered);
         runtime.spawn(connection.keep(opened));
         Ok(Self {
             name: endpoint.name.clone(),

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::slice;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ebbtide_contract::demand::{Down, Fact, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, PROTOCOL, Up};
-use ebbtide_contract::tls;
+use ebbtide_contract::tls::{self, Current};
 use rustls::ClientConfig;
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -29,7 +28,7 @@ pub(crate) type Facts = BTreeMap<String, Fact>;
 /// Where the operator is and how the scheduler proves itself there.
 pub(crate) struct Operator {
     pub(crate) address: String,
-    pub(crate) config: Arc<ClientConfig>,
+    pub(crate) config: Current<ClientConfig>,
     pub(crate) epoch: u64,
 }
 
@@ -62,7 +61,7 @@ impl Operator {
         orders: &mpsc::Sender<Down>,
     ) -> Result<(), FrameError> {
         let stream = dial(slice::from_ref(&self.address)).await?;
-        let connector = TlsConnector::from(Arc::clone(&self.config));
+        let connector = TlsConnector::from(self.config.get());
         let stream = timeout(HANDSHAKE_MAX, connector.connect(tls::any_name(), stream))
             .await
             .map_err(std::io::Error::from)??;

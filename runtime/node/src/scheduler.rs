@@ -4,7 +4,6 @@ mod accept;
 mod hall;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ebbtide_buffer::Pool;
@@ -50,11 +49,11 @@ pub async fn run(
     settings: &Settings,
     stop: impl Future<Output = ()>,
 ) -> Result<(), SchedulerError> {
-    let credentials = &settings.credentials;
-    let accept = credentials
-        .accept(&settings.cluster_uid, &[Role::Worker, Role::Client])
-        .map_err(SettingsError::from)?;
-    let dial = credentials.dial(Identity::Operator).map_err(SettingsError::from)?;
+    let uid = settings.cluster_uid.clone();
+    let accept = settings.current(move |it| it.accept(&uid, &[Role::Worker, Role::Client]))?;
+    let dial = settings.current(|it| it.dial(Identity::Operator))?;
+    // It changes with the rest; that there is none is told now.
+    settings.token()?;
     let epoch = epoch();
     let listener = listen(settings.listen_ip(), port::SCHEDULER).await?;
     let http = listen(settings.listen_ip(), port::HTTP).await?;
@@ -63,14 +62,11 @@ pub async fn run(
     let (facts, facts_seen) = watch::channel(Facts::new());
     let (answers, answers_seen) = mpsc::unbounded_channel();
     let (orders, mut ordered) = mpsc::channel(INPUTS_MAX);
-    let operator = Operator {
-        address: crate::settings::required(variable::OPERATOR)?,
-        config: Arc::new(dial),
-        epoch,
-    };
+    let operator =
+        Operator { address: crate::settings::required(variable::OPERATOR)?, config: dial, epoch };
     let door = Door {
-        config: Arc::new(accept),
-        token: settings.token()?,
+        config: accept,
+        settings: settings.clone(),
         epoch,
         pool: Pool::new(POOL_BYTES),
         inputs: inputs.clone(),

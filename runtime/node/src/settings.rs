@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::{env, fs, thread};
 
-use ebbtide_contract::tls::Credentials;
+use ebbtide_contract::tls::{self, Credentials, CredentialsError, Current};
 use ebbtide_contract::variable;
 
 /// Part of the memory limit that chunks and tasks may take. The rest is for the program itself,
@@ -35,14 +35,11 @@ pub enum SettingsError {
     },
     /// Credentials that cannot be used.
     #[error("the credentials cannot be used")]
-    Credentials(#[from] ebbtide_contract::tls::CredentialsError),
-    /// A token that cannot be read.
-    #[error("cannot read the token")]
-    Token(#[source] std::io::Error),
+    Credentials(#[from] CredentialsError),
 }
 
 /// What schedulers and workers are started with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `metadata.uid` of the cluster.
     pub cluster_uid: String,
@@ -50,21 +47,18 @@ pub struct Settings {
     pub pod_name: String,
     /// Address at which peers reach this process.
     pub pod_ip: String,
-    /// Who this process is.
-    pub credentials: Credentials,
+    /// Where what proves who this process is lies, as it is now.
     folder: PathBuf,
 }
 
 impl Settings {
     /// Reads the environment.
     pub fn from_env() -> Result<Self, SettingsError> {
-        let folder = PathBuf::from(required(variable::CREDENTIALS)?);
         Ok(Self {
             cluster_uid: required(variable::CLUSTER_UID)?,
             pod_name: required(variable::POD_NAME)?,
             pod_ip: required(variable::POD_IP)?,
-            credentials: Credentials::from_folder(&folder)?,
-            folder,
+            folder: PathBuf::from(required(variable::CREDENTIALS)?),
         })
     }
 
@@ -79,10 +73,17 @@ impl Settings {
         }
     }
 
-    /// The token that clients must present.
-    pub fn token(&self) -> Result<String, SettingsError> {
-        let path = self.folder.join(ebbtide_contract::tls::file::TOKEN);
-        fs::read_to_string(path).map_err(SettingsError::Token)
+    /// Something made of the credentials, that changes with them.
+    pub(crate) fn current<T>(
+        &self,
+        make: impl Fn(&Credentials) -> Result<T, CredentialsError> + Send + Sync + 'static,
+    ) -> Result<Current<T>, SettingsError> {
+        Ok(Current::new(&self.folder, make)?)
+    }
+
+    /// The token that clients must present now.
+    pub(crate) fn token(&self) -> Result<String, SettingsError> {
+        Ok(tls::token(&self.folder)?)
     }
 }
 

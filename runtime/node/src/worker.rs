@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_contract::tls::Current;
 use ebbtide_contract::{port, variable};
 use ebbtide_core::message::{FromWorker, ToWorker};
 use ebbtide_core::worker::Event;
@@ -93,11 +94,12 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let scheduler = settings::required(variable::SCHEDULER)?;
     let scheduler: Vec<String> = scheduler.split(',').map(str::to_owned).collect();
     let uid = &settings.cluster_uid;
-    let credentials = &settings.credentials;
-    let dial = credentials.dial(Identity::member(uid, Role::Scheduler));
-    let dial = Arc::new(dial.map_err(SettingsError::from)?);
-    let accept = credentials.accept(uid, &[Role::Worker]).map_err(SettingsError::from)?;
-    let dial_peer = credentials.dial(Identity::member(uid, Role::Worker));
+    let [scheduler_identity, peer] =
+        [Role::Scheduler, Role::Worker].map(|it| Identity::member(uid, it));
+    let dial = settings.current(move |it| it.dial(scheduler_identity.clone()))?;
+    let dial_peer = settings.current(move |it| it.dial(peer.clone()))?;
+    let uid = uid.clone();
+    let accept = settings.current(move |it| it.accept(&uid, &[Role::Worker]))?;
 
     let pool = Pool::new(settings::pool_bytes(memory_bytes));
     let epoch = Arc::new(AtomicU64::new(0));
@@ -116,14 +118,8 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
     let engine =
         Engine::start(cores, memory_bytes, &equipment, report).map_err(WorkerError::Threads)?;
     let (fetched, inputs) = mpsc::channel(INPUTS_MAX);
-    let peers = Peers::new(
-        dial_peer.map_err(SettingsError::from)?,
-        pool.clone(),
-        fetched,
-        Arc::clone(&epoch),
-    );
-    let serving =
-        Serving { config: Arc::new(accept), store: engine.store(), pool: pool.clone(), epoch };
+    let peers = Peers::new(dial_peer, pool.clone(), fetched, Arc::clone(&epoch));
+    let serving = Serving { config: accept, store: engine.store(), pool: pool.clone(), epoch };
     tokio::spawn(serving.open(listener));
     tokio::spawn(http::serve(http, metrics));
 
@@ -155,7 +151,7 @@ impl Node {
     async fn stay_registered(
         &mut self,
         addresses: &[String],
-        config: &Arc<ClientConfig>,
+        config: &Current<ClientConfig>,
         hello: &Hello,
     ) -> Result<(), WorkerError> {
         let mut lost_at = Instant::now();
@@ -251,12 +247,12 @@ impl Node {
 
 async fn register(
     addresses: &[String],
-    config: &Arc<ClientConfig>,
+    config: &Current<ClientConfig>,
     hello: &Hello,
 ) -> Result<(impl link::Stream + use<>, u64), FrameError> {
     let stream = link::dial(addresses).await?;
     let address = stream.peer_addr()?;
-    let Link { mut stream, .. } = link::connect(stream, Arc::clone(config)).await?;
+    let Link { mut stream, .. } = link::connect(stream, config.get()).await?;
     link::write_first(&mut stream, hello).await?;
     match link::read_first(&mut stream).await? {
         Welcome::Worker { id, epoch } => {

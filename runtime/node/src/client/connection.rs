@@ -10,9 +10,10 @@ use ebbtide_array::graph::Graph;
 use ebbtide_array::{Array, ArrayError};
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_contract::identity::{Identity, Role};
-use ebbtide_contract::tls::Credentials;
+use ebbtide_contract::tls::{self, CredentialsError, Current};
 use ebbtide_core::Bytes;
 use ebbtide_core::message::Failure;
+use rustls::ClientConfig;
 use tokio::io::ReadHalf;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -249,9 +250,9 @@ impl Entered {
     }
 }
 
-/// The way to one scheduler, opened again when it breaks.
+/// The connection to one scheduler, opened again when it breaks.
 pub(super) struct Connection {
-    endpoint: Endpoint,
+    way: Way,
     shared: Arc<Shared>,
     orders: mpsc::UnboundedReceiver<Order>,
     /// Counts connections.
@@ -260,11 +261,11 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(
-        endpoint: Endpoint,
+        way: Way,
         shared: Arc<Shared>,
         orders: mpsc::UnboundedReceiver<Order>,
     ) -> Self {
-        Self { endpoint, shared, orders, life: 0 }
+        Self { way, shared, orders, life: 0 }
     }
 
     /// Carries orders and replies until the client is gone.
@@ -332,7 +333,7 @@ impl Connection {
         loop {
             let start = Instant::now();
             let last = loop {
-                match open(&self.endpoint).await {
+                match self.way.open().await {
                     Ok(opened) => return Some(opened),
                     Err(ClientError::Connection(..)) if start.elapsed() < RECONNECT_MAX => {
                         sleep(RECONNECT_INTERVAL).await;
@@ -348,54 +349,71 @@ impl Connection {
     }
 }
 
-/// Connects, proving both sides.
-pub(super) async fn open(endpoint: &Endpoint) -> Result<Opened, ClientError> {
-    match &endpoint.address {
-        Address::Tcp(address) => {
-            let stream = link::dial(slice::from_ref(address)).await;
-            greet(endpoint, stream.map_err(|error| lost(endpoint, error))?).await
+/// The way to one scheduler, and how the client proves itself there.
+pub(super) struct Way {
+    endpoint: Endpoint,
+    config: Current<ClientConfig>,
+}
+
+impl Way {
+    pub(super) fn new(endpoint: &Endpoint) -> Result<Self, ClientError> {
+        let scheduler = Identity::member(&endpoint.cluster_uid, Role::Scheduler);
+        let config = Current::new(&endpoint.credentials, move |it| it.dial(scheduler.clone()));
+        let config = config.map_err(|error| unusable(endpoint, error))?;
+        Ok(Self { endpoint: endpoint.clone(), config })
+    }
+
+    /// Connects, proving both sides.
+    pub(super) async fn open(&self) -> Result<Opened, ClientError> {
+        match &self.endpoint.address {
+            Address::Tcp(address) => {
+                let stream = link::dial(slice::from_ref(address)).await;
+                self.greet(stream.map_err(|error| self.lost(error))?).await
+            }
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(FrameError::from);
+                self.greet(stream.map_err(|error| self.lost(error))?).await
+            }
         }
-        Address::Unix(path) => {
-            let stream = UnixStream::connect(path).await.map_err(FrameError::from);
-            greet(endpoint, stream.map_err(|error| lost(endpoint, error))?).await
+    }
+
+    async fn greet<S: Stream + 'static>(&self, stream: S) -> Result<Opened, ClientError> {
+        let name = || self.endpoint.name.clone();
+        let lost = |error| self.lost(error);
+        let Link { mut stream, .. } =
+            link::connect(stream, self.config.get()).await.map_err(lost)?;
+        let token = tls::token(&self.endpoint.credentials);
+        let token = token.map_err(|error| unusable(&self.endpoint, error))?;
+        let hello = Hello::Client { token: Token(token) };
+        link::write_first(&mut stream, &hello).await.map_err(lost)?;
+        match link::read_first(&mut stream).await.map_err(lost)? {
+            Welcome::Yes => {}
+            Welcome::Refused(reason) => return Err(ClientError::Refused(name(), reason)),
+            Welcome::Worker { .. } => return Err(lost(FrameError::Stranger)),
+        }
+        let (outbox, reader) = link::split_off(stream);
+        let (replies, received) = mpsc::channel(REPLIES_MAX);
+        tokio::spawn(read_all(reader, replies));
+        Ok((outbox, received))
+    }
+
+    fn lost(&self, error: FrameError) -> ClientError {
+        let name = self.endpoint.name.clone();
+        match error {
+            FrameError::Refused(_) | FrameError::Version(_) => {
+                ClientError::Refused(name, error.to_string())
+            }
+            FrameError::Stream(_)
+            | FrameError::Stranger
+            | FrameError::TooLong { .. }
+            | FrameError::Checksum(_)
+            | FrameError::Header(_) => ClientError::Connection(name, Arc::new(error)),
         }
     }
 }
 
-fn lost(endpoint: &Endpoint, error: FrameError) -> ClientError {
-    match error {
-        FrameError::Refused(_) | FrameError::Version(_) => {
-            ClientError::Refused(endpoint.name.clone(), error.to_string())
-        }
-        FrameError::Stream(_)
-        | FrameError::Stranger
-        | FrameError::TooLong { .. }
-        | FrameError::Checksum(_)
-        | FrameError::Header(_) => ClientError::Connection(endpoint.name.clone(), Arc::new(error)),
-    }
-}
-
-async fn greet<S: Stream + 'static>(endpoint: &Endpoint, stream: S) -> Result<Opened, ClientError> {
-    let name = || endpoint.name.clone();
-    let lost = |error| lost(endpoint, error);
-    let Endpoint { authority, certificate, key, .. } = endpoint;
-    let scheduler = Identity::member(&endpoint.cluster_uid, Role::Scheduler);
-    let config =
-        Credentials::from_pem(authority.as_bytes(), certificate.as_bytes(), key.as_bytes())
-            .and_then(|credentials| credentials.dial(scheduler))
-            .map_err(|error| ClientError::Credentials(name(), Arc::new(error)))?;
-    let Link { mut stream, .. } = link::connect(stream, Arc::new(config)).await.map_err(lost)?;
-    let hello = Hello::Client { token: Token(endpoint.token.clone()) };
-    link::write_first(&mut stream, &hello).await.map_err(lost)?;
-    match link::read_first(&mut stream).await.map_err(lost)? {
-        Welcome::Yes => {}
-        Welcome::Refused(reason) => return Err(ClientError::Refused(name(), reason)),
-        Welcome::Worker { .. } => return Err(lost(FrameError::Stranger)),
-    }
-    let (outbox, reader) = link::split_off(stream);
-    let (replies, received) = mpsc::channel(REPLIES_MAX);
-    tokio::spawn(read_all(reader, replies));
-    Ok((outbox, received))
+fn unusable(endpoint: &Endpoint, error: CredentialsError) -> ClientError {
+    ClientError::Credentials(endpoint.name.clone(), Arc::new(error))
 }
 
 async fn read_all<S: Stream>(mut reader: ReadHalf<S>, replies: mpsc::Sender<Reply>) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ebbtide_array::CHUNK_BYTES_MAX;
 use ebbtide_buffer::Pool;
 use ebbtide_contract::identity::{Identity, Role};
+use ebbtide_contract::tls::Current;
 use ebbtide_core::WorkerId;
 use ebbtide_core::message::FromWorker;
 use ebbtide_core::scheduler::Joining;
@@ -21,6 +22,7 @@ use crate::frame::{self, FrameError, GRAPH_BYTES_MAX};
 use crate::link::{self, Link};
 use crate::metered::Metered;
 use crate::scheduler::hall::Input;
+use crate::settings::Settings;
 use crate::wire::{ClientFrame, Hello, Welcome, WorkerFrame};
 
 /// Connections at once: 1,000 workers and clients with room to spare.
@@ -30,8 +32,8 @@ const CONNECTIONS_MAX: usize = 4096;
 const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(super) struct Door {
-    pub(super) config: Arc<ServerConfig>,
-    pub(super) token: String,
+    pub(super) config: Current<ServerConfig>,
+    pub(super) settings: Settings,
     pub(super) epoch: u64,
     pub(super) pool: Pool,
     pub(super) inputs: mpsc::Sender<Input>,
@@ -66,7 +68,7 @@ impl Door {
 
     async fn welcome(&self, stream: TcpStream) -> Result<(), FrameError> {
         link::prepare(&stream)?;
-        let Link { mut stream, peer } = link::accept(stream, Arc::clone(&self.config)).await?;
+        let Link { mut stream, peer } = link::accept(stream, self.config.get()).await?;
         let hello: Hello = link::read_first(&mut stream).await?;
         let Identity::Member { role, .. } = peer else { return Err(FrameError::Stranger) };
         match (hello, role) {
@@ -91,7 +93,8 @@ impl Door {
     }
 
     fn is_token(&self, token: &str) -> bool {
-        token.as_bytes().ct_eq(self.token.as_bytes()).into()
+        let ours = self.settings.token().inspect_err(|error| tracing::warn!(%error, "no client"));
+        ours.is_ok_and(|ours| token.as_bytes().ct_eq(ours.as_bytes()).into())
     }
 
     async fn worker(

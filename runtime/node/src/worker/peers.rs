@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ebbtide_array::CHUNK_BYTES_MAX;
 use ebbtide_buffer::{Buffer, Pool};
+use ebbtide_contract::tls::Current;
 use ebbtide_core::{TaskId, WorkerId};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,7 +36,7 @@ const ASKED_MAX: usize = 16;
 
 /// The other workers, as far as the scheduler named them.
 pub(super) struct Peers {
-    config: Arc<ClientConfig>,
+    config: Arc<Current<ClientConfig>>,
     pool: Pool,
     inputs: mpsc::Sender<Input>,
     epoch: Arc<AtomicU64>,
@@ -45,7 +46,7 @@ pub(super) struct Peers {
 
 impl Peers {
     pub(super) fn new(
-        config: ClientConfig,
+        config: Current<ClientConfig>,
         pool: Pool,
         inputs: mpsc::Sender<Input>,
         epoch: Arc<AtomicU64>,
@@ -112,7 +113,7 @@ fn silent() -> io::Error {
 struct Peer {
     id: WorkerId,
     address: String,
-    config: Arc<ClientConfig>,
+    config: Arc<Current<ClientConfig>>,
     pool: Pool,
     inputs: mpsc::Sender<Input>,
     epoch: u64,
@@ -139,7 +140,7 @@ impl Peer {
         wanted: &mut mpsc::UnboundedReceiver<TaskId>,
     ) -> Result<(), FrameError> {
         let stream = link::dial(slice::from_ref(&self.address)).await?;
-        let Link { stream, .. } = link::connect(stream, Arc::clone(&self.config)).await?;
+        let Link { stream, .. } = link::connect(stream, self.config.get()).await?;
         let (reader, mut stream) = tokio::io::split(stream);
         let (mut reader, meter) = Metered::new(reader);
         link::write_first(&mut stream, &Hello::Peer { epoch: self.epoch }).await?;
@@ -188,7 +189,7 @@ impl Peer {
 
 /// What this worker lends to its peers.
 pub(super) struct Serving {
-    pub(super) config: Arc<ServerConfig>,
+    pub(super) config: Current<ServerConfig>,
     pub(super) store: Store,
     pub(super) pool: Pool,
     pub(super) epoch: Arc<AtomicU64>,
@@ -220,7 +221,7 @@ impl Serving {
 
     async fn serve(&self, stream: TcpStream) -> Result<(), FrameError> {
         link::prepare(&stream)?;
-        let Link { mut stream, .. } = link::accept(stream, Arc::clone(&self.config)).await?;
+        let Link { mut stream, .. } = link::accept(stream, self.config.get()).await?;
         let hello: Hello = link::read_first(&mut stream).await?;
         let epoch = self.epoch.load(Ordering::Acquire);
         if !matches!(hello, Hello::Peer { epoch: theirs } if theirs == epoch) {

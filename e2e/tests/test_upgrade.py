@@ -1,0 +1,88 @@
+"""The operator is changed, taken away and brought back: what runs stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import ebbtide as eb
+from conftest import KUBE, kubectl, mean, on_the_dev_cluster, run, up
+
+CHART = Path(__file__).parents[2] / "charts" / "ebbtide"
+RELEASE = ("ebbtide", "-n", "ebbtide")
+
+
+def helm(*arguments: str) -> str:
+    """Run the dev cluster's helm."""
+    return run(f"{KUBE}/cluster.sh", "helm", *arguments)
+
+
+def values() -> dict:
+    """Read the values that the chart was installed with."""
+    return json.loads(helm("get", "values", *RELEASE, "-o", "json"))
+
+
+def pods(namespace: str) -> dict[str, tuple[str, int]]:
+    """Tell uids and restarts of pods by their names."""
+    found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+    return {
+        it["metadata"]["name"]: (
+            it["metadata"]["uid"],
+            sum(one["restartCount"] for one in it["status"]["containerStatuses"]),
+        )
+        for it in found
+    }
+
+
+def works(namespace: str, workers: int) -> None:
+    """Have the operator of now change the size, and a client compute something."""
+    spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
+            for end in ("max", "min")]  # fmt: skip
+    kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
+    ready = f"--for=jsonpath={{.status.workers.ready}}={workers}"
+    kubectl("wait", "ebb/mean", "-n", namespace, ready, "--timeout=60s")
+    with eb.Cluster("mean", namespace=namespace):
+        assert mean((1000, 1000)).compute() == mean((1000, 1000)).compute()
+
+
+@on_the_dev_cluster
+def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(), namespace):
+        before = pods(namespace)
+        more = ("--set", "replicas=2", "--set", "podLabels.round=second")
+        helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *more,
+             "--wait", "--timeout", "90s")  # fmt: skip
+        try:
+            labelled = ["pods", "-n", "ebbtide", "-l", "round=second", "-o", "name"]
+            assert len(kubectl("get", *labelled).split()) == 2
+            works(namespace, 2)
+            assert before.items() <= pods(namespace).items()
+        finally:
+            helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
+        works(namespace, 3)
+        assert before.items() <= pods(namespace).items()
+
+
+@on_the_dev_cluster
+def test_clusters_outlive_the_chart_and_are_taken_up_again_when_it_comes_back(
+    namespace: str, manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = tmp_path / "values.json"
+    given.write_text(json.dumps(values()))
+    with up(manifest(), namespace):
+        before = pods(namespace)
+        helm("uninstall", *RELEASE, "--wait")
+        try:
+            # The definitions, and the policy without which clusters would be made unchecked.
+            kubectl("get", "crd/clusters.ebbtide.dev", "crd/clusterjobs.ebbtide.dev")
+            kubectl("get", "validatingadmissionpolicy/ebbtide-lent-rights")
+            with eb.Cluster("mean", namespace=namespace):
+                assert mean((1000, 1000)).compute() == mean((1000, 1000)).compute()
+        finally:
+            helm("install", *RELEASE[:1], str(CHART), *RELEASE[1:], "--values", str(given),
+                 "--wait", "--timeout", "90s")  # fmt: skip
+        works(namespace, 2)
+        assert before.items() <= pods(namespace).items()
