@@ -255,6 +255,48 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
         assert set(pods.split()) == {"0"}
 
 
+#: Tells whether metrics can be read at an address.
+LOOK = """
+import sys, urllib.request
+try:
+    with urllib.request.urlopen(f"http://{sys.argv[1]}:8787/metrics", timeout=3) as answer:
+        print([line for line in answer.read().decode().splitlines() if "ebbtide_workers " in line])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_who_is_let_in_by_the_manifest_reaches_the_clients_port_and_no_other(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def read(what: str, path: str) -> str:
+        return kubectl("get", *what.split(), "-n", namespace, "-o", f"jsonpath={{{path}}}")
+
+    def let(team: str | None) -> None:
+        access = {"namespaces": {"matchLabels": {"kubernetes.io/metadata.name": team}}}
+        spec = {"spec": {"access": access if team else None}}
+        kubectl("patch", "ebb", "mean", "-n", namespace, "--type=merge", "-p", json.dumps(spec))
+
+    with up(manifest(), namespace), abroad() as far:
+        ip = read("pod -l ebbtide.dev/role=scheduler", ".items[0].status.podIP")
+        image = read("ebb mean", ".status.image")
+        with pod(far, image) as python:
+            assert python(KNOCK, ip) == "timed out\n"
+            let(far)
+            until(lambda: python(KNOCK, ip), "connected")
+            # They need a certificate as everybody does, and see nothing else.
+            assert refused(python(KNOCK, ip))
+            assert "timed out" in python(LOOK, ip)
+            let("nobody")
+            until(lambda: python(KNOCK, ip), "timed out")
+            assert len(read("networkpolicy", ".items[*].metadata.name").split()) == 2
+            let(None)
+            until(
+                lambda: str("access" in read("networkpolicy", ".items[*].metadata.name")), "False"
+            )
+            assert python(KNOCK, ip) == "timed out\n"
+
+
 def frame(header: bytes, header_bytes: int | None = None, payload_bytes: int = 0) -> bytes:
     """Make a frame whose lengths may be lies, without its payload."""
     length = len(header) if header_bytes is None else header_bytes

@@ -11,6 +11,8 @@ use ebbtide_api::Cluster;
 use ebbtide_local::settings;
 use ebbtide_local::state::State;
 use ebbtide_node::client::Endpoint;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use tokio::time::{Instant, sleep};
 
@@ -58,6 +60,7 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     let mut cluster = cluster.clone();
     cluster.metadata.uid = Some(fresh_uid()?);
     cluster.metadata.generation = Some(1);
+    cluster.metadata.creation_timestamp = Some(Time(Timestamp::now()));
     state.write_cluster(&cluster)?;
     let log = File::create(state.folder().join("log"))?;
     // A session of its own: it lives on when this terminal closes.

@@ -117,12 +117,34 @@ pub struct ClusterSpec {
     #[serde(default)]
     #[schemars(range(min = 0, max = 10_000))]
     pub min_workers: i32,
+    /// Who may reach the scheduler over the network, beside the pods of the cluster's own namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// How the number of workers follows the queue.
     #[serde(default)]
     pub scaling: Scaling,
     /// When the cluster goes.
     #[serde(default)]
     pub lifetime: Lifetime,
+}
+
+/// Who may reach the scheduler over the network. What they must prove stays the same: they need the
+/// certificate and the token of the cluster's clients.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Access {
+    /// Pods of these namespaces.
+    pub namespaces: NamespaceSelector,
+}
+
+/// Namespaces by their labels.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NamespaceSelector {
+    /// Labels that a namespace must have, all of them. Every namespace has its name as
+    /// `kubernetes.io/metadata.name`.
+    #[schemars(length(min = 1, max = 16))]
+    pub match_labels: BTreeMap<String, String>,
 }
 
 /// A package list.

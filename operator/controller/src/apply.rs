@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebbtide_api::Cluster;
 use ebbtide_authority::AuthorityError;
-use ebbtide_plan::{Change, Op, SecretWanted};
+use ebbtide_plan::{Change, ObjectRef, Op, SecretWanted};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api_call::{CallError, call};
 use crate::metrics::Kind;
-use crate::observe::{self, NETWORK_POLICY};
+use crate::observe;
 use crate::reconcile::Context;
 
 /// Why a change was not applied.
@@ -50,7 +50,10 @@ pub(crate) async fn apply(
         | Op::CreateNetworkPolicy(_)
         | Op::CreateService(_) => Step::Needed,
         Op::CreatePod(_) => Step::Pods,
-        Op::DeletePod(_) | Op::Retire { .. } | Op::DeleteCluster { .. } => Step::Others,
+        Op::DeleteNetworkPolicy(_)
+        | Op::DeletePod(_)
+        | Op::Retire { .. }
+        | Op::DeleteCluster { .. } => Step::Others,
     };
     let failed = AtomicBool::new(false);
     for (now, at_once) in
@@ -102,8 +105,14 @@ async fn carry_out(
         }
         Op::CreateNetworkPolicy(policy) => {
             create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
-            context.beliefs.learn(cluster, NETWORK_POLICY.to_owned());
+            context.beliefs.learn(cluster, observe::network_policy(&policy.name_any()));
             "create network policy"
+        }
+        Op::DeleteNetworkPolicy(ObjectRef { name, uid }) => {
+            let what = "delete a network policy";
+            delete::<NetworkPolicy>(context, what, &namespace, (name, uid)).await?;
+            context.beliefs.unlearn(cluster, &observe::network_policy(name));
+            "delete network policy"
         }
         Op::CreateService(service) => {
             create::<Service>(context, cluster, "service", service).await?;

@@ -137,6 +137,13 @@ impl Beliefs {
         belief.there.insert(what, Instant::now());
     }
 
+    /// Something of a cluster was deleted.
+    pub(crate) fn unlearn(&self, cluster: &Cluster, what: &str) {
+        if let Some(belief) = self.lock().get_mut(&key(cluster)) {
+            belief.there.remove(what);
+        }
+    }
+
     /// What is believed about a cluster, and how much longer. What is too old is forgotten: creating it
     /// again finds out.
     fn recall(&self, key: &Key, uid: &str) -> BTreeMap<String, Duration> {
@@ -320,13 +327,17 @@ pub(crate) fn secret(name: &str) -> String {
     format!("{SECRET}{name}")
 }
 
+pub(crate) fn network_policy(name: &str) -> String {
+    format!("{NETWORK_POLICY}{name}")
+}
+
 pub(crate) fn service(name: &str) -> String {
     format!("{SERVICE}{name}")
 }
 
 const SECRET: &str = "secret/";
 const SERVICE: &str = "service/";
-pub(crate) const NETWORK_POLICY: &str = "network policy";
+const NETWORK_POLICY: &str = "network policy/";
 
 /// Reads what is known of a cluster. Pods, Services and policy come from the caches, demand from the
 /// scheduler's own connection, Secrets from what this operator made, so that a cluster that is as it
@@ -342,7 +353,8 @@ pub(crate) fn observe(
     let known = context.beliefs.recall(key, uid);
     let mut services: BTreeSet<String> =
         context.services.of(namespace, uid).iter().map(|it| it.name_any()).collect();
-    let mut has_network_policy = !context.policies.of(namespace, uid).is_empty();
+    let mut network_policies: BTreeMap<String, Option<String>> =
+        context.policies.of(namespace, uid).iter().map(|it| (it.name_any(), it.uid())).collect();
     let mut pods: Vec<PodSeen> =
         context.pods.of(namespace, uid).iter().map(|pod| seen(pod)).collect();
     let (mut secrets, mut doubts) = (BTreeSet::new(), Vec::new());
@@ -352,8 +364,12 @@ pub(crate) fn observe(
             false
         } else if let Some(name) = what.strip_prefix(SERVICE) {
             services.insert(name.to_owned())
+        } else if let Some(name) = what.strip_prefix(NETWORK_POLICY) {
+            let is_news = !network_policies.contains_key(name);
+            network_policies.entry(name.to_owned()).or_default();
+            is_news
         } else {
-            !std::mem::replace(&mut has_network_policy, true)
+            false
         };
         doubts.extend(is_news.then_some(rest));
     }
@@ -365,7 +381,7 @@ pub(crate) fn observe(
         secrets,
         authority: context.authority.borrow().edition().to_owned(),
         services,
-        has_network_policy,
+        network_policies,
         pods,
         demand: context.schedulers.demand(uid),
         silent_for: context.schedulers.silent_for(uid),

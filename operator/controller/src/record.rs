@@ -135,7 +135,10 @@ fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
             Op::DeleteCluster { .. } => (GOES, Vec::new()),
             Op::RenewSecret(_) => ("RenewedCertificates", Vec::new()),
             // Of no interest unless something goes wrong.
-            Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => continue,
+            Op::CreateSecret(_)
+            | Op::CreateNetworkPolicy(_)
+            | Op::DeleteNetworkPolicy(_)
+            | Op::CreateService(_) => continue,
         };
         match all.iter_mut().find(|it| (it.reason, it.why) == (reason, change.why)) {
             Some(told) => told.pods.extend(pods),
@@ -197,7 +200,7 @@ pub(crate) async fn publish(context: &Context, event: &Event, about: &ObjectRefe
 
 #[cfg(test)]
 mod tests {
-    use ebbtide_plan::{Change, Op, PodRef};
+    use ebbtide_plan::{Change, ObjectRef, Op};
 
     use super::{Told, told};
 
@@ -205,7 +208,7 @@ mod tests {
     fn what_is_done_to_many_for_one_reason_is_told_once() {
         let delete = |name: &str, why| {
             let (name, uid) = (name.to_owned(), String::new());
-            Change { op: Op::DeletePod(PodRef { name, uid }), why }
+            Change { op: Op::DeletePod(ObjectRef { name, uid }), why }
         };
         let workers = (0..12).map(|it| format!("w-{it}")).collect();
         let retire = Op::Retire { workers, deadline_seconds: 1 };

@@ -66,6 +66,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     let site = Site {
         operator: settings.address.clone(),
         scheduler_address: SchedulerAddress::Services,
+        monitoring: settings.monitoring_namespaces.clone(),
         environments: environments(settings.environments.as_deref())?,
     };
     let schedulers = Schedulers::default();

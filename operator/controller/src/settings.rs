@@ -38,6 +38,9 @@ pub struct Settings {
     /// every pod by then, so no less than kubelets take to renew the files of Secrets.
     #[arg(long, default_value_t = 600)]
     pub authority_pause_seconds: u32,
+    /// Namespaces whose pods may read the metrics of schedulers and workers.
+    #[arg(long, env = "EBBTIDE_MONITORING_NAMESPACES", value_delimiter = ',')]
+    pub monitoring_namespaces: Vec<String>,
     /// Clusters that are worked on at once.
     #[arg(long, default_value_t = 32)]
     pub concurrency: u16,

@@ -75,7 +75,7 @@ struct Supervisor {
     next_host: u8,
     next_uid: u64,
     processes: BTreeMap<String, Process>,
-    has_network_policy: bool,
+    network_policies: BTreeMap<String, Option<String>>,
     services: BTreeSet<String>,
 }
 
@@ -128,6 +128,7 @@ impl Supervisor {
         let mut site = Site {
             operator: String::new(),
             scheduler_address: SchedulerAddress::Fixed(format!("{scheduler}:{}", port::SCHEDULER)),
+            monitoring: Vec::new(),
             environments: BTreeMap::new(),
         };
         let environment = prepare(&cluster, &mut site).await;
@@ -144,7 +145,7 @@ impl Supervisor {
             next_host: 2,
             next_uid: 0,
             processes: BTreeMap::new(),
-            has_network_policy: false,
+            network_policies: BTreeMap::new(),
             services: BTreeSet::new(),
         })
     }
@@ -201,7 +202,7 @@ impl Supervisor {
             secrets,
             authority: self.authority.edition().to_owned(),
             services: self.services.clone(),
-            has_network_policy: self.has_network_policy,
+            network_policies: self.network_policies.clone(),
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
             demand: self.schedulers.demand(&uid),
             silent_for: self.schedulers.silent_for(&uid),
@@ -216,7 +217,12 @@ impl Supervisor {
             match op {
                 Op::CreateSecret(secret) | Op::RenewSecret(secret) => self.write_secret(secret)?,
                 // The loopback network is this machine's own; certificates keep strangers out.
-                Op::CreateNetworkPolicy(_) => self.has_network_policy = true,
+                Op::CreateNetworkPolicy(policy) => {
+                    self.network_policies.insert(policy.name_any(), Some(String::new()));
+                }
+                Op::DeleteNetworkPolicy(policy) => {
+                    self.network_policies.remove(&policy.name);
+                }
                 Op::CreateService(service) => {
                     self.services.insert(service.name_any());
                 }

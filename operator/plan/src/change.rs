@@ -20,7 +20,8 @@ pub enum Class {
 }
 
 /// The class of each field, and of what is below it. `*` is any member of a list.
-const CLASSES: [(&str, Class); 11] = [
+const CLASSES: [(&str, Class); 12] = [
+    ("access", Class::Live),
     ("environment", Class::Immutable),
     ("image", Class::Immutable),
     ("lifetime", Class::Live),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use crate::pods::made_from;
-use crate::{Change, Observed, Op, PodPhase, PodRef, PodSeen, Trouble};
+use crate::{Change, ObjectRef, Observed, Op, PodPhase, PodSeen, Trouble};
 
 /// How long a pod that ended keeps its name.
 const PAUSE_AFTER_END: Duration = Duration::from_secs(10);
@@ -26,11 +26,11 @@ pub(crate) struct Children {
     /// The workers of each group of the spec, in its order, and of groups that it no longer has.
     pub(crate) groups: Vec<Workers>,
     /// Pods that ended and have waited long enough.
-    pub(crate) ended: Vec<PodRef>,
+    pub(crate) ended: Vec<ObjectRef>,
     /// How many of those that run were made from settings that are others now.
     pub(crate) behind: usize,
     /// Pods that did not start and were made from settings that are others now.
-    pub(crate) outdated: Vec<PodRef>,
+    pub(crate) outdated: Vec<ObjectRef>,
     /// Why the scheduler cannot start, or ended, with its name.
     pub(crate) of_scheduler: Option<(String, Trouble)>,
     pub(crate) next_look: Option<Duration>,
@@ -54,7 +54,7 @@ pub(crate) struct Workers {
 
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) pod: PodRef,
+    pub(crate) pod: ObjectRef,
     pub(crate) is_registered: bool,
 }
 
@@ -180,8 +180,8 @@ fn is_stillborn(pod: &PodSeen) -> bool {
     crate::lifetime::since(created_at, ended_at) < LIFE_MIN
 }
 
-pub(crate) fn pod_ref(pod: &PodSeen) -> PodRef {
-    PodRef { name: pod.name.clone(), uid: pod.uid.clone() }
+pub(crate) fn pod_ref(pod: &PodSeen) -> ObjectRef {
+    ObjectRef { name: pod.name.clone(), uid: pod.uid.clone() }
 }
 
 /// The index of a worker, if the pod's name is the one that we would give to it.

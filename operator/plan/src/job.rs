@@ -22,7 +22,7 @@ use crate::job::attempt::{Ended, Lost, attempt};
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
-use crate::{Image, PodPhase, PodRef, PodSeen, Site, image, settings};
+use crate::{Image, ObjectRef, PodPhase, PodSeen, Site, image, settings};
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
@@ -85,7 +85,7 @@ pub enum JobOp {
     /// Create the pod of an attempt.
     CreatePod(Box<Pod>),
     /// Delete this very pod.
-    DeletePod(PodRef),
+    DeletePod(ObjectRef),
     /// Create a run of its schedule.
     CreateJob(Box<ClusterJob>),
     /// Delete this very job.
@@ -229,7 +229,7 @@ fn suspended(job: &ClusterJob, observed: &JobObserved, known: ClusterJobStatus) 
 fn leave(job: &ClusterJob, observed: &JobObserved, why: &'static str) -> Vec<JobChange> {
     let live = observed.pods.iter().filter(|it| it.phase != PodPhase::Ended && !it.is_deleting);
     let pods =
-        live.map(|it| JobOp::DeletePod(PodRef { name: it.name.clone(), uid: it.uid.clone() }));
+        live.map(|it| JobOp::DeletePod(ObjectRef { name: it.name.clone(), uid: it.uid.clone() }));
     let cluster = observed.cluster.iter().filter(|it| is_own(job, *it) && !is_going(*it));
     let clusters = cluster.map(|it| JobOp::DeleteCluster(named(it)));
     pods.chain(clusters).map(|op| JobChange { op, why }).collect()
@@ -351,7 +351,7 @@ fn after_failure(
 fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -> JobPlan {
     let mut changes = Vec::new();
     if !pod.is_deleting && !observed.has_cluster_of(pod) {
-        let op = JobOp::DeletePod(PodRef { name: pod.name.clone(), uid: pod.uid.clone() });
+        let op = JobOp::DeletePod(ObjectRef { name: pod.name.clone(), uid: pod.uid.clone() });
         changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
     }
     let (phase, message) = match (pod.is_deleting, pod.phase) {

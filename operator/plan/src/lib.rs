@@ -53,6 +53,8 @@ pub struct Site {
     pub operator: String,
     /// Where a scheduler is reached.
     pub scheduler_address: SchedulerAddress,
+    /// Namespaces whose pods may read the metrics of schedulers and workers.
+    pub monitoring: Vec<String>,
     /// For each package list, by its key: the image that holds it, or why there can be none.
     pub environments: BTreeMap<String, Result<String, String>>,
 }
@@ -75,8 +77,9 @@ pub struct Observed {
     pub authority: String,
     /// Names of the Services that exist and are this cluster's.
     pub services: BTreeSet<String>,
-    /// Whether the network policy exists.
-    pub has_network_policy: bool,
+    /// Names and uids of the network policies that exist and are this cluster's. What was made a moment ago
+    /// may have no uid yet.
+    pub network_policies: BTreeMap<String, Option<String>>,
     /// The pods of this cluster.
     pub pods: Vec<PodSeen>,
     /// What the scheduler says, while it is connected.
@@ -172,12 +175,14 @@ pub enum Op {
     RenewSecret(Box<SecretWanted>),
     /// Create this policy.
     CreateNetworkPolicy(Box<NetworkPolicy>),
+    /// Delete this very policy.
+    DeleteNetworkPolicy(ObjectRef),
     /// Create this Service.
     CreateService(Box<Service>),
     /// Create this pod.
     CreatePod(Box<Pod>),
     /// Delete this very pod.
-    DeletePod(PodRef),
+    DeletePod(ObjectRef),
     /// Ask the scheduler to do without these workers.
     Retire {
         /// Their names.
@@ -192,9 +197,9 @@ pub enum Op {
     },
 }
 
-/// Names one pod for as long as it lives. A name alone may by now be another pod's.
+/// Names one object for as long as it lives. A name alone may by now be another one's.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct PodRef {
+pub struct ObjectRef {
     /// `metadata.name`.
     pub name: String,
     /// `metadata.uid`, sent as the deletion's precondition.
@@ -255,7 +260,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         changes.extend(secrets.changes);
         credentials = Some(secrets.edition);
         secret_look = waits.then_some(SECRET_LOOK).into_iter().chain(secrets.next_look).min();
-        changes.extend(network::due(cluster, observed));
+        changes.extend(network::due(cluster, observed, site));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
         changes.extend(scaling::fewer(cluster, &children, &targets));
@@ -299,6 +304,7 @@ enum Source<'a> {
 fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     check_workers(&spec.workers)?;
     check_least(spec)?;
+    check_access(spec)?;
     settings::check(spec)?;
     match (&spec.image, &spec.environment) {
         (Some(image), None) => Ok(Source::Given(image)),
@@ -367,6 +373,17 @@ fn check_least(spec: &ClusterSpec) -> Result<(), String> {
     ))
 }
 
+fn check_access(spec: &ClusterSpec) -> Result<(), String> {
+    let Some(access) = &spec.access else { return Ok(()) };
+    let labels = &access.namespaces.match_labels;
+    let checked = if labels.is_empty() {
+        Err("give a label that the namespaces have".to_owned())
+    } else {
+        labels.iter().try_for_each(|(key, value)| settings::check_label(key, value))
+    };
+    checked.map_err(|error| format!("spec.access.namespaces.matchLabels: {error}"))
+}
+
 fn packed(request: &Request, site: &Site) -> Image {
     let key = request.key();
     match site.environments.get(key.as_str()) {
@@ -427,6 +444,7 @@ impl fmt::Display for Change {
             Op::CreateNetworkPolicy(policy) => {
                 write!(f, "create network policy {}", policy.name_any())?;
             }
+            Op::DeleteNetworkPolicy(policy) => write!(f, "delete network policy {}", policy.name)?,
             Op::CreateService(service) => write!(f, "create service {}", service.name_any())?,
             Op::CreatePod(pod) => write!(f, "create pod {}", pod.name_any())?,
             Op::DeletePod(pod) => write!(f, "delete pod {}", pod.name)?,

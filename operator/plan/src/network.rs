@@ -9,23 +9,87 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
     NetworkPolicySpec,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-use crate::{Change, Observed, Op, metadata};
+use crate::{Change, ObjectRef, Observed, Op, Site, metadata};
 
-pub(crate) fn due(cluster: &Cluster, observed: &Observed) -> Vec<Change> {
-    let mut changes = Vec::new();
+/// How the name of the policy begins that says who else may reach the cluster.
+const ACCESS: &str = "access-";
+
+/// What is due: first what is missing, so that nothing is closed for a moment that stays open, then what is open
+/// no more. Policies are told apart by their names: one that is to say something else has another name.
+pub(crate) fn due(cluster: &Cluster, observed: &Observed, site: &Site) -> Vec<Change> {
     let why = "the cluster has none";
-    if !observed.has_network_policy {
-        let op = Op::CreateNetworkPolicy(Box::new(policy(cluster)));
-        changes.push(Change { op, why });
-    }
+    let wanted: Vec<NetworkPolicy> =
+        std::iter::once(policy(cluster)).chain(access(cluster, site)).collect();
+    let there = &observed.network_policies;
+    let is_wanted = |name: &String| wanted.iter().any(|it| it.name_any() == *name);
+    let is_of_access = |name: &String| {
+        let says = name.rsplit('-').next().unwrap_or_default();
+        *name == names::child(&cluster.name_any(), &format!("{ACCESS}{says}"))
+    };
+    let others = there.iter().filter(|(name, _)| is_of_access(name) && !is_wanted(name));
+    let others = others.filter_map(|(name, uid)| {
+        let of = ObjectRef { name: name.clone(), uid: uid.clone()? };
+        Some(Change { op: Op::DeleteNetworkPolicy(of), why: "others may reach the cluster now" })
+    });
+    let others: Vec<Change> = others.collect();
+    let missing = wanted.into_iter().filter(|it| !there.contains_key(&it.name_any()));
+    let created = |it| Change { op: Op::CreateNetworkPolicy(Box::new(it)), why };
+    let mut changes: Vec<Change> = missing.map(created).collect();
     let services = services(cluster);
     let missing = services.into_iter().filter(|it| !observed.services.contains(&it.name_any()));
     changes.extend(missing.map(|it| Change { op: Op::CreateService(Box::new(it)), why }));
+    changes.extend(others);
     changes
+}
+
+/// What is open beyond the namespace: the clients' port to whom the spec names, and metrics to whom the site
+/// does.
+fn access(cluster: &Cluster, site: &Site) -> Option<NetworkPolicy> {
+    let from = |selector: LabelSelector, port: u16| NetworkPolicyIngressRule {
+        from: Some(vec![NetworkPolicyPeer {
+            namespace_selector: Some(selector),
+            ..NetworkPolicyPeer::default()
+        }]),
+        ports: Some(vec![tcp(port)]),
+    };
+    let clients = cluster.spec.access.as_ref().map(|access| {
+        let match_labels = Some(access.namespaces.match_labels.clone());
+        from(LabelSelector { match_labels, ..LabelSelector::default() }, port::SCHEDULER)
+    });
+    let monitoring = (!site.monitoring.is_empty()).then(|| {
+        let named = LabelSelectorRequirement {
+            key: "kubernetes.io/metadata.name".to_owned(),
+            operator: "In".to_owned(),
+            values: Some(site.monitoring.clone()),
+        };
+        let match_expressions = Some(vec![named]);
+        from(LabelSelector { match_expressions, ..LabelSelector::default() }, port::HTTP)
+    });
+    let rules: Vec<_> = clients.into_iter().chain(monitoring).collect();
+    if rules.is_empty() {
+        return None;
+    }
+    let spec = ingress(cluster, rules);
+    // A spec of ours has a form in JSON.
+    let says = names::fingerprint(&serde_json::to_string(&spec).unwrap_or_default());
+    let name = names::child(&cluster.name_any(), &format!("{ACCESS}{says}"));
+    Some(NetworkPolicy { metadata: metadata(cluster, name), spec: Some(spec) })
+}
+
+fn ingress(cluster: &Cluster, rules: Vec<NetworkPolicyIngressRule>) -> NetworkPolicySpec {
+    NetworkPolicySpec {
+        pod_selector: Some(LabelSelector {
+            match_labels: Some(own_labels(cluster)),
+            ..LabelSelector::default()
+        }),
+        policy_types: Some(vec!["Ingress".to_owned()]),
+        ingress: Some(rules),
+        egress: None,
+    }
 }
 
 /// Ingress is closed but for the cluster's own pods, and for clients of its namespace on the port
@@ -40,22 +104,14 @@ fn policy(cluster: &Cluster) -> NetworkPolicy {
         }])
     };
     let among = NetworkPolicyIngressRule {
-        from: from(Some(own.clone())),
+        from: from(Some(own)),
         ports: Some(vec![tcp(port::SCHEDULER), tcp(port::WORKER)]),
     };
     let clients =
         NetworkPolicyIngressRule { from: from(None), ports: Some(vec![tcp(port::SCHEDULER)]) };
     NetworkPolicy {
         metadata: metadata(cluster, names::child(&cluster.name_any(), "ingress")),
-        spec: Some(NetworkPolicySpec {
-            pod_selector: Some(LabelSelector {
-                match_labels: Some(own),
-                ..LabelSelector::default()
-            }),
-            policy_types: Some(vec!["Ingress".to_owned()]),
-            ingress: Some(vec![among, clients]),
-            egress: None,
-        }),
+        spec: Some(ingress(cluster, vec![among, clients])),
     }
 }
 

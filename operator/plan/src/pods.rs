@@ -43,6 +43,9 @@ pub(crate) const SCRIPT_PATH: &str = "/etc/ebbtide/job";
 /// Its file there.
 const SCRIPT_FILE: &str = "main.py";
 
+/// The port with the metrics of a scheduler or worker, by which what reads them finds it.
+const METRICS: &str = "metrics";
+
 /// Where a pod may write.
 pub(crate) const TMP_PATH: &str = "/tmp";
 
@@ -279,8 +282,11 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
     ];
     // Ours come last: they win.
     let env = settings::env(&settings.env).chain(own).chain(wanted.env.iter().cloned());
-    let port =
-        |port: &u16| ContainerPort { container_port: i32::from(*port), ..ContainerPort::default() };
+    let port = |port: &u16| ContainerPort {
+        container_port: i32::from(*port),
+        name: (*port == port::HTTP).then(|| METRICS.to_owned()),
+        ..ContainerPort::default()
+    };
     let [credentials, tmp] = OWN_VOLUMES;
     let script = wanted.has_script.then(|| mount(SCRIPT_VOLUME, SCRIPT_PATH, true));
     let own = [mount(credentials, CREDENTIALS_PATH, true), mount(tmp, TMP_PATH, false)];

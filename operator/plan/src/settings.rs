@@ -139,7 +139,7 @@ fn check_key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_label(key: &str, value: &str) -> Result<(), String> {
+pub(crate) fn check_label(key: &str, value: &str) -> Result<(), String> {
     let is_outer = |it: char| it.is_ascii_alphanumeric();
     let is_inner = |it: char| is_outer(it) || "-_.".contains(it);
     if value.len() <= 63

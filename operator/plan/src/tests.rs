@@ -1,3 +1,4 @@
+mod access;
 mod groups;
 mod renewal;
 mod unheard;
@@ -34,6 +35,7 @@ fn site() -> Site {
     Site {
         operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
         scheduler_address: SchedulerAddress::Services,
+        monitoring: Vec::new(),
         environments: BTreeMap::from([(KEY.to_owned(), Ok("registry/env@sha256:1".to_owned()))]),
     }
 }
@@ -75,7 +77,14 @@ impl World {
             Op::CreateSecret(secret) | Op::RenewSecret(secret) => {
                 self.observed.secrets.insert(secret.name.clone());
             }
-            Op::CreateNetworkPolicy(_) => self.observed.has_network_policy = true,
+            Op::CreateNetworkPolicy(policy) => {
+                let uid = policy.name_any();
+                self.observed.network_policies.insert(policy.name_any(), Some(uid));
+            }
+            Op::DeleteNetworkPolicy(policy) => {
+                assert_eq!(policy.name, policy.uid);
+                self.observed.network_policies.remove(&policy.name);
+            }
             Op::CreateService(service) => {
                 self.observed.services.insert(service.name_any());
             }

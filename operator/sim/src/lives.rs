@@ -84,6 +84,15 @@ pub fn is_ready(store: &Store, workers: u64) -> bool {
         && generation.as_ref() == Ok(&status["observedGeneration"])
 }
 
+/// Whether namespaces with these labels may reach the cluster, and no others.
+fn is_open_to(store: &Store, teams: &[&str]) -> bool {
+    let opened = store.list(kinds::NETWORK_POLICY).filter_map(|it| {
+        let from = &it["spec"]["ingress"][0]["from"][0]["namespaceSelector"];
+        from["matchLabels"]["team"].as_str().map(str::to_owned)
+    });
+    opened.collect::<Vec<_>>() == teams
+}
+
 /// The life of a cluster and of another one after it under the same name.
 async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     let cluster = |memory| with_groups(memory, conditions.groups);
@@ -101,6 +110,15 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     if conditions.is_renewed {
         world.renew();
         world.until("all is renewed", |store| world.is_renewed(store)).await?;
+        let mut opened = cluster("1Gi");
+        for team in ["rates", "risk"] {
+            opened["spec"]["access"] = json!({ "namespaces": { "matchLabels": { "team": team } } });
+            world.apply(&opened);
+            world.until("it is open to them alone", |store| is_open_to(store, &[team])).await?;
+        }
+        opened["spec"]["access"] = Value::Null;
+        world.apply(&opened);
+        world.until("it is closed again", |store| is_open_to(store, &[])).await?;
     }
     world.until("it has grown", |store| is_ready(store, most)).await?;
     world.queue(0);

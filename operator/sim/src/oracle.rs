@@ -52,16 +52,22 @@ pub fn judge(
             only_one_of_an_index(store, asked.body)?;
             if is_whole { after_what_it_needs(store, asked.body) } else { Ok(()) }
         }
-        (Verb::Delete, kinds::POD | kinds::CLUSTER | kinds::CLUSTER_JOB) => {
+        (
+            Verb::Delete,
+            kinds::POD | kinds::NETWORK_POLICY | kinds::CLUSTER | kinds::CLUSTER_JOB,
+        ) => {
             let uid = asked.body["preconditions"]["uid"].as_str();
             let uid = uid.ok_or_else(|| format!("{} is deleted by name alone", asked.name))?;
             let there = store.get(asked.kind, asked.name).ok();
             let meant = there.filter(|it| it["metadata"]["uid"] == uid);
             let Some(meant) = meant else { return Ok(()) };
-            if asked.kind != kinds::POD {
+            if matches!(asked.kind, kinds::CLUSTER | kinds::CLUSTER_JOB) {
                 return after_its_job(store, meant);
             }
             ours(store, meant)?;
+            if asked.kind == kinds::NETWORK_POLICY {
+                return Ok(());
+            }
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
             not_at_work(meant, heard.get(asked.who))
         }

@@ -99,6 +99,17 @@ fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anythin
 }
 
 #[test]
+fn another_authority_and_others_who_may_reach_it_hold_in_the_end_whatever_goes_wrong_once() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
+    let is_meant = |it: &(String, Vec<Conditions>)| it.0 == "another authority and one fault";
+    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
+    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step.unwrap_or(3)).collect();
+    assert!(worlds.len() > 100);
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
 fn a_list_of_clusters_from_before_a_crash_hides_nothing() {
     let quiet = Conditions::quiet();
     let expected = play(&quiet).unwrap();

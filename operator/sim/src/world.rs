@@ -278,6 +278,7 @@ impl Shared {
             site: Site {
                 operator: "operator:7443".to_owned(),
                 scheduler_address: SchedulerAddress::Services,
+                monitoring: Vec::new(),
                 environments: BTreeMap::new(),
             },
             pod_name: None,

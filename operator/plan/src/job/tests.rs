@@ -23,6 +23,7 @@ fn site() -> Site {
     Site {
         operator: "operator:7443".to_owned(),
         scheduler_address: SchedulerAddress::Services,
+        monitoring: Vec::new(),
         environments: BTreeMap::new(),
     }
 }

@@ -137,6 +137,7 @@ fn pods(spec: Value) -> Result<BTreeMap<String, Value>, String> {
     let site = Site {
         operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
         scheduler_address: SchedulerAddress::Services,
+        monitoring: Vec::new(),
         environments: BTreeMap::new(),
     };
     let plan = plan(&cluster, &Observed::default(), &site, Timestamp::UNIX_EPOCH);
@@ -313,6 +314,7 @@ fn pod_of_job(fields: Value) -> Result<Value, String> {
     let site = Site {
         operator: "ebbtide-operator.ebbtide.svc:7443".to_owned(),
         scheduler_address: SchedulerAddress::Services,
+        monitoring: Vec::new(),
         environments: BTreeMap::new(),
     };
     let plan = job::plan(&job, &observed, &site, Timestamp::UNIX_EPOCH);
