@@ -30,6 +30,13 @@ pub(crate) struct Scope {
     pub(crate) all_namespaces: bool,
 }
 
+/// Clusters, and what is said of those that cannot be read.
+#[derive(Default)]
+pub(crate) struct Listed {
+    pub(crate) clusters: Vec<Cluster>,
+    pub(crate) unreadable: Vec<String>,
+}
+
 /// A backend that answers.
 pub(crate) enum Backend {
     Kubernetes(Kubernetes),
@@ -86,10 +93,10 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn list(&self, scope: Scope) -> anyhow::Result<Vec<Cluster>> {
+    pub(crate) async fn list(&self, scope: Scope) -> anyhow::Result<Listed> {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.list(scope).await,
-            Self::Local { .. } => Ok(local::list()),
+            Self::Local { .. } => Ok(Listed { clusters: local::list(), unreadable: Vec::new() }),
         }
     }
 

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Kind, Scope};
+use crate::backend::{Backend, Kind, Listed, Scope};
 use crate::output::{self, Format};
 use crate::{endpoint, job, manifest, node, story, top};
 
@@ -477,8 +477,16 @@ async fn get(
     match (name, format) {
         (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
         (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
-        (None, Some(format)) => output::value(&backend.list(scope).await?, format),
-        (None, None) => output::table(&backend.list(scope).await?),
+        (None, format) => {
+            let Listed { clusters, unreadable } = backend.list(scope).await?;
+            for it in &unreadable {
+                output::tell(it);
+            }
+            match format {
+                Some(format) => output::value(&clusters, format),
+                None => output::table(&clusters),
+            }
+        }
     }
 }
 

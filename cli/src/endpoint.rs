@@ -22,7 +22,7 @@ use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::backend::{Backend, Kubernetes, local};
-use crate::output;
+use crate::{node, output};
 
 /// Names that are tried for a new folder.
 const FOLDERS_MAX: u32 = 100;
@@ -83,9 +83,12 @@ impl<'a> Relay<'a> {
         output::line(&serde_json::to_string(&endpoint)?)?;
         let mut carried = FuturesUnordered::new();
         let mut closed = std::pin::pin!(closed());
+        let mut ended = std::pin::pin!(node::asked_to_end());
         loop {
             tokio::select! {
                 closed = &mut closed => return closed,
+                // What lies in the folder goes with us.
+                _ = &mut ended => return Ok(()),
                 accepted = self.socket.listener.accept() => carried.push(self.carry(accepted?.0)),
                 Some(ended) = carried.next() => if let Err(error) = ended {
                     let (namespace, name) = self.cluster;
@@ -99,7 +102,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Carries a connection of the client's, through the API server. They are few: at each one the
-    /// credentials are made as they are now, for they may have been renewed.
+    /// credentials are written as they are now. Who was refused with older ones dials again with these.
     async fn carry(&self, local: UnixStream) -> anyhow::Result<()> {
         match self.kubernetes.credentials(self.cluster).await {
             Ok((uid, credentials)) if uid == self.uid => self.socket.keep(&credentials)?,

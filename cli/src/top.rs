@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use rustix::termios::tcgetwinsize;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Scope};
+use crate::backend::{Backend, Listed, Scope};
 use crate::{node, output, story};
 
 /// How often clusters are looked at.
@@ -21,11 +21,10 @@ const SIZE: (usize, usize) = (24, 80);
 
 /// Shows clusters until somebody wants no more. Without a terminal: once.
 pub(crate) async fn top(backend: &Backend, scope: Scope) -> anyhow::Result<()> {
-    if !io::stdout().is_terminal() {
-        let rows = rows(&backend.list(scope).await?, Timestamp::now());
-        return rows.iter().try_for_each(|row| output::line(row));
-    }
     let mut shown = rows(&backend.list(scope).await?, Timestamp::now());
+    if !io::stdout().is_terminal() {
+        return shown.iter().try_for_each(|row| output::line(row));
+    }
     let mut screen = Screen::enter()?;
     let mut ended = std::pin::pin!(node::asked_to_end());
     let mut trouble = None;
@@ -37,7 +36,7 @@ pub(crate) async fn top(backend: &Backend, scope: Scope) -> anyhow::Result<()> {
             () = sleep(INTERVAL) => {}
         }
         match backend.list(scope).await {
-            Ok(clusters) => shown = rows(&clusters, Timestamp::now()),
+            Ok(listed) => shown = rows(&listed, Timestamp::now()),
             // What was there last stays, and it is said that it is old.
             Err(error) => trouble = Some(format!("not up to date: {error:#}")),
         }
@@ -45,7 +44,7 @@ pub(crate) async fn top(backend: &Backend, scope: Scope) -> anyhow::Result<()> {
 }
 
 /// A line for all of them, a head, and a line for each: those that ask for most first.
-fn rows(clusters: &[Cluster], now: Timestamp) -> Vec<String> {
+fn rows(Listed { clusters, unreadable }: &Listed, now: Timestamp) -> Vec<String> {
     let mut asking: Vec<(&Cluster, Requested)> =
         clusters.iter().map(|cluster| (cluster, Requested::by(cluster))).collect();
     asking.sort_by(|(one, asks), (other, more)| {
@@ -81,7 +80,8 @@ fn rows(clusters: &[Cluster], now: Timestamp) -> Vec<String> {
     let rows = std::iter::once(names.map(str::to_owned))
         .chain(asking.iter().map(|(cluster, asks)| row(cluster, *asks, now)));
     let rows: Vec<_> = rows.collect();
-    std::iter::once(head).chain(output::columns(&rows)).collect()
+    let unreadable = unreadable.iter().map(|it| it.replace(char::is_control, " "));
+    std::iter::once(head).chain(output::columns(&rows)).chain(unreadable).collect()
 }
 
 fn row(cluster: &Cluster, asks: Requested, now: Timestamp) -> [String; 11] {
@@ -99,7 +99,7 @@ fn row(cluster: &Cluster, asks: Requested, now: Timestamp) -> [String; 11] {
         gibibytes(asks.memory_bytes),
         since(status.idle_since.map(|it| it.0)),
         since(cluster.creation_timestamp().map(|it| it.0)),
-        status.message.unwrap_or_default().replace('\n', " "),
+        status.message.unwrap_or_default().replace(char::is_control, " "),
     ]
 }
 
@@ -162,7 +162,7 @@ mod tests {
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
-    use super::{fitting, rows};
+    use super::{Listed, fitting, rows};
 
     fn cluster(name: &str, status: &Value) -> Cluster {
         let resources = json!({ "cpu": "500m", "memory": "2Gi" });
@@ -197,7 +197,9 @@ mod tests {
 NAMESPACE  NAME   PHASE     READY  WANTED  MAX  CPU  MEMORY  IDLE  AGE
 rates      large  Starting  2      3       4    2.5  7Gi           3h   waits long
 rates      small  Ready     0      0       4    1    1Gi     10m   3h";
-        assert_eq!(rows(&[small, large], now).join("\n"), told);
+        let odd = vec!["cluster odd cannot be read".to_owned()];
+        let listed = Listed { clusters: vec![small, large], unreadable: odd };
+        assert_eq!(rows(&listed, now).join("\n"), format!("{told}\ncluster odd cannot be read"));
     }
 
     #[test]

@@ -88,6 +88,7 @@ def load(namespace: str) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join(120)
+    assert not thread.is_alive()
     assert failed == []
 
 
@@ -107,11 +108,15 @@ def test_another_authority_takes_over_under_load_and_no_task_fails(
                 has_others = {"next.crt", "previous.crt"} & data.keys()
                 return not has_others and data["ca.crt"] != before
 
-            until(is_over, "another authority signs alone", TAKEOVER)
-            until(
-                lambda: status(namespace)["credentials"] not in (None, first),
-                "the cluster has its certificates",
-            )
+            seen = {first}
+
+            def is_told(count: int) -> bool:
+                seen.add(status(namespace)["credentials"])
+                return len(seen) > count
+
+            # It is announced, it signs, and it signs alone.
+            until(lambda: is_told(3), "three editions after the first", TAKEOVER)
+            until(is_over, "another authority signs alone")
             # Who dials now does it with what the new one signed.
             kubectl("rollout", "restart", *OPERATOR)
             kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
@@ -175,12 +180,40 @@ def test_the_operator_may_write_no_secret_that_is_not_a_cluster_s(namespace: str
     with pytest.raises(AssertionError, match="Secrets of clusters only"):
         kubectl("create", *theirs, operator)
     kubectl("create", *theirs)
+    word = ("get", "secret", "theirs", "-n", namespace, "-o", "jsonpath={.data.word}")
+    before = kubectl(*word)
     there = json.loads(kubectl("get", "secret", "theirs", "-n", namespace, "-o", "json"))
     there["stringData"] = {"word": "ours"}
     owner = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster", "name": "mean",
              "uid": "0", "controller": True}  # fmt: skip
-    for owners in ([], [owner]):
-        there["metadata"]["ownerReferences"] = owners
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "0"}
+    for has, names in (([], []), ([], [owner]), ([other], [owner])):
+        metadata = json.dumps({"metadata": {"ownerReferences": has}})
+        kubectl("patch", "secret", "theirs", "-n", namespace, "--type=merge", "-p", metadata)
+        there["metadata"] |= {"ownerReferences": names, "resourceVersion": None}
         with pytest.raises(AssertionError, match="Secrets of clusters only"):
             kubectl("replace", operator, "-f", "-", input=json.dumps(there))
-    assert kubectl("get", "secret", "theirs", "-n", namespace, "-o", "jsonpath={.data.word}")
+    assert kubectl(*word) == before
+    token = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token"}
+    token["metadata"] = {"name": "token", "namespace": namespace, "ownerReferences": [owner],
+                         "annotations": {"kubernetes.io/service-account.name": "default"},
+                         }  # fmt: skip
+    with pytest.raises(AssertionError, match="Secrets of clusters only"):
+        kubectl("create", operator, "-f", "-", input=json.dumps(token))
+
+
+def test_a_renewal_that_somebody_prevents_is_told_and_keeps_the_cluster_from_nothing(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(), namespace):
+        mine = kubectl("get", "secrets", "-n", namespace, "-o", "name").split()
+        client = next(it for it in mine if "client" in it)
+        patch = ("--type=merge", "-p", json.dumps({"immutable": True}))
+        kubectl("patch", client, "-n", namespace, *patch)
+        kubectl("annotate", "ebb", "mean", "-n", namespace, "ebbtide.dev/renew=1")
+        until(lambda: "cannot be renewed" in status(namespace).get("message", ""), "it is told")
+        grow(namespace, 2)
+        assert status(namespace)["phase"] == "Ready"
+        kubectl("delete", client, "-n", namespace)
+        until(lambda: "cannot be renewed" not in status(namespace).get("message", ""), "renewed")
+        works(namespace)

@@ -25,8 +25,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backend::{Kind, Scope};
-use crate::output;
+use crate::backend::{Kind, Listed, Scope};
 use crate::story::Line;
 
 /// Longest time for one request.
@@ -115,7 +114,7 @@ impl Kubernetes {
         in_time("get", self.clusters(namespace).get(name)).await
     }
 
-    pub(super) async fn list(&self, scope: Scope) -> anyhow::Result<Vec<Cluster>> {
+    pub(super) async fn list(&self, scope: Scope) -> anyhow::Result<Listed> {
         let client = self.client.clone();
         let clusters: Api<DeserializeGuard<Cluster>> = if scope.all_namespaces {
             Api::all(client)
@@ -123,15 +122,17 @@ impl Kubernetes {
             Api::namespaced(client, &self.namespace)
         };
         let found = in_time("list", clusters.list(&ListParams::default())).await?.items;
-        let readable = found.into_iter().filter_map(|DeserializeGuard(read)| match read {
-            Ok(cluster) => Some(cluster),
-            Err(InvalidObject { error, metadata }) => {
-                let name = metadata.name.unwrap_or_default();
-                output::tell(&format!("cluster {name} cannot be read: {error}"));
-                None
+        let mut listed = Listed::default();
+        for DeserializeGuard(read) in found {
+            match read {
+                Ok(cluster) => listed.clusters.push(cluster),
+                Err(InvalidObject { error, metadata }) => {
+                    let name = metadata.name.unwrap_or_default();
+                    listed.unreadable.push(format!("cluster {name} cannot be read: {error}"));
+                }
             }
-        });
-        Ok(readable.collect())
+        }
+        Ok(listed)
     }
 
     pub(super) async fn next(

@@ -16,6 +16,15 @@ fn read_again(kept: &Kept) -> Kept {
 }
 
 #[test]
+fn who_takes_a_line_s_end_from_what_is_kept_takes_no_certificate_from_anybody() {
+    let now = Timestamp::now();
+    let kept = Kept::create(now).unwrap().step(true, PAUSE, now).unwrap().unwrap();
+    let trimmed = kept.files().into_iter().map(|(name, text)| (name, text.trim().into()));
+    let trimmed = Kept::read(&trimmed.collect()).unwrap();
+    assert_eq!(trimmed.authority().unwrap().believed(), kept.authority().unwrap().believed());
+}
+
+#[test]
 fn a_token_is_its_cluster_s_alone_and_comes_again_with_the_same_key() {
     let kept = Kept::create(Timestamp::now()).unwrap();
     let token = kept.authority().unwrap().token("u-1");
@@ -149,8 +158,11 @@ fn a_replacement_waits_after_each_step_and_begins_when_it_is_asked_for_or_due() 
     assert!(is_none(&signs, true, later(PAUSE + PAUSE - SignedDuration::from_secs(1))));
     let alone = signs.step(false, PAUSE, later(PAUSE + PAUSE)).unwrap().unwrap();
     assert!(!alone.is_being_replaced() && is_none(&alone, false, later(PAUSE * 100)));
-    // A clock that goes back waits.
+    // A clock that goes back waits, unless the other was far ahead.
     assert!(is_none(&announced, true, now - PAUSE));
+    let long_before = now - PAUSE * 100;
+    let again = announced.step(false, PAUSE, long_before).unwrap().unwrap();
+    assert!(again.is_being_replaced() && is_none(&again, false, long_before));
 }
 
 #[test]

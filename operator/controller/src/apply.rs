@@ -32,23 +32,44 @@ pub(crate) enum ApplyError {
     Foreign { kind: &'static str, name: String },
     #[error("{kind} {name} is of an earlier cluster of this name and is about to go")]
     Earlier { kind: &'static str, name: String },
+    #[error(
+        "the certificates cannot be renewed: {source}; when the Secret {name} is deleted, it comes back"
+    )]
+    Renewal { name: String, source: CallError },
+}
+
+/// What was done and what was not.
+pub(crate) struct Applied {
+    /// Whether every Secret that was to be renewed was.
+    pub(crate) renewed: Result<(), ApplyError>,
+    /// Whether everything else that was due was done.
+    pub(crate) others: Result<(), ApplyError>,
 }
 
 /// Pods of one cluster that are created at once.
 const PODS_AT_ONCE: usize = 8;
 
-/// Applies changes in their order: what pods need at once, then everything else that is no pod, then
-/// the pods, several at a time. After an error nothing more is begun, and the first one is told.
-pub(crate) async fn apply(
+/// Applies changes. Renewals stand alone: what they cannot do keeps nothing else from being done, and what
+/// else cannot be done does not make them due again.
+pub(crate) async fn apply(context: &Context, cluster: &Cluster, changes: &[Change]) -> Applied {
+    let is_renewal = |it: &&Change| matches!(it.op, Op::RenewSecret(_));
+    let mut renewed = Ok(());
+    for change in changes.iter().filter(is_renewal) {
+        renewed = renewed.and(carry_out(context, cluster, change).await);
+    }
+    Applied { renewed, others: apply_others(context, cluster, changes).await }
+}
+
+/// In their order: what pods need at once, then everything else that is no pod, then the pods, several at a
+/// time. After an error nothing more is begun, and the first one is told.
+async fn apply_others(
     context: &Context,
     cluster: &Cluster,
     changes: &[Change],
 ) -> Result<(), ApplyError> {
     let step = |change: &Change| match change.op {
-        Op::CreateSecret(_)
-        | Op::RenewSecret(_)
-        | Op::CreateNetworkPolicy(_)
-        | Op::CreateService(_) => Step::Needed,
+        Op::RenewSecret(_) => Step::Done,
+        Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => Step::Needed,
         Op::CreatePod(_) => Step::Pods,
         Op::DeleteNetworkPolicy(_)
         | Op::DeletePod(_)
@@ -81,6 +102,7 @@ pub(crate) async fn apply(
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Step {
+    Done,
     Needed,
     Others,
     Pods,
@@ -100,7 +122,9 @@ async fn carry_out(
             "create secret"
         }
         Op::RenewSecret(wanted) => {
-            renew_secret(context, cluster, &mint(context, wanted)?).await?;
+            let renewed = renew_secret(context, cluster, &mint(context, wanted)?).await;
+            let name = || wanted.name.clone();
+            renewed.map_err(|source| ApplyError::Renewal { name: name(), source })?;
             "renew secret"
         }
         Op::CreateNetworkPolicy(policy) => {

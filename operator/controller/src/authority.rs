@@ -13,7 +13,7 @@ use kube::api::PostParams;
 use kube::core::ObjectMeta;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::api_call::{CallError, call};
 
@@ -21,6 +21,7 @@ const NAME: &str = "ebbtide-authority";
 
 /// How often it is looked at, at least; more often while it is being replaced in haste.
 const LOOK_INTERVAL: Duration = Duration::from_mins(1);
+const LOOK_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Why the authority could not be looked after.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,7 @@ pub(crate) struct Keeper {
     pause: SignedDuration,
     kept: Kept,
     told: watch::Sender<Arc<Authority>>,
+    begun_at: Instant,
 }
 
 impl Keeper {
@@ -53,7 +55,7 @@ impl Keeper {
             None => keep(&secrets, Kept::create(Timestamp::now())?).await?,
         };
         let (told, _) = watch::channel(Arc::new(kept.authority()?));
-        Ok(Self { secrets, pause, kept, told })
+        Ok(Self { secrets, pause, kept, told, begun_at: Instant::now() })
     }
 
     /// The authority, as it is now.
@@ -63,9 +65,9 @@ impl Keeper {
 
     /// Does what is due, for as long as the operator lives.
     pub(crate) async fn work(mut self) {
-        let pause = self.pause.unsigned_abs();
+        let interval = LOOK_INTERVAL.min(self.pause.unsigned_abs() / 4).max(LOOK_INTERVAL_MIN);
         loop {
-            sleep(LOOK_INTERVAL.min(pause / 4)).await;
+            sleep(interval).await;
             if let Err(error) = self.look().await {
                 tracing::warn!(%error, "the authority stays as it was");
             }
@@ -79,12 +81,16 @@ impl Keeper {
             return self.follow(keep(&self.secrets, self.kept.clone()).await?);
         };
         let kept = read(&secret)?;
+        // What the one before wrote last may not have reached anybody when it ended.
+        if kept.is_being_replaced() && self.begun_at.elapsed() < self.pause.unsigned_abs() {
+            return self.follow(kept);
+        }
         let is_asked = secret.annotations().contains_key(names::RENEW);
         let Some(next) = kept.step(is_asked, self.pause, Timestamp::now())? else {
             return self.follow(kept);
         };
         // The wish is fulfilled by what begins now, and by nothing that was under way.
-        let is_heard = is_asked && !kept.is_being_replaced();
+        let is_heard = is_asked && !kept.is_being_replaced() && next.is_being_replaced();
         let changed = Secret {
             metadata: ObjectMeta {
                 annotations: Some(

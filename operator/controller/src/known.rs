@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ebbtide_api::{Cluster, ClusterJob};
+use ebbtide_api::{Cluster, ClusterJob, names};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::PartialObjectMeta;
@@ -40,7 +40,10 @@ impl Watched for Guarded {
 
     /// A written status is no reason to look again, whoever wrote it.
     fn matters(&self, next: &Self) -> bool {
-        let decided = |it: &Self| (it.meta().uid.clone(), it.meta().generation);
+        let decided = |it: &Self| {
+            let wish = it.annotations().get(names::RENEW).cloned();
+            (it.meta().uid.clone(), it.meta().generation, wish)
+        };
         decided(self) != decided(next)
     }
 }

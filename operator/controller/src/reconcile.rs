@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::api_call::CallError;
-use crate::apply::{ApplyError, apply};
+use crate::apply::{Applied, ApplyError, apply};
 use crate::jobs::{self, JobError};
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
@@ -143,12 +143,18 @@ async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookErr
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let planned = context.beliefs.as_planned(key, cluster);
     let plan = plan(&planned, &observed, &context.site, (context.clock)());
-    if let Err(error) = apply(context, cluster, &plan.changes).await {
+    let Applied { renewed, others } = apply(context, cluster, &plan.changes).await;
+    let plan = match &renewed {
+        Ok(()) => plan,
+        Err(error) => plan.without_renewal(&planned, &error.to_string()),
+    };
+    if let Err(error) = others {
         let status = plan.stuck(cluster, &error.to_string(), (context.clock)());
         record(context, cluster, &status, &[]).await.map_err(LookError::Record)?;
         return Err(error.into());
     }
     let wait = record(context, cluster, &plan.status, &plan.changes).await;
+    renewed?;
     let wait = wait.map_err(LookError::Record)?;
     Ok([plan.next_look, wait, doubt].into_iter().flatten().min())
 }
@@ -157,7 +163,7 @@ impl LookError {
     /// Whether another try would not help.
     fn is_for_nothing(&self) -> bool {
         match self {
-            Self::Apply(ApplyError::Call(error))
+            Self::Apply(ApplyError::Call(error) | ApplyError::Renewal { source: error, .. })
             | Self::Record(error)
             | Self::Job(JobError::Call(error)) => error.is_for_nothing(),
             Self::Apply(_) | Self::Job(_) | Self::Panic(_) => false,
@@ -167,7 +173,7 @@ impl LookError {
     /// What went wrong, in a word.
     fn class(&self) -> &'static str {
         match self {
-            Self::Apply(ApplyError::Call(error))
+            Self::Apply(ApplyError::Call(error) | ApplyError::Renewal { source: error, .. })
             | Self::Record(error)
             | Self::Job(JobError::Call(error)) => error.class(),
             Self::Apply(ApplyError::Mint(_)) => "mint",

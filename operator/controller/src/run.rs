@@ -83,7 +83,6 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
     });
     metrics.refresh_by(operator.figures());
     listen(&settings, keeper.authority(), schedulers, operator.news()).await?;
-    tokio::spawn(keeper.work());
     tracing::info!(namespace = settings.namespace, "the operator is ready");
     let stop = async move { terminate.recv().await.unwrap_or_default() };
     // What is under way when the lease is lost is not waited for.
@@ -93,6 +92,7 @@ async fn operate(settings: Settings) -> anyhow::Result<()> {
             Ok(())
         }
         lost = lease.keep() => bail!(lost),
+        () = keeper.work() => bail!("nobody looks after the authority"),
     }
 }
 
@@ -111,7 +111,10 @@ async fn listen(
     tokio::spawn(async move {
         loop {
             // The time is up, or another one signs.
-            let _: Result<_, _> = timeout(LEAF_INTERVAL, authority.changed()).await;
+            if let Ok(Err(_)) = timeout(LEAF_INTERVAL, authority.changed()).await {
+                // The operator ends.
+                return;
+            }
             match identify(&authority.borrow_and_update()) {
                 Ok(config) => drop(configs.send_replace(config)),
                 Err(error) => tracing::warn!(%error, "the operator keeps its old certificate"),

@@ -36,7 +36,7 @@ pub struct Settings {
     pub environments: Option<PathBuf>,
     /// Seconds between two steps of a replacement of the authority: what one wrote must have reached
     /// every pod by then, so no less than kubelets take to renew the files of Secrets.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub authority_pause_seconds: u32,
     /// Namespaces whose pods may read the metrics of schedulers and workers.
     #[arg(long, env = "EBBTIDE_MONITORING_NAMESPACES", value_delimiter = ',')]

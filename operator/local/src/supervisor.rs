@@ -21,6 +21,7 @@ use ebbtide_plan::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
+use rustls::ServerConfig;
 use serde::de::IgnoredAny;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -76,6 +77,8 @@ struct Supervisor {
     next_uid: u64,
     processes: BTreeMap<String, Process>,
     network_policies: BTreeMap<String, Option<String>>,
+    /// How the supervisor proves itself to its scheduler.
+    configs: watch::Sender<Arc<ServerConfig>>,
     services: BTreeSet<String>,
 }
 
@@ -123,6 +126,7 @@ impl Supervisor {
         state.write_cluster(&cluster).map_err(system("write the status"))?;
         let uid = cluster.uid().unwrap_or_default();
         let authority = Authority::create(Timestamp::now())?;
+        let (configs, _) = watch::channel(identify(&authority)?);
         let network = network(&uid);
         let scheduler = Ipv4Addr::new(network[0], network[1], network[2], 1);
         let mut site = Site {
@@ -146,18 +150,13 @@ impl Supervisor {
             next_uid: 0,
             processes: BTreeMap::new(),
             network_policies: BTreeMap::new(),
+            configs,
             services: BTreeSet::new(),
         })
     }
 
     /// Accepts the scheduler and tells of news about it.
     async fn listen(&mut self) -> Result<mpsc::Receiver<()>, SupervisorError> {
-        let leaf = self.authority.leaf(&Identity::Operator, Timestamp::now())?;
-        let credentials = Credentials::from_pem(
-            self.authority.believed().as_bytes(),
-            leaf.certificate.as_bytes(),
-            leaf.key.as_bytes(),
-        )?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .map_err(system("listen on the loopback network"))?;
@@ -168,8 +167,8 @@ impl Supervisor {
             // One waiting piece of news is enough: everything is read again.
             let _: Result<(), _> = sender.try_send(());
         };
-        let (_, config) = watch::channel(Arc::new(credentials.accept_schedulers()?));
-        tokio::spawn(ebbtide_listener::serve(listener, config, self.schedulers.clone(), tell));
+        let (config, schedulers) = (self.configs.subscribe(), self.schedulers.clone());
+        tokio::spawn(ebbtide_listener::serve(listener, config, schedulers, tell));
         Ok(news)
     }
 
@@ -215,7 +214,11 @@ impl Supervisor {
             tracing::info!("{change}");
             let Change { op, .. } = change;
             match op {
-                Op::CreateSecret(secret) | Op::RenewSecret(secret) => self.write_secret(secret)?,
+                Op::CreateSecret(secret) => self.write_secret(secret)?,
+                Op::RenewSecret(secret) => {
+                    self.write_secret(secret)?;
+                    self.configs.send_replace(identify(&self.authority)?);
+                }
                 // The loopback network is this machine's own; certificates keep strangers out.
                 Op::CreateNetworkPolicy(policy) => {
                     self.network_policies.insert(policy.name_any(), Some(String::new()));
@@ -349,6 +352,14 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// How a supervisor proves itself, with a fresh certificate.
+fn identify(authority: &Authority) -> Result<Arc<ServerConfig>, SupervisorError> {
+    let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
+    let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
+    let credentials = Credentials::from_pem(authority.believed().as_bytes(), certificate, key)?;
+    Ok(Arc::new(credentials.accept_schedulers()?))
 }
 
 #[derive(Eq, PartialEq)]

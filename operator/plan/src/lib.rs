@@ -149,10 +149,20 @@ pub struct Plan {
 impl Plan {
     /// The status when one of the changes could not be made.
     pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
-        let written = cluster.status.as_ref().and_then(|it| it.credentials.clone());
-        let planned = ClusterStatus { credentials: written, ..self.status.clone() };
-        let status = status::stuck(cluster, &planned, error, now);
+        let status = status::stuck(cluster, &self.status, error, now);
         times::timed(cluster.status.as_ref(), status, now)
+    }
+
+    /// The plan when certificates could not be renewed: nothing else comes of it but that it is told, and tried
+    /// again.
+    #[must_use]
+    pub fn without_renewal(self, cluster: &Cluster, error: &str) -> Self {
+        let written = cluster.status.as_ref().and_then(|it| it.credentials.clone());
+        let message = Some(status::bounded(error));
+        let is_renewal = |it: &Change| matches!(it.op, Op::RenewSecret(_));
+        let changes = self.changes.into_iter().filter(|it| !is_renewal(it)).collect();
+        let status = ClusterStatus { credentials: written, message, ..self.status };
+        Self { changes, status, ..self }
     }
 }
 
@@ -226,17 +236,16 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         // Its children go with it: they carry owner references.
         return Plan { changes: Vec::new(), status: status::deleting(cluster), next_look: None };
     }
+    let refused = |reason, message: &str, key| {
+        let status = status::degraded(cluster, reason, message, key, now);
+        secrets::renewal(cluster, observed, status, now)
+    };
     let (image, key) = match image(cluster, site) {
         Image::Known { image, key } => (image, key),
         Image::NotPacked { key, message } => {
-            let status =
-                status::degraded(cluster, "EnvironmentNotPacked", &message, Some(key), now);
-            return Plan { changes: Vec::new(), status, next_look: None };
+            return refused("EnvironmentNotPacked", &message, Some(key));
         }
-        Image::Refused { message } => {
-            let status = status::degraded(cluster, "InvalidSpec", &message, None, now);
-            return Plan { changes: Vec::new(), status, next_look: None };
-        }
+        Image::Refused { message } => return refused("InvalidSpec", &message, None),
     };
     let children = children::Children::sort(cluster, observed, now);
     let idle = lifetime::idle(cluster, observed, now);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, names};
+use ebbtide_api::{Cluster, ClusterStatus, names};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::tls::LEAF_LIFE;
 use jiff::{SignedDuration, Timestamp};
@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use kube::core::ObjectMeta;
 use serde::Serialize;
 
-use crate::{Change, Observed, Op, metadata};
+use crate::{Change, Observed, Op, Plan, metadata};
 
 /// How often leaves are renewed: two more times before one of them ends.
 const RENEWED_EVERY: Duration = Duration::from_secs(LEAF_LIFE.as_secs() / 3);
@@ -61,8 +61,9 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed, is_needed: bool, now: 
     });
     let told = cluster.status.as_ref().and_then(|status| status.credentials.as_ref());
     let turn = age.as_secs() / RENEWED_EVERY.as_secs();
-    // An operator whose clock is behind does not go back.
-    let turn = turn.max(told.and_then(|it| turn_of(it, &observed.authority)).unwrap_or_default());
+    // An operator whose clock is a little behind does not go back; what one far ahead made is of no use.
+    let others = told.and_then(|it| turn_of(it, &observed.authority));
+    let turn = turn.max(others.filter(|it| *it <= turn + 1).unwrap_or_default());
     let asked = cluster.annotations().get(names::RENEW).map(|it| names::fingerprint(it));
     let asked = asked.map(|asked| format!("-{asked}")).unwrap_or_default();
     let edition = format!("{}-{turn}{asked}", observed.authority);
@@ -84,6 +85,22 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed, is_needed: bool, now: 
     };
     let next_turn = RENEWED_EVERY.saturating_mul(u32::try_from(turn + 1).unwrap_or(u32::MAX));
     Due { changes, edition, next_look: next_turn.checked_sub(age) }
+}
+
+/// The plan of a cluster of which nothing can be made: what runs of it has its certificates renewed.
+pub(crate) fn renewal(
+    cluster: &Cluster,
+    observed: &Observed,
+    status: ClusterStatus,
+    now: Timestamp,
+) -> Plan {
+    let told = cluster.status.as_ref().and_then(|status| status.credentials.as_ref());
+    if told.is_none() {
+        return Plan { changes: Vec::new(), status, next_look: None };
+    }
+    let Due { changes, edition, next_look } = due(cluster, observed, false, now);
+    let status = ClusterStatus { credentials: Some(edition), ..status };
+    Plan { changes, status, next_look }
 }
 
 /// How often what an edition of this authority names was renewed.

@@ -146,7 +146,14 @@ fn read(folder: &Path, name: &str) -> Result<Vec<u8>, CredentialsError> {
 pub struct Current<T> {
     folder: PathBuf,
     make: Box<Make<T>>,
-    last: Mutex<(Stamp, Arc<T>)>,
+    last: Mutex<Last<T>>,
+}
+
+struct Last<T> {
+    made_of: Stamp,
+    made: Arc<T>,
+    /// Of which nothing could be made.
+    useless: Option<Stamp>,
 }
 
 type Make<T> = dyn Fn(&Credentials) -> Result<T, CredentialsError> + Send + Sync;
@@ -160,10 +167,10 @@ impl<T> Current<T> {
         folder: &Path,
         make: impl Fn(&Credentials) -> Result<T, CredentialsError> + Send + Sync + 'static,
     ) -> Result<Self, CredentialsError> {
-        let stamp = stamp(folder);
-        let made = make(&Credentials::from_folder(folder)?)?;
-        let (folder, make) = (folder.to_owned(), Box::new(make));
-        Ok(Self { folder, make, last: Mutex::new((stamp, Arc::new(made))) })
+        let made_of = stamp(folder);
+        let made = Arc::new(make(&Credentials::from_folder(folder)?)?);
+        let last = Mutex::new(Last { made_of, made, useless: None });
+        Ok(Self { folder: folder.to_owned(), make: Box::new(make), last })
     }
 
     /// Made of what is in the folder now; what was made before while that cannot be used, for the files
@@ -171,14 +178,23 @@ impl<T> Current<T> {
     pub fn get(&self) -> Arc<T> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = stamp(&self.folder);
-        if now != last.0
-            && let Ok(made) = Credentials::from_folder(&self.folder).and_then(|it| (self.make)(&it))
+        if now != last.made_of && Some(now) != last.useless {
+            let made = Credentials::from_folder(&self.folder).and_then(|it| (self.make)(&it));
             // Read from one set of files, not from two.
-            && stamp(&self.folder) == now
-        {
-            *last = (now, Arc::new(made));
+            let is_whole = stamp(&self.folder) == now;
+            match made {
+                Ok(made) if is_whole => {
+                    *last = Last { made_of: now, made: Arc::new(made), useless: None };
+                }
+                Err(error) if is_whole => {
+                    last.useless = Some(now);
+                    let folder = self.folder.display();
+                    tracing::warn!(%error, %folder, "new credentials are of no use: the old ones stay");
+                }
+                Ok(_) | Err(_) => {}
+            }
         }
-        Arc::clone(&last.1)
+        Arc::clone(&last.made)
     }
 }
 

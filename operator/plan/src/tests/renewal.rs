@@ -62,11 +62,18 @@ fn certificates_are_renewed_once_for_another_authority_and_once_for_each_wish() 
 fn what_could_not_be_renewed_is_tried_again() {
     let mut world = at_rest();
     world.observed.authority = "b2".to_owned();
-    let due = plan(&world.cluster, &world.observed, &site(), at(10));
-    let stuck = due.stuck(&world.cluster, "forbidden", at(10));
-    assert_eq!(stuck.credentials.as_deref(), Some("a1-0"));
+    let due = |world: &World| plan(&world.cluster, &world.observed, &site(), at(10));
+    let without = due(&world).without_renewal(&world.cluster, "forbidden");
+    assert!(without.changes.is_empty() && without.status.phase == Phase::Ready);
+    assert_eq!(without.status.credentials.as_deref(), Some("a1-0"));
+    assert_eq!(without.status.message.as_deref(), Some("forbidden"));
+    world.cluster.status = Some(without.status);
+    assert_eq!(renewed(&due(&world)), 3);
+    // What else could not be done is no reason to renew again.
+    let stuck = due(&world).stuck(&world.cluster, "no room", at(10));
+    assert_eq!(stuck.credentials.as_deref(), Some("b2-0"));
     world.cluster.status = Some(stuck);
-    assert_eq!(renewed(&world.after(20)), 3);
+    assert_eq!(renewed(&world.after(20)), 0);
 }
 
 #[test]
@@ -75,8 +82,11 @@ fn it_is_not_forgotten_what_was_written_while_a_spec_is_refused_or_nobody_is_hea
     let right = world.cluster.spec.clone();
     world.cluster.spec.environment.as_mut().unwrap().packages = vec!["numpy=>1".to_owned()];
     let refused = world.after(1);
-    assert_eq!(refused.status.phase, Phase::Degraded);
+    assert_eq!((renewed(&refused), refused.status.phase), (0, Phase::Degraded));
     assert_eq!(refused.status.credentials.as_deref(), Some("a1-0"));
+    // What runs goes on.
+    world.observed.authority = "b1".to_owned();
+    assert_eq!([renewed(&world.after(1)), renewed(&world.after(1))], [3, 0]);
     world.cluster.spec = right;
     world.after(1);
     let demand = world.observed.demand.take();
@@ -94,4 +104,9 @@ fn an_operator_whose_clock_is_behind_renews_nothing_that_one_ahead_of_it_has_ren
     assert_eq!(renewed(&world.after(TURN)), 3);
     assert_eq!(renewed(&world.after(-600)), 0);
     assert_eq!(world.cluster.status.unwrap().credentials.as_deref(), Some("a1-1"));
+
+    // But one that is far ahead makes what nobody takes.
+    let mut world = at_rest();
+    assert_eq!(renewed(&world.after(4 * TURN)), 3);
+    assert_eq!(renewed(&world.after(-4 * TURN)), 3);
 }
