@@ -57,9 +57,12 @@ fn rows(Listed { clusters, unreadable }: &Listed, now: Timestamp) -> Vec<String>
     }
     let workers: i32 =
         clusters.iter().filter_map(|it| Some(it.status.as_ref()?.workers.ready)).sum();
+    let counted =
+        |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let head = format!(
-        "{} clusters, {workers} workers ready, {} cores and {} asked for, {}",
-        clusters.len(),
+        "{}, {} ready, {} cores and {} asked for, {}",
+        counted(clusters.len(), "cluster"),
+        counted(usize::try_from(workers).unwrap_or_default(), "worker"),
         cores(all.cpus),
         gibibytes(all.memory_bytes),
         now.strftime("%H:%M:%SZ")
@@ -200,6 +203,14 @@ rates      small  Ready     0      0       4    1    1Gi     10m   3h";
         let odd = vec!["cluster odd cannot be read".to_owned()];
         let listed = Listed { clusters: vec![small, large], unreadable: odd };
         assert_eq!(rows(&listed, now).join("\n"), format!("{told}\ncluster odd cannot be read"));
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let alone = cluster("alone", &json!({ "phase": "Ready", "workers": { "ready": 1 } }));
+        let listed = Listed { clusters: vec![alone], unreadable: Vec::new() };
+        let told = rows(&listed, Timestamp::UNIX_EPOCH);
+        assert!(told[0].starts_with("1 cluster, 1 worker ready, "), "{}", told[0]);
     }
 
     #[test]

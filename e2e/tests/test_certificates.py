@@ -184,9 +184,12 @@ def test_the_operator_may_write_no_secret_that_is_not_a_cluster_s(namespace: str
     before = kubectl(*word)
     there = json.loads(kubectl("get", "secret", "theirs", "-n", namespace, "-o", "json"))
     there["stringData"] = {"word": "ours"}
+    # Somebody else's owner, by whose uid the operator may not call a cluster.
+    name = "kube-root-ca.crt"
+    uid = kubectl("get", "configmap", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid}
     owner = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster", "name": "mean",
-             "uid": "0", "controller": True}  # fmt: skip
-    other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": "0"}
+             "uid": uid, "controller": True}  # fmt: skip
     for has, names in (([], []), ([], [owner]), ([other], [owner])):
         metadata = json.dumps({"metadata": {"ownerReferences": has}})
         kubectl("patch", "secret", "theirs", "-n", namespace, "--type=merge", "-p", metadata)
