@@ -153,7 +153,8 @@ pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)
         .context("the supervisor cannot be asked to end")?;
     let asked_at = Instant::now();
-    while state.supervisor().is_some() {
+    // Not by its files: it ends when it has removed all of them.
+    while state.is_supervisor(pid.as_raw_nonzero().get()) {
         if asked_at.elapsed() > DOWN_MAX {
             bail!("the supervisor of {name} did not end within {DOWN_MAX:?}");
         }

@@ -97,10 +97,14 @@ impl State {
     /// The supervisor's process id, if it lives. An id that by now is another program's is not it.
     pub fn supervisor(&self) -> Option<i32> {
         let pid = fs::read_to_string(self.0.join(PID)).ok()?.parse().ok()?;
-        let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        self.is_supervisor(pid).then_some(pid)
+    }
+
+    /// Whether the process with this id is the supervisor, and has not ended.
+    pub fn is_supervisor(&self, pid: i32) -> bool {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let folder = self.0.as_os_str().as_encoded_bytes();
-        let names_us = command.split(|byte| *byte == 0).any(|argument| argument == folder);
-        names_us.then_some(pid)
+        command.split(|byte| *byte == 0).any(|argument| argument == folder)
     }
 
     /// Writes a file that only its owner can read, whole or not at all.
