@@ -247,7 +247,9 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
         let bare = std::iter::once(begin.clone());
         bare.chain(singles(counts).into_iter().map(|it| with(begin, vec![it]))).collect()
     };
-    let mut groups = vec![("one fault".to_owned(), each(&quiet))];
+    let panics = (0..counts.times).map(|nth| with(&quiet, vec![Fault::Panic(nth)]));
+    let of_one = each(&quiet).into_iter().chain(panics).collect();
+    let mut groups = vec![("one fault".to_owned(), of_one)];
     let two = Conditions { operators: 2, has_lease: true, ..quiet.clone() };
     groups.push(("two operators and one fault".to_owned(), each(&two)));
     for failure in FAILURES {
@@ -313,8 +315,9 @@ pub fn with_jobs() -> Result<Vec<Conditions>, String> {
     let meddled = Conditions { is_whole: false, ..quiet.clone() };
     worlds.extend(taken.map(|it| with(&meddled, vec![it])));
     worlds.extend(stale_after_a_crash(&quiet, counts));
-    let two = Conditions { operators: 2, has_lease: true, ..quiet };
+    let two = Conditions { operators: 2, has_lease: true, ..quiet.clone() };
     worlds.extend(singles(play(&two)?.counts).into_iter().map(|it| with(&two, vec![it])));
+    worlds.extend((0..counts.times).map(|nth| with(&quiet, vec![Fault::Panic(nth)])));
     Ok(worlds)
 }
 
@@ -347,7 +350,6 @@ fn singles(counts: Counts) -> Vec<Fault> {
     for nth in 0..counts.requests {
         faults.extend([1, 20].map(|seconds| Fault::Slow(nth, Duration::from_secs(seconds))));
     }
-    faults.extend((0..counts.times).map(Fault::Panic));
     faults
 }
 
