@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, mean, on_the_dev_cluster, up
+from conftest import kubectl, mean, on_the_dev_cluster, resize, up
 
 AUTHORITY = ("secret/ebbtide-authority", "-n", "ebbtide")
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
@@ -46,11 +46,7 @@ def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
 
 def grow(namespace: str, workers: int) -> None:
     """Have so many workers: a new one must agree with everybody who was there before."""
-    spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
-            for end in ("max", "min")]  # fmt: skip
-    kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
-    ready = f"--for=jsonpath={{.status.workers.ready}}={workers}"
-    kubectl("wait", "ebb/mean", "-n", namespace, ready, "--timeout=110s")
+    resize(namespace, workers, 110)
 
 
 def works(namespace: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, kubectl, mean, on_the_dev_cluster, run, up
+from conftest import KUBE, kubectl, mean, on_the_dev_cluster, resize, run, up
 from watch import owner, short, told
 
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
@@ -205,17 +205,10 @@ def test_an_operator_that_is_killed_in_the_middle_of_a_job_finds_everything_as_i
         assert uids() == before
 
         # The next one carries on: it hears of the workers, and makes and takes away pods.
-        def change(workers: int) -> None:
-            spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
-                    for end in ("min", "max")]  # fmt: skip
-            kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
-            kubectl("wait", "ebb/mean", "-n", namespace, "--timeout=60s",
-                    f"--for=jsonpath={{.status.workers.ready}}={workers}")  # fmt: skip
-
-        change(2)
+        resize(namespace, 2)
         assert uids().keys() == before.keys() | {"mean general-1"}
         second = kubectl("get", "pods", "-n", namespace, "-l", "ebbtide.dev/index=1", "-o", "name")
-        change(1)
+        resize(namespace, 1)
         kubectl("wait", "--for=delete", second.strip(), "-n", namespace, "--timeout=60s")
         assert uids() == before
 

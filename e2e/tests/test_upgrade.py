@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, kubectl, mean, on_the_dev_cluster, run, up
+from conftest import KUBE, kubectl, mean, on_the_dev_cluster, resize, run, up
 
 CHART = Path(__file__).parents[2] / "charts" / "ebbtide"
 RELEASE = ("ebbtide", "-n", "ebbtide")
@@ -37,11 +37,7 @@ def pods(namespace: str) -> dict[str, tuple[str, int]]:
 
 def works(namespace: str, workers: int) -> None:
     """Have the operator of now change the size, and a client compute something."""
-    spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
-            for end in ("max", "min")]  # fmt: skip
-    kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
-    ready = f"--for=jsonpath={{.status.workers.ready}}={workers}"
-    kubectl("wait", "ebb/mean", "-n", namespace, ready, "--timeout=60s")
+    resize(namespace, workers)
     with eb.Cluster("mean", namespace=namespace):
         assert mean((1000, 1000)).compute() == mean((1000, 1000)).compute()
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::tls::{LEAF_LIFE, file};
+use ebbtide_contract::tls::{Credentials, CredentialsError, LEAF_LIFE, file};
 use jiff::{SignedDuration, Timestamp};
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -38,6 +38,9 @@ pub enum AuthorityError {
     /// A time outside the calendar.
     #[error("a certificate's time is outside the calendar")]
     Time,
+    /// TLS refuses what was minted.
+    #[error("minted credentials cannot be used")]
+    Credentials(#[from] CredentialsError),
     /// What was kept lacks a part.
     #[error("what is kept of the authority has no {0}")]
     Missing(&'static str),
@@ -108,6 +111,17 @@ impl Authority {
             files.push((file::TOKEN, self.token(cluster_uid)));
         }
         Ok(files.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
+    }
+
+    /// What a process of one identity proves itself with that lives as long as this program.
+    pub fn proof(
+        &self,
+        identity: &Identity,
+        now: Timestamp,
+    ) -> Result<Credentials, AuthorityError> {
+        let Leaf { certificate, key } = self.leaf(identity, now)?;
+        let (believed, certificate) = (self.believed.as_bytes(), certificate.as_bytes());
+        Ok(Credentials::from_pem(believed, certificate, key.as_bytes())?)
     }
 
     /// A leaf for one identity, for both sides of a connection.

@@ -200,11 +200,7 @@ fn a_leaf_of_another_cluster_or_role_opens_nothing() {
     let now = Timestamp::now();
     let authority = Authority::create(now).unwrap();
     let server = credentials(&authority, Role::Scheduler, now);
-    let of = |identity: &Identity| {
-        let leaf = authority.leaf(identity, now).unwrap();
-        let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
-        Credentials::from_pem(authority.believed().as_bytes(), certificate, key).unwrap()
-    };
+    let of = |identity: &Identity| authority.proof(identity, now).unwrap();
     let worker = of(&Identity::member("u", Role::Worker));
     assert!(agree(&worker, &server, now));
     for stolen in [

@@ -118,11 +118,11 @@ async fn carry_out(
     tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
     let kind = match &change.op {
         Op::CreateSecret(wanted) => {
-            create_secret(context, cluster, &mint(context, wanted)?).await?;
+            write_secret(context, cluster, &mint(context, wanted)?, false).await?;
             "create secret"
         }
         Op::RenewSecret(wanted) => {
-            let renewed = renew_secret(context, cluster, &mint(context, wanted)?).await;
+            let renewed = write_secret(context, cluster, &mint(context, wanted)?, true).await;
             let name = || wanted.name.clone();
             renewed.map_err(|source| ApplyError::Renewal { name: name(), source })?;
             "renew secret"
@@ -248,39 +248,32 @@ async fn create<K: Child + Serialize>(
     }
 }
 
-/// Its name is this cluster's alone: that it is there already is success.
-async fn create_secret(
+/// Creates a Secret, or writes over the one that is there, whatever that is, without reading it. Its name is
+/// this cluster's alone: that one to be created is there already is success.
+async fn write_secret(
     context: &Context,
     cluster: &Cluster,
     minted: &Secret,
+    is_renewal: bool,
 ) -> Result<(), CallError> {
-    let namespace = cluster.namespace().unwrap_or_default();
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    match call("create a secret", secrets.create(&PostParams::default(), minted)).await {
-        Err(error) if !error.is_already_there() => return Err(error),
-        _ => {}
-    }
-    context.beliefs.learn(cluster, observe::secret(&minted.name_any()));
-    Ok(())
-}
-
-/// Writes over what is there, whatever that is, without reading it.
-async fn renew_secret(
-    context: &Context,
-    cluster: &Cluster,
-    minted: &Secret,
-) -> Result<(), CallError> {
-    let namespace = cluster.namespace().unwrap_or_default();
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
     let (name, params) = (minted.name_any(), PostParams::default());
-    match call("renew a secret", secrets.replace(&name, &params, minted)).await {
-        Err(error) if error.is_gone() => create_secret(context, cluster, minted).await,
-        Err(error) => Err(error),
-        Ok(_) => {
-            context.beliefs.learn(cluster, observe::secret(&name));
-            Ok(())
+    let namespace = cluster.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let mut is_renewed = false;
+    if is_renewal {
+        match call("renew a secret", secrets.replace(&name, &params, minted)).await {
+            Err(error) if !error.is_gone() => return Err(error),
+            replaced => is_renewed = replaced.is_ok(),
         }
     }
+    if !is_renewed {
+        match call("create a secret", secrets.create(&params, minted)).await {
+            Err(error) if !error.is_already_there() => return Err(error),
+            _ => {}
+        }
+    }
+    context.beliefs.learn(cluster, observe::secret(&name));
+    Ok(())
 }
 
 fn mint(context: &Context, wanted: &SecretWanted) -> Result<Secret, ApplyError> {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use ebbtide_authority::Authority;
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::tls::Credentials;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{SchedulerAddress, Site};
 use jiff::Timestamp;
@@ -126,11 +125,6 @@ async fn listen(
 
 /// How the operator proves itself to schedulers, with a fresh certificate.
 fn identify(authority: &Authority) -> anyhow::Result<Arc<ServerConfig>> {
-    let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
-    let credentials = Credentials::from_pem(
-        authority.believed().as_bytes(),
-        leaf.certificate.as_bytes(),
-        leaf.key.as_bytes(),
-    )?;
-    Ok(Arc::new(credentials.accept_schedulers()?))
+    let proof = authority.proof(&Identity::Operator, Timestamp::now())?;
+    Ok(Arc::new(proof.accept_schedulers()?))
 }

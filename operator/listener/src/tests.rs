@@ -80,9 +80,7 @@ impl Operator {
 }
 
 fn credentials(authority: &Authority, identity: &Identity) -> Credentials {
-    let leaf = authority.leaf(identity, Timestamp::now()).unwrap();
-    let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
-    Credentials::from_pem(authority.believed().as_bytes(), certificate, key).unwrap()
+    authority.proof(identity, Timestamp::now()).unwrap()
 }
 
 async fn say(connection: &mut Connection, up: &Up) {

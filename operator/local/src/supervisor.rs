@@ -11,7 +11,7 @@ use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterStatus, Phase};
 use ebbtide_authority::{Authority, AuthorityError};
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::tls::{Credentials, CredentialsError};
+use ebbtide_contract::tls::CredentialsError;
 use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{
@@ -356,10 +356,8 @@ impl Supervisor {
 
 /// How a supervisor proves itself, with a fresh certificate.
 fn identify(authority: &Authority) -> Result<Arc<ServerConfig>, SupervisorError> {
-    let leaf = authority.leaf(&Identity::Operator, Timestamp::now())?;
-    let (certificate, key) = (leaf.certificate.as_bytes(), leaf.key.as_bytes());
-    let credentials = Credentials::from_pem(authority.believed().as_bytes(), certificate, key)?;
-    Ok(Arc::new(credentials.accept_schedulers()?))
+    let proof = authority.proof(&Identity::Operator, Timestamp::now())?;
+    Ok(Arc::new(proof.accept_schedulers()?))
 }
 
 #[derive(Eq, PartialEq)]
