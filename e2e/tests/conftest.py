@@ -18,10 +18,14 @@ KUBE = Path(__file__).parents[1] / "kube"
 
 # Tests that take hold of the programs of the dev cluster itself. e2e/run leaves them out elsewhere.
 on_the_dev_cluster = pytest.mark.dev_cluster
+# Tests that disturb the cluster of all: they stop operators, API servers, nodes. e2e/run runs the
+# others beside each other first, and then these one after another.
+alone = pytest.mark.alone
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "dev_cluster: takes hold of the dev cluster's own programs")
+    config.addinivalue_line("markers", "alone: disturbs what other tests need")
     config.addinivalue_line("markers", "of_all: tells of all the tests before it")
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, mean, on_the_dev_cluster, resize, up
+from conftest import alone, kubectl, mean, on_the_dev_cluster, resize, up
+
+pytestmark = alone
 
 AUTHORITY = ("secret/ebbtide-authority", "-n", "ebbtide")
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import KUBE, kubectl, on_the_dev_cluster, run
+from conftest import KUBE, alone, kubectl, on_the_dev_cluster, run
 
-pytestmark = on_the_dev_cluster
+pytestmark = [on_the_dev_cluster, alone]
 
 SPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 UIDS = ("get", "nodes,pods", "-n", "kube-system", "-o", "jsonpath={.items[*].metadata.uid}")

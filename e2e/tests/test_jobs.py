@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import kubectl, mean, objects
+from conftest import alone, kubectl, mean, objects
 from test_pods import LENT, workers
 
 LIMIT = 120
@@ -120,6 +120,7 @@ def test_a_program_that_fails_is_tried_as_often_as_asked_and_its_exit_code_is_to
     kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
 
 
+@alone
 def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_and_no_result(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

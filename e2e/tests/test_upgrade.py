@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, kubectl, mean, on_the_dev_cluster, resize, run, up
+from conftest import KUBE, alone, kubectl, mean, on_the_dev_cluster, resize, run, up
+
+pytestmark = alone
 
 CHART = Path(__file__).parents[2] / "charts" / "ebbtide"
 RELEASE = ("ebbtide", "-n", "ebbtide")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, mean, run, up
+from conftest import alone, kubectl, mean, run, up
 from ebbtide import _native
 
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
@@ -229,6 +229,7 @@ def refused(knock: str) -> bool:
     return "certificate required" in knock.lower().replace("_", " ")
 
 
+@alone
 def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_comes_back(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import kubectl, on_the_dev_cluster
+from conftest import alone, kubectl, on_the_dev_cluster
 
 OPERATOR = "system:serviceaccount:ebbtide:ebbtide-operator"
 
@@ -77,6 +77,7 @@ def rights() -> set[Asked]:
 
 
 @on_the_dev_cluster
+@alone
 @pytest.mark.of_all
 def test_the_operator_asks_for_nothing_that_it_may_not_and_may_nothing_that_it_does_not_ask_for(
     requests: list[Request],
