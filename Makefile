@@ -6,7 +6,7 @@ STAGE = scripts/stage
 # What the worlds of the operator are built of.
 OPERATOR = operator runtime/contract images/environment
 
-.PHONY: help setup check worlds mutants wheel python chart e2e test demo bench crds dev-cluster dev-cluster-down
+.PHONY: help setup check worlds mutants wheel python programs chart e2e test demo bench crds dev-cluster dev-cluster-down
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, and the cluster is gone again"
@@ -38,8 +38,10 @@ wheel: setup
 python: wheel
 	@$(STAGE) python scripts/python-checks
 
-chart: setup
+programs: setup
 	@$(STAGE) programs e2e/kube/build.sh
+
+chart: programs
 	@$(STAGE) chart scripts/chart
 
 e2e: wheel
@@ -57,7 +59,9 @@ worlds: setup
 
 test: check worlds mutants python chart e2e
 
-demo: wheel
+# The programs of the Kubernetes are built beside ours.
+demo:
+	@$(MAKE) --no-print-directory -j2 wheel $(if $(filter kubernetes,$(BACKEND)),programs)
 	@$(STAGE) demo examples/run $(BACKEND)
 
 bench: wheel
