@@ -386,6 +386,7 @@ pub(crate) fn observe(
         demand: context.schedulers.demand(uid),
         silent_for: context.schedulers.silent_for(uid),
         busy_ago: context.schedulers.busy_ago(uid),
+        heard_ago: context.schedulers.heard_ago(uid),
     };
     (observed, doubts.into_iter().min())
 }

@@ -3,6 +3,8 @@
 //! A connection belongs to the cluster whose uid stands in its certificate. Of several schedulers
 //! of one cluster, the one with the latest epoch counts.
 
+mod lines;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -10,19 +12,18 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ebbtide_contract::demand::{Down, Group, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, Outcome, Up};
+use ebbtide_contract::demand::{Down, Group, INTERVAL_SECONDS_MAX, Outcome, SILENT_SECONDS, Up};
 use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::view::{Demand, Heard, View};
 use rustls::ServerConfig;
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
-    BufReader,
-};
+use tokio::io::{AsyncBufRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use crate::lines::{Lines, say};
 
 /// Schedulers at once: 1,000 clusters, each with a new connection before its old one is closed.
 const CONNECTIONS_MAX: usize = 4096;
@@ -45,6 +46,9 @@ const PENALIZED_MAX: usize = 4;
 /// How long TLS may take.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
+/// How long a scheduler may be silent before what it said counts no more.
+const QUIET: Duration = Duration::from_secs(SILENT_SECONDS);
+
 /// How long a scheduler may be silent before its connection counts as broken.
 const SILENCE_MAX: Duration = Duration::from_secs(6 * INTERVAL_SECONDS_MAX);
 
@@ -59,9 +63,6 @@ const KEPT: Duration = Duration::from_secs(10);
 
 /// How long it is known when a connection was lost.
 const LEFT_KEPT: Duration = Duration::from_mins(1);
-
-/// How long a scheduler may take to read an order.
-const SAY_MAX: Duration = Duration::from_secs(10);
 
 /// Connections of one cluster at once: a new one beside one that is not known to be broken yet, and
 /// as many again while a scheduler is made anew.
@@ -133,6 +134,8 @@ struct Connection {
     epoch: u64,
     /// When there last was work, as far as this connection told.
     busy_at: Option<Instant>,
+    /// When the last line came over the network.
+    heard_at: Option<Instant>,
     orders: mpsc::Sender<Down>,
     /// When workers were kept that were asked to retire.
     kept: BTreeMap<String, Instant>,
@@ -194,6 +197,13 @@ impl Schedulers {
     /// How long ago a cluster had work that its scheduler told of on its present connection.
     pub fn busy_ago(&self, cluster_uid: &str) -> Option<Duration> {
         Some(self.lock().connections.get(cluster_uid)?.busy_at?.elapsed())
+    }
+
+    /// How long ago the last line of a cluster's scheduler came over its present connection.
+    pub fn heard_ago(&self, cluster_uid: &str) -> Duration {
+        let known = self.lock();
+        let heard_at = known.connections.get(cluster_uid).and_then(|it| it.heard_at);
+        heard_at.map(|it| it.elapsed()).unwrap_or_default()
     }
 
     /// Asks a scheduler to do without workers. Asking one that is away does nothing: the plan asks
@@ -266,8 +276,16 @@ impl Schedulers {
             known.ever
         };
         let (view, told) = (View::default(), Vec::new());
-        let connection =
-            Connection { number, view, epoch, busy_at: None, orders, kept: BTreeMap::new(), told };
+        let connection = Connection {
+            number,
+            view,
+            epoch,
+            busy_at: None,
+            heard_at: None,
+            orders,
+            kept: BTreeMap::new(),
+            told,
+        };
         self.enter(cluster_uid, connection)?;
         let (schedulers, cluster_uid) = (self.clone(), cluster_uid.to_owned());
         let conversation = Conversation { schedulers, cluster_uid, number, ordered };
@@ -355,6 +373,15 @@ impl Conversation {
     /// Takes a line. An error ends the conversation.
     pub fn hear(&self, line: Up) -> Result<Heard, String> {
         self.schedulers.hear(&self.cluster_uid, self.number, line)
+    }
+
+    /// A line came over the network just now.
+    fn came(&self) {
+        let mut known = self.schedulers.lock();
+        let connection = known.connections.get_mut(&self.cluster_uid);
+        if let Some(connection) = connection.filter(|it| it.number == self.number) {
+            connection.heard_at = Some(Instant::now());
+        }
     }
 
     /// The next order for the scheduler.
@@ -476,7 +503,7 @@ async fn serve_cluster(
         return Err(refused("connections", message));
     };
     let (reader, mut writer) = tokio::io::split(stream);
-    let mut lines = Lines { reader: BufReader::new(reader), line: Vec::new() };
+    let mut lines = Lines::new(BufReader::new(reader));
     let hello = timeout(HANDSHAKE_MAX, lines.next()).await;
     let hello = hello.map_err(|_| refused("silence", "no hello in time"))??;
     let Some(Up::Hello { protocol, epoch }) = hello else {
@@ -498,6 +525,7 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
     news: &impl Fn(),
 ) -> io::Result<()> {
     let mut silent_at = Instant::now() + SILENCE_MAX;
+    let mut quiet_at = Some(Instant::now() + QUIET);
     let (mut is_new, mut told_at) = (false, None::<Instant>);
     loop {
         let tell_at = told_at.map_or_else(Instant::now, |at| at + NEWS_INTERVAL);
@@ -505,6 +533,8 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             read = lines.next() => {
                 let Some(up) = read? else { return Ok(()) };
                 silent_at = Instant::now() + SILENCE_MAX;
+                quiet_at = Some(Instant::now() + QUIET);
+                conversation.came();
                 match conversation.hear(up).map_err(unheard)? {
                     Heard::News => is_new = true,
                     Heard::Partial => {}
@@ -514,6 +544,11 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
             Some(order) = conversation.order() => say(writer, &order).await?,
             () = sleep_until(tell_at), if is_new => {
                 (is_new, told_at) = (false, Some(Instant::now()));
+                news();
+            }
+            () = sleep_until(quiet_at.unwrap_or(silent_at)), if quiet_at.is_some() => {
+                // That nothing is said is news.
+                quiet_at = None;
                 news();
             }
             () = sleep_until(silent_at) => {
@@ -526,42 +561,6 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
 /// A later connection of the same cluster is no offence.
 fn unheard(why: String) -> io::Error {
     if why == REPLACED { io::Error::other(why) } else { refused("line", why) }
-}
-
-async fn say<W: AsyncWrite + Unpin>(writer: &mut W, order: &Down) -> io::Result<()> {
-    let mut line = serde_json::to_vec(order)?;
-    line.push(b'\n');
-    timeout(SAY_MAX, async {
-        writer.write_all(&line).await?;
-        writer.flush().await
-    })
-    .await?
-}
-
-/// What a scheduler says, line by line.
-struct Lines<R> {
-    reader: R,
-    /// What was read of a line when the caller stopped waiting.
-    line: Vec<u8>,
-}
-
-impl<R: AsyncBufRead + Unpin> Lines<R> {
-    /// The next line, or none at the end.
-    async fn next(&mut self) -> io::Result<Option<Up>> {
-        let line = &mut self.line;
-        let room = (LINE_BYTES_MAX + 1).saturating_sub(line.len());
-        (&mut self.reader).take(room as u64).read_until(b'\n', line).await?;
-        if line.is_empty() {
-            return Ok(None);
-        }
-        if line.last() != Some(&b'\n') {
-            let bytes = line.len();
-            return Err(refused("line", format!("a line of {bytes} bytes is cut off or too long")));
-        }
-        let up = serde_json::from_slice(line).map_err(|error| refused("line", error))?;
-        line.clear();
-        Ok(Some(up))
-    }
 }
 
 #[cfg(test)]

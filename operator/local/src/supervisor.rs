@@ -206,6 +206,7 @@ impl Supervisor {
             demand: self.schedulers.demand(&uid),
             silent_for: self.schedulers.silent_for(&uid),
             busy_ago: self.schedulers.busy_ago(&uid),
+            heard_ago: self.schedulers.heard_ago(&uid),
         }
     }
 

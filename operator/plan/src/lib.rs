@@ -27,7 +27,7 @@ use std::time::Duration;
 use ebbtide_api::{
     Cluster, ClusterSpec, ClusterStatus, EnvironmentSpec, GROUPS_MAX, WorkerGroup, names,
 };
-use ebbtide_contract::demand::Group;
+use ebbtide_contract::demand::{Group, SILENT_SECONDS};
 use ebbtide_contract::view::Demand;
 use ebbtide_environment::{Key, Request, RequestError};
 use jiff::Timestamp;
@@ -88,6 +88,15 @@ pub struct Observed {
     pub silent_for: Duration,
     /// How long ago there was work, as far as the scheduler told on its present connection.
     pub busy_ago: Option<Duration>,
+    /// How long ago the scheduler said what it says.
+    pub heard_ago: Duration,
+}
+
+impl Observed {
+    /// What the scheduler says, unless it says nothing any more: it may stand still over work that came.
+    pub(crate) fn heard(&self) -> Option<&Demand> {
+        self.demand.as_ref().filter(|_| self.heard_ago < Duration::from_secs(SILENT_SECONDS))
+    }
 }
 
 /// What is seen of a pod.

@@ -8,6 +8,9 @@ use jiff::Timestamp;
 
 use crate::{Observed, job};
 
+/// How soon is looked again whether a scheduler says something.
+const AGAIN: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
 pub(crate) struct Idle {
     /// Since when the scheduler says that there is no work.
@@ -18,7 +21,7 @@ pub(crate) struct Idle {
 }
 
 pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Idle {
-    let Some(demand) = observed.demand.as_ref().filter(|it| !it.is_busy()) else {
+    let Some(demand) = observed.heard().filter(|it| !it.is_busy()) else {
         return Idle::default();
     };
     let known = cluster.status.as_ref().and_then(|status| status.idle_since.as_ref());
@@ -29,7 +32,7 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     // Work that came and went while no scheduler was heard.
     let counted = cluster.status.as_ref().and_then(|status| status.jobs);
     let since = if counted.is_some_and(|it| it != jobs(demand)) { now } else { since };
-    let length = self::since(since, now);
+    let length = self::since(since, now).saturating_sub(observed.heard_ago);
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
     if job::is_made_for_job(cluster) {
@@ -37,6 +40,8 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
         return Idle { since: Some(since), is_over: false, next_look: None };
     }
     let is_over = rest.is_zero();
+    // Between two lines no time goes by.
+    let rest = rest.max(observed.heard_ago.min(AGAIN));
     Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
 }
 

@@ -55,7 +55,7 @@ pub(crate) fn targets(
     idle: &Idle,
     now: Timestamp,
 ) -> Vec<Target> {
-    let Some(demand) = &observed.demand else {
+    let Some(demand) = observed.heard() else {
         // Nothing is known: nobody comes beyond the least number, and nobody goes.
         let groups = children.groups.iter().enumerate();
         return groups
@@ -81,6 +81,7 @@ pub(crate) fn targets(
             let needed = bounds.min.max(u32::from(share.is_busy));
             let target = Target { needed, idle_since, ..Target::default() };
             let idle = idle_since.map(|since| lifetime::since(since, now));
+            let idle = idle.map(|length| length.saturating_sub(observed.heard_ago));
             let is_settled = idle.is_some_and(|length| length >= window);
             let target = target.sized(workers, demand, (asked, bounds), is_settled);
             let is_more = count_of(workers.living.len()) > bounds.min;

@@ -17,6 +17,9 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Longest time between two lines of a connected scheduler, in seconds.
 pub const INTERVAL_SECONDS_MAX: u64 = 5;
 
+/// Without a line for so long, what was said is not known to be so any more, in seconds.
+pub const SILENT_SECONDS: u64 = 2 * INTERVAL_SECONDS_MAX;
+
 /// From the scheduler to the operator.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]

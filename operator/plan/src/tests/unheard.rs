@@ -50,6 +50,46 @@ fn work_that_came_and_went_while_no_scheduler_was_heard_puts_the_end_off() {
 }
 
 #[test]
+fn a_scheduler_that_says_nothing_for_a_while_has_not_been_idle_meanwhile() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    world.seconds += 20 * 60;
+    world.observed.heard_ago = Duration::from_secs(7);
+    let soon = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert_eq!((soon.changes.len(), soon.next_look), (0, Some(Duration::from_secs(7))));
+    world.observed.heard_ago = Duration::from_secs(10);
+    world.after(1);
+    world.observed.heard_ago = Duration::ZERO;
+    assert_eq!(world.after(1).changes.len(), 0, "the time begins anew");
+    world.seconds += 20 * 60;
+    let over = plan(&world.cluster, &world.observed, &site(), at(world.seconds));
+    assert!(matches!(over.changes[..], [Change { op: Op::DeleteCluster { .. }, .. }]));
+}
+
+#[test]
+fn workers_of_a_scheduler_that_says_nothing_stay() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    world.queue(1000, 55.0);
+    world.after(1);
+    world.run();
+    world.after(1);
+    world.queue(0, 0.0);
+    world.after(1);
+    world.seconds += 60;
+    let mut due_when_heard_ago = |seconds| {
+        world.observed.heard_ago = Duration::from_secs(seconds);
+        plan(&world.cluster, &world.observed, &site(), at(world.seconds)).changes
+    };
+    assert_eq!(due_when_heard_ago(10).len(), 0);
+    assert!(matches!(due_when_heard_ago(0)[..], [Change { op: Op::Retire { .. }, .. }]));
+}
+
+#[test]
 fn secrets_are_made_sure_of_while_a_pod_does_not_begin_and_nobody_knows_why() {
     let mut world = World::new(cluster(|spec| spec["workers"][0]["min"] = 1.into()));
     world.step();
