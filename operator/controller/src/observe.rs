@@ -434,9 +434,14 @@ fn exit_code(status: &SlimStatus) -> Option<i32> {
     own.and_then(|it| Some(it.state.as_ref()?.terminated.as_ref()?.exit_code))
 }
 
-/// What is wrong with a container. People named those that run before ours.
+/// What is wrong with a container: what it said when it ended, where it is started again and again. People named
+/// those that run before ours.
 fn trouble(container: &ContainerStatus) -> Option<Trouble> {
-    let what = what_is_wrong(container.state.as_ref()?)?;
+    let state = container.state.as_ref()?;
+    let reason = state.waiting.as_ref().and_then(|it| it.reason.as_deref());
+    let before = container.last_state.as_ref().filter(|_| reason == Some("CrashLoopBackOff"));
+    let said = before.filter(|it| it.terminated.as_ref().is_some_and(|it| it.message.is_some()));
+    let what = said.and_then(what_is_wrong).or_else(|| what_is_wrong(state))?;
     Some(if is_own_container(&container.name) { what } else { what.of(&container.name) })
 }
 
@@ -461,8 +466,24 @@ mod tests {
     use ebbtide_api::{Cluster, ClusterStatus, Phase};
     use serde_json::json;
 
-    use super::Beliefs;
+    use super::{Beliefs, trouble};
     use crate::known::key;
+
+    #[test]
+    fn what_a_container_said_at_its_end_is_told_while_it_waits_to_be_started_again() {
+        let told = |last: serde_json::Value| {
+            let waiting = json!({ "reason": "CrashLoopBackOff", "message": "back-off" });
+            let container = json!({
+                "name": "scheduler", "image": "i", "imageID": "i", "ready": false, "restartCount": 1,
+                "state": { "waiting": waiting },
+                "lastState": { "terminated": last },
+            });
+            trouble(&serde_json::from_value(container).unwrap()).unwrap().message
+        };
+        assert_eq!(told(json!({ "exitCode": 64 })), "CrashLoopBackOff: back-off");
+        let words = json!({ "exitCode": 64, "reason": "Error", "message": "no package" });
+        assert_eq!(told(words), "Error: exit code 64: no package");
+    }
 
     #[test]
     fn a_status_that_was_written_is_known_before_a_watch_shows_it_and_of_this_cluster_alone() {
