@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ebbtide_api::{Cluster, ClusterJob, Phase, names};
+use ebbtide_api::{Cluster, ClusterJob, Engine, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
 use ebbtide_plan::change::differences;
+use futures::FutureExt as _;
+use futures::future::FusedFuture as _;
 use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,8 +20,9 @@ use tokio::runtime::Builder;
 use tokio::time::sleep;
 
 use crate::backend::{Backend, Kind, Listed, Scope};
+use crate::endpoint::Way;
 use crate::output::{self, Format};
-use crate::{endpoint, job, manifest, node, story, top};
+use crate::{dashboard, endpoint, job, manifest, node, story, top};
 
 /// How long to wait before a script's second attempt; each further wait is twice as long.
 const RETRY_FIRST: Duration = Duration::from_secs(10);
@@ -132,6 +135,18 @@ pub(crate) enum Command {
         /// Only of the scheduler or worker whose name ends so, like `scheduler` or `general-0`.
         #[arg(short, long)]
         pod: Option<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Print the address of a cluster's dashboard on this machine, and keep the way there open until
+    /// Ctrl-C. For clusters with `engine: dask`.
+    Dashboard {
+        /// Name of the cluster.
+        #[arg(value_parser = cluster_name)]
+        name: String,
+        /// Port of this machine. Default: any that is free.
+        #[arg(long)]
+        port: Option<u16>,
         #[command(flatten)]
         place: Place,
     },
@@ -288,6 +303,9 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Describe { name, place } => describe(&name, &place).await?,
         Command::Diff { file, place } => diff(&file, &place).await?,
         Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
+        Command::Dashboard { name, port, place } => {
+            dashboard::serve(&Backend::connect(&place).await?, &name, port).await?;
+        }
         Command::Env { command } => environment(&command)?,
         Command::Crd { kind, output } => match kind {
             CrdKind::Cluster => output::value(&Cluster::crd(), output)?,
@@ -346,7 +364,7 @@ pub(crate) async fn up(
         return Ok(ExitCode::SUCCESS);
     };
     let ran = match ready {
-        Ok(()) => try_script(script, &name, &namespace, backend.kind()).await,
+        Ok(()) => try_script(script, (&namespace, &name), &backend).await,
         Err(error) => Err(error),
     };
     let gone = take_down(&backend, &namespace, &name).await;
@@ -410,13 +428,12 @@ async fn news(
 /// Runs a script until it ends well or was tried often enough.
 pub(crate) async fn try_script(
     script: &Script,
-    name: &str,
-    namespace: &str,
-    backend: Kind,
+    cluster: (&str, &str),
+    backend: &Backend,
 ) -> anyhow::Result<ExitCode> {
     let mut wait = RETRY_FIRST;
     for nth in 1..=script.retries {
-        let (code, was_asked) = run_script(script, name, namespace, backend).await?;
+        let (code, was_asked) = run_script(script, cluster, backend).await?;
         if code == ExitCode::SUCCESS || was_asked {
             return Ok(code);
         }
@@ -427,25 +444,41 @@ pub(crate) async fn try_script(
         }
         wait = (2 * wait).min(RETRY_MAX);
     }
-    Ok(run_script(script, name, namespace, backend).await?.0)
+    Ok(run_script(script, cluster, backend).await?.0)
 }
 
 /// Runs a script to its end. Gives also whether somebody asked for that.
 async fn run_script(
     script: &Script,
-    name: &str,
-    namespace: &str,
-    backend: Kind,
+    cluster: (&str, &str),
+    backend: &Backend,
 ) -> anyhow::Result<(ExitCode, bool)> {
+    let (namespace, name) = cluster;
+    let way = match way_of_dask(backend, cluster).await {
+        Ok(way) => way,
+        Err(error) => {
+            output::tell(&format!("error: {error:#}"));
+            return Ok((ExitCode::FAILURE, false));
+        }
+    };
     let mut python = tokio::process::Command::new("python3");
     python.arg(&script.path).args(&script.arguments);
     python.env("EBBTIDE_CLUSTER", name).env("EBBTIDE_NAMESPACE", namespace);
-    python.env("EBBTIDE_BACKEND", backend.as_str());
+    python.env("EBBTIDE_BACKEND", backend.kind().as_str());
+    python.envs(way.iter().flat_map(Way::variables_of_dask));
+    let held = async {
+        match &way {
+            Some(way) => way.hold().await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut held = std::pin::pin!(held.fuse());
     let mut child = python.spawn().context("python3 cannot be started")?;
     let mut was_asked = false;
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
+            error = &mut held, if !held.is_terminated() => output::tell(&format!("{error:#}")),
             asked = node::asked_to_end() => {
                 was_asked = true;
                 // The terminal tells the script of Ctrl-C itself; of other ends it hears from here.
@@ -461,6 +494,18 @@ async fn run_script(
     // As a shell tells of a signal.
     let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
     Ok((ExitCode::from(u8::try_from(code).unwrap_or(1)), was_asked))
+}
+
+/// The way for a script that knows Dask alone, where its cluster runs that, as far as anybody knows.
+async fn way_of_dask<'a>(
+    backend: &'a Backend,
+    cluster: (&'a str, &'a str),
+) -> anyhow::Result<Option<Way<'a>>> {
+    let engine = backend.get(cluster.0, cluster.1).await.map(|it| it.spec.engine);
+    match engine.unwrap_or_default() {
+        Engine::Ebbtide => Ok(None),
+        Engine::Dask => Way::open(backend, cluster).await.map(Some),
+    }
 }
 
 async fn get(

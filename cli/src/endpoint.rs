@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use ebbtide_api::Engine;
 use ebbtide_contract::tls::file;
-use ebbtide_contract::variable;
+use ebbtide_contract::{dask, port, variable};
 use ebbtide_local::state::State;
 use ebbtide_node::client::{Address, Endpoint};
 use futures::StreamExt as _;
@@ -37,64 +38,119 @@ const DIAL_MAX: Duration = Duration::from_secs(2);
 /// Prints the endpoint as one line of JSON and keeps the way open until standard input ends or the
 /// cluster is gone.
 pub(crate) async fn serve(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
-    let cluster = (namespace, name);
-    let served = match backend {
-        Backend::Kubernetes(kubernetes) => match Relay::open(kubernetes, cluster).await {
-            Ok(relay) => return relay.serve().await,
-            Err(error) => Err(error),
-        },
-        Backend::Local { .. } => local::endpoint(namespace, name),
-    };
-    let endpoint = match served {
-        Ok(endpoint) => endpoint,
-        Err(error) => return Err(why(backend, cluster, error).await),
-    };
-    output::line(&serde_json::to_string(&endpoint)?)?;
+    let way = Way::open(backend, (namespace, name)).await?;
+    output::line(&serde_json::to_string(&way.endpoint())?)?;
     tokio::select! {
         closed = closed() => closed,
-        () = local_end(namespace, name, &endpoint.cluster_uid) => Err(gone(name)),
+        // What lies in the folder goes with us.
+        _ = node::asked_to_end() => Ok(()),
+        error = way.hold() => Err(error),
+    }
+}
+
+/// A way to a cluster's scheduler.
+pub(crate) enum Way<'a> {
+    /// Through the API server, as long as it is held open.
+    Relay(Relay<'a>),
+    /// Straight there, on this machine.
+    Straight { cluster: (&'a str, &'a str), endpoint: Endpoint },
+}
+
+impl<'a> Way<'a> {
+    /// Finds the way, or says why there is none.
+    pub(crate) async fn open(
+        backend: &'a Backend,
+        cluster: (&'a str, &'a str),
+    ) -> anyhow::Result<Self> {
+        let (namespace, name) = cluster;
+        let opened = match backend {
+            Backend::Kubernetes(kubernetes) => {
+                Relay::open(kubernetes, cluster).await.map(Self::Relay)
+            }
+            Backend::Local { .. } => local::endpoint(namespace, name)
+                .map(|endpoint| Self::Straight { cluster, endpoint }),
+        };
+        match opened {
+            Ok(way) => Ok(way),
+            Err(error) => Err(why(backend, cluster, error).await),
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        match self {
+            Self::Relay(relay) => relay.endpoint(),
+            Self::Straight { endpoint, .. } => endpoint.clone(),
+        }
+    }
+
+    /// What a program must know that computes with Dask and knows nothing of Ebbtide.
+    pub(crate) fn variables_of_dask(&self) -> [(&'static str, String); 3] {
+        let Endpoint { address, cluster_uid, credentials, .. } = self.endpoint();
+        let address = match address {
+            Address::Tcp(address) => address,
+            Address::Unix(path) => path.display().to_string(),
+        };
+        [
+            (dask::SCHEDULER_ADDRESS, dask::address(&address)),
+            (variable::CLUSTER_UID, cluster_uid),
+            (variable::CREDENTIALS, credentials.display().to_string()),
+        ]
+    }
+
+    /// Keeps it open, and ends when the cluster is gone, with words that say so.
+    pub(crate) async fn hold(&self) -> anyhow::Error {
+        match self {
+            Self::Relay(relay) => relay.hold().await,
+            Self::Straight { cluster: (namespace, name), endpoint } => {
+                local_end(namespace, name, &endpoint.cluster_uid).await;
+                gone(name)
+            }
+        }
     }
 }
 
 /// A socket of this machine that leads to a scheduler, and a client's credentials beside it.
-struct Relay<'a> {
+pub(crate) struct Relay<'a> {
     kubernetes: &'a Kubernetes,
     /// Namespace and name.
     cluster: (&'a str, &'a str),
     uid: String,
+    engine: Engine,
     socket: Socket,
 }
 
 impl<'a> Relay<'a> {
     async fn open(kubernetes: &'a Kubernetes, cluster: (&'a str, &'a str)) -> anyhow::Result<Self> {
         let socket = Socket::bind()?;
-        let (uid, credentials) = kubernetes.credentials(cluster).await?;
+        let (found, credentials) = kubernetes.credentials(cluster).await?;
         socket.keep(&credentials)?;
-        Ok(Self { kubernetes, cluster, uid, socket })
+        let (uid, engine) = (found.uid().unwrap_or_default(), found.spec.engine);
+        Ok(Self { kubernetes, cluster, uid, engine, socket })
     }
 
-    async fn serve(&self) -> anyhow::Result<()> {
-        let endpoint = Endpoint {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
             name: self.cluster.1.to_owned(),
             cluster_uid: self.uid.clone(),
+            engine: self.engine.as_str().to_owned(),
             address: Address::Unix(self.socket.path()),
             credentials: self.socket.folder.clone(),
-        };
-        output::line(&serde_json::to_string(&endpoint)?)?;
+        }
+    }
+
+    async fn hold(&self) -> anyhow::Error {
         let mut carried = FuturesUnordered::new();
-        let mut closed = std::pin::pin!(closed());
-        let mut ended = std::pin::pin!(node::asked_to_end());
         loop {
             tokio::select! {
-                closed = &mut closed => return closed,
-                // What lies in the folder goes with us.
-                _ = &mut ended => return Ok(()),
-                accepted = self.socket.listener.accept() => carried.push(self.carry(accepted?.0)),
+                accepted = self.socket.listener.accept() => match accepted {
+                    Ok((stream, _)) => carried.push(self.carry(stream)),
+                    Err(error) => return error.into(),
+                },
                 Some(ended) = carried.next() => if let Err(error) = ended {
                     let (namespace, name) = self.cluster;
                     output::tell(&format!("{name}: {error:#}"));
                     if self.kubernetes.is_gone(namespace, name, &self.uid).await {
-                        return Err(gone(name));
+                        return gone(name);
                     }
                 }
             }
@@ -105,11 +161,13 @@ impl<'a> Relay<'a> {
     /// credentials are written as they are now. Who was refused with older ones dials again with these.
     async fn carry(&self, local: UnixStream) -> anyhow::Result<()> {
         match self.kubernetes.credentials(self.cluster).await {
-            Ok((uid, credentials)) if uid == self.uid => self.socket.keep(&credentials)?,
+            Ok((found, credentials)) if found.uid().as_ref() == Some(&self.uid) => {
+                self.socket.keep(&credentials)?;
+            }
             Ok(_) => {}
             Err(error) => output::tell(&format!("{}: {error:#}", self.cluster.1)),
         }
-        self.kubernetes.forward(self.cluster, local).await
+        self.kubernetes.forward(self.cluster, local, port::SCHEDULER).await
     }
 }
 
@@ -128,6 +186,8 @@ pub(crate) async fn inside(name: &str) -> anyhow::Result<Option<Endpoint>> {
     Ok(Some(Endpoint {
         name: name.to_owned(),
         cluster_uid: uid,
+        engine: env::var(variable::ENGINE)
+            .unwrap_or_else(|_| Engine::default().as_str().to_owned()),
         credentials: PathBuf::from(folder),
         address: Address::Tcp(answering(name, &addresses).await?),
     }))

@@ -71,7 +71,7 @@ async fn here(
     let namespace = backend.namespace();
     if let Some(on) = on.on {
         backend.get(&namespace, &on).await?;
-        return try_script(&script, &on, &namespace, backend.kind()).await;
+        return try_script(&script, (&namespace, &on), backend).await;
     }
     let mut cluster = cluster.context("there is no manifest")?;
     cluster.metadata.name = Some(named(name, &cluster.name_any())?);

@@ -2,6 +2,7 @@
 
 mod backend;
 mod command;
+mod dashboard;
 mod endpoint;
 mod job;
 mod manifest;

@@ -1,28 +1,62 @@
 //! The scheduler and worker programs: settings in, exit code out.
 
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use ebbtide_contract::exit;
+use anyhow::anyhow;
+use ebbtide_api::Engine;
+use ebbtide_contract::{exit, variable};
+use ebbtide_node::dask::DaskError;
 use ebbtide_node::settings::{Settings, SettingsError};
 use ebbtide_node::worker::WorkerError;
-use ebbtide_node::{scheduler, worker};
+use ebbtide_node::{dask, scheduler, worker};
 use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Where Kubernetes looks for the last words of a container.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
 pub(crate) fn scheduler() -> ExitCode {
-    run(async |settings| scheduler::run(settings, ended()).await.map_err(Into::into))
+    run(async |settings| match engine()? {
+        Engine::Ebbtide => scheduler::run(settings, ended()).await.map_err(Into::into),
+        Engine::Dask => dask::scheduler(settings, ended()).await.map_err(|error| match error {
+            DaskError::Ended(_) => Ended { code: 1, error: error.into() },
+            DaskError::Settings(_)
+            | DaskError::NoDask
+            | DaskError::Pipe(_)
+            | DaskError::Start(_) => error.into(),
+        }),
+    })
 }
 
 pub(crate) fn worker() -> ExitCode {
-    run(async |settings| {
-        worker::run(settings, ended()).await.map_err(|error| match error {
+    run(async |settings| match engine()? {
+        Engine::Ebbtide => worker::run(settings, ended()).await.map_err(|error| match error {
             WorkerError::Abandoned { .. } => Ended { code: exit::ABANDONED, error: error.into() },
             WorkerError::Settings(_)
             | WorkerError::Processor(_)
             | WorkerError::Start(_)
             | WorkerError::Threads(_) => error.into(),
-        })
+        }),
+        Engine::Dask => Err(dask::worker(settings).into()),
+    })
+}
+
+/// The engine that the operator asks for. One that this program does not know is for a newer one.
+fn engine() -> Result<Engine, Ended> {
+    let asked = env::var(variable::ENGINE).unwrap_or_default();
+    let known = [Engine::Ebbtide, Engine::Dask].into_iter();
+    let found = known.clone().find(|it| it.as_str() == asked);
+    found.or_else(|| asked.is_empty().then(Engine::default)).ok_or_else(|| Ended {
+        code: exit::MISCONFIGURED,
+        error: anyhow!(
+            "{} is {asked:?}; this version of ebbtide has {}: take an image with a newer one",
+            variable::ENGINE,
+            known.map(Engine::as_str).collect::<Vec<_>>().join(" and ")
+        ),
     })
 }
 
@@ -55,8 +89,17 @@ fn run(work: impl AsyncFnOnce(&Settings) -> Result<(), Ended>) -> ExitCode {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(Ended { code, error }) => {
             tracing::error!("{error:#}");
+            tell_kubelet(&format!("{error:#}"));
             ExitCode::from(code)
         }
+    }
+}
+
+/// Leaves the reason where a pod's status takes it from. Elsewhere there is no such file.
+fn tell_kubelet(reason: &str) {
+    let file = OpenOptions::new().write(true).open(TERMINATION_LOG);
+    if let Err(error) = file.and_then(|mut file| file.write_all(reason.as_bytes())) {
+        tracing::debug!(%error, "nobody else is told");
     }
 }
 

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::{Cluster, GROUP, names};
-use ebbtide_contract::port;
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -21,8 +20,7 @@ use kube::core::error_boundary::InvalidObject;
 use kube::{Api, Client, Config, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::io::copy_bidirectional;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{Kind, Listed, Scope};
@@ -177,11 +175,11 @@ impl Kubernetes {
             .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
     }
 
-    /// The uid of a cluster, and what a client of it proves itself with.
+    /// A cluster, and what a client of it proves itself with.
     pub(crate) async fn credentials(
         &self,
         (namespace, name): (&str, &str),
-    ) -> anyhow::Result<(String, BTreeMap<String, ByteString>)> {
+    ) -> anyhow::Result<(Cluster, BTreeMap<String, ByteString>)> {
         let cluster = self.get(namespace, name).await?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let client = ebbtide_plan::client_secret(&cluster);
@@ -199,7 +197,7 @@ impl Kubernetes {
         }
         let found =
             found.with_context(|| format!("there is no Secret {client} for its clients"))?;
-        Ok((cluster.uid().unwrap_or_default(), found.data.unwrap_or_default()))
+        Ok((cluster, found.data.unwrap_or_default()))
     }
 
     /// Asks for other certificates of a cluster.
@@ -211,17 +209,19 @@ impl Kubernetes {
         Ok(())
     }
 
-    /// Carries a connection to the scheduler of a cluster, through the API server, to its end.
-    pub(crate) async fn forward(
+    /// Carries a connection to a port of a cluster's scheduler, through the API server, to its end.
+    pub(crate) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         (namespace, name): (&str, &str),
-        mut local: UnixStream,
+        mut local: S,
+        port: u16,
     ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let pod = names::scheduler(name);
-        let forwarding = pods.portforward(&pod, &[port::SCHEDULER]);
+        let ports = [port];
+        let forwarding = pods.portforward(&pod, &ports);
         let mut forwarder = in_time("forward a port", forwarding).await?;
-        let stream = forwarder.take_stream(port::SCHEDULER);
+        let stream = forwarder.take_stream(port);
         let mut remote = stream.context("the port is not forwarded")?;
         copy_bidirectional(&mut local, &mut remote).await?;
         drop(remote);

@@ -54,6 +54,9 @@ pub const GROUP: &str = "ebbtide.dev";
     validation = Rule::new("has(self.spec.environment) == has(oldSelf.spec.environment) && (!has(self.spec.environment) || self.spec.environment == oldSelf.spec.environment)")
         .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
         .field_path(".spec.environment"),
+    validation = Rule::new("self.spec.engine == oldSelf.spec.engine")
+        .message("engine cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
+        .field_path(".spec.engine"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
     printcolumn(
         name = "Phase",
@@ -104,6 +107,11 @@ pub struct ClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
+    /// What computes: `ebbtide`, the chunked arrays and functions of this project, or `dask`, which
+    /// needs `distributed` among the packages. It cannot change while the cluster lives. Default:
+    /// `ebbtide`.
+    #[serde(default)]
+    pub engine: Engine,
     /// The one process that plans and hands out work.
     #[serde(default)]
     pub scheduler: SchedulerSpec,
@@ -126,6 +134,17 @@ pub struct ClusterSpec {
     /// When the cluster goes.
     #[serde(default)]
     pub lifetime: Lifetime,
+}
+
+/// What computes in a cluster.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The chunked arrays and functions of this project.
+    #[default]
+    Ebbtide,
+    /// Dask's own scheduler and workers, of the version that the environment has.
+    Dask,
 }
 
 /// Who may reach the scheduler over the network. What they must prove stays the same: they need the
@@ -250,6 +269,16 @@ pub enum AtLast {
     /// The cluster is deleted with everything that it made.
     #[default]
     Delete,
+}
+
+impl Engine {
+    /// Its name in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ebbtide => "ebbtide",
+            Self::Dask => "dask",
+        }
+    }
 }
 
 impl ClusterSpec {

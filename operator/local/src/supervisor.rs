@@ -275,6 +275,7 @@ impl Supervisor {
         let endpoint = json!({
             "name": name,
             "clusterUid": self.cluster.uid().unwrap_or_default(),
+            "engine": self.cluster.spec.engine,
             "address": { "tcp": address },
             "credentials": self.secrets().join(client_secret(&self.cluster)),
         });

@@ -20,8 +20,9 @@ pub enum Class {
 }
 
 /// The class of each field, and of what is below it. `*` is any member of a list.
-const CLASSES: [(&str, Class); 12] = [
+const CLASSES: [(&str, Class); 13] = [
     ("access", Class::Live),
+    ("engine", Class::Immutable),
     ("environment", Class::Immutable),
     ("image", Class::Immutable),
     ("lifetime", Class::Live),

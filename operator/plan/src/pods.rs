@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use ebbtide_api::pod::{InitContainer, PodSettings};
-use ebbtide_api::{Cluster, ClusterJob, Resources, WorkerGroup, names};
+use ebbtide_api::{Cluster, ClusterJob, Engine, Resources, WorkerGroup, names};
 use ebbtide_contract::identity::Role;
-use ebbtide_contract::{port, variable};
+use ebbtide_contract::{dask, port, variable};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
     EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference,
@@ -179,6 +179,9 @@ pub(crate) fn attempt(context: &Context<'_>, job: &ClusterJob, nth: u32) -> Pod 
     let script = spec.script.as_ref().map(|it| (names::SCRIPT.to_owned(), it.clone()));
     metadata.annotations = Some(script.into_iter().collect());
     let python = || vec!["python3".to_owned(), format!("{SCRIPT_PATH}/{SCRIPT_FILE}")];
+    let addresses = scheduler_addresses(cluster, context.site);
+    let of_dask = addresses.first().filter(|_| cluster.spec.engine == Engine::Dask);
+    let of_dask = of_dask.map(|it| plain(dask::SCHEDULER_ADDRESS, dask::address(it))).into_iter();
     let wanted = Wanted {
         metadata,
         role: JOB,
@@ -187,11 +190,13 @@ pub(crate) fn attempt(context: &Context<'_>, job: &ClusterJob, nth: u32) -> Pod 
         resources: &spec.resources,
         settings: &spec.pod,
         restart_policy: "Never",
-        env: vec![
-            plain(variable::SCHEDULER, scheduler_addresses(cluster, context.site).join(",")),
-            // What it prints is read while it runs.
-            plain("PYTHONUNBUFFERED", "1".to_owned()),
-        ],
+        env: of_dask
+            .chain([
+                plain(variable::SCHEDULER, addresses.join(",")),
+                // What it prints is read while it runs.
+                plain("PYTHONUNBUFFERED", "1".to_owned()),
+            ])
+            .collect(),
         credentials: credentials(cluster, Role::Client),
         ports: &[],
         has_script: spec.script.is_some(),
@@ -276,6 +281,7 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
     let own = [
         plain(variable::CLUSTER, cluster.name_any()),
         plain(variable::CLUSTER_UID, cluster.uid().unwrap_or_default()),
+        plain(variable::ENGINE, cluster.spec.engine.as_str().to_owned()),
         plain(variable::CREDENTIALS, CREDENTIALS_PATH.to_owned()),
         field(variable::POD_NAME, "metadata.name"),
         field(variable::POD_IP, "status.podIP"),
@@ -307,7 +313,12 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(10),
-            failure_threshold: Some(6),
+            timeout_seconds: Some(5),
+            failure_threshold: Some(match cluster.spec.engine {
+                Engine::Ebbtide => 6,
+                // A large graph, or a function that lets nothing else run, stops its event loop for minutes.
+                Engine::Dask => 30,
+            }),
             ..Probe::default()
         }),
         volume_mounts: Some(

@@ -13,6 +13,8 @@ pub mod view;
 pub mod variable {
     /// Name of the cluster, for messages to people.
     pub const CLUSTER: &str = "EBBTIDE_CLUSTER";
+    /// Which engine the cluster runs: `ebbtide` or `dask`. Not set: `ebbtide`.
+    pub const ENGINE: &str = "EBBTIDE_ENGINE";
     /// `metadata.uid` of the cluster: part of every identity.
     pub const CLUSTER_UID: &str = "EBBTIDE_CLUSTER_UID";
     /// Folder with `ca.crt`, `tls.crt` and `tls.key`, and for schedulers and clients `token`.
@@ -45,6 +47,17 @@ pub mod port {
     pub const HTTP: u16 = 8787;
     /// Schedulers reach the operator here.
     pub const OPERATOR: u16 = 7443;
+}
+
+/// What programs are told that compute with Dask and know nothing of Ebbtide.
+pub mod dask {
+    /// The variable in which Dask looks for its scheduler.
+    pub const SCHEDULER_ADDRESS: &str = "DASK_SCHEDULER_ADDRESS";
+
+    /// What to write there: `host:port`, or the path of a socket of this machine, in Dask's way.
+    pub fn address(of: &str) -> String {
+        format!("ebbtide://{of}")
+    }
 }
 
 /// Exit codes of schedulers and workers.

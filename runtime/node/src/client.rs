@@ -36,6 +36,9 @@ pub struct Endpoint {
     pub name: String,
     /// `metadata.uid` of the cluster.
     pub cluster_uid: String,
+    /// Which engine it runs. This client is `ebbtide`'s. Without: that.
+    #[serde(default)]
+    pub engine: String,
     /// Where it listens.
     pub address: Address,
     /// Folder of a client's credentials and the token. It is read for each connection anew.

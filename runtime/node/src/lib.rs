@@ -1,6 +1,7 @@
 //! The shell of the runtime: sockets, TLS, threads and clocks around the core's state machines.
 
 pub mod client;
+pub mod dask;
 mod disk;
 mod engine;
 mod frame;

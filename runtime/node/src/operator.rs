@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::slice;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ebbtide_contract::demand::{Down, Fact, INTERVAL_SECONDS_MAX, LINE_BYTES_MAX, PROTOCOL, Up};
+use ebbtide_contract::identity::Identity;
 use ebbtide_contract::tls::{self, Current};
+use ebbtide_contract::variable;
 use rustls::ClientConfig;
 use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -15,6 +17,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::frame::FrameError;
 use crate::link::{HANDSHAKE_MAX, dial};
+use crate::settings::{self, Settings, SettingsError};
 
 /// First wait after a try to reach the operator: the next one may find the other of two.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -30,9 +33,21 @@ pub(crate) struct Operator {
     pub(crate) address: String,
     pub(crate) config: Current<ClientConfig>,
     pub(crate) epoch: u64,
+    /// Whether whoever gives the facts gives them again and again: when they do not, nobody speaks for them.
+    pub(crate) is_silent_without_news: bool,
 }
 
 impl Operator {
+    /// The operator of the cluster that the environment names.
+    pub(crate) fn of(settings: &Settings) -> Result<Self, SettingsError> {
+        Ok(Self {
+            address: settings::required(variable::OPERATOR)?,
+            config: settings.current(|it| it.dial(Identity::Operator))?,
+            epoch: epoch(),
+            is_silent_without_news: false,
+        })
+    }
+
     /// Keeps the operator informed for as long as the scheduler lives.
     pub(crate) async fn inform(
         self,
@@ -42,6 +57,10 @@ impl Operator {
     ) {
         let mut wait = RETRY_FIRST;
         loop {
+            // Nobody begins with what may be so no more.
+            if self.is_silent_without_news && facts.changed().await.is_err() {
+                return;
+            }
             let begun_at = Instant::now();
             if let Err(error) = self.session(&mut facts, &mut answers, &orders).await {
                 tracing::info!(%error, address = self.address, "the operator cannot be told");
@@ -89,14 +108,22 @@ impl Operator {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    speech.news(&facts.borrow_and_update())
+                    let news = speech.news(&facts.borrow_and_update());
+                    let is_again = self.is_silent_without_news && news.is_empty();
+                    if is_again { speech.again() } else { news }
                 }
                 Some(answer) = answers.recv() => vec![answer],
-                () = sleep(interval) => speech.again(),
+                () = sleep(interval), if !self.is_silent_without_news => speech.again(),
             };
             say(&mut writer, &lines).await?;
         }
     }
+}
+
+/// Tells this life of the scheduler from earlier ones: the time at which it started.
+fn epoch() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn say<W: AsyncWrite + Unpin>(writer: &mut W, lines: &[Up]) -> Result<(), FrameError> {

@@ -51,7 +51,7 @@ const END_MAX: Duration = Duration::from_millis(50);
 const INPUTS_MAX: usize = 64;
 
 /// Variables of libraries that would otherwise start a thread for each core of the machine.
-const THREADS: [&str; 5] = [
+pub(crate) const THREADS: [&str; 5] = [
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",

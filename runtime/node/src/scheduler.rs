@@ -4,11 +4,11 @@ mod accept;
 mod hall;
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ebbtide_buffer::Pool;
-use ebbtide_contract::identity::{Identity, Role};
-use ebbtide_contract::{port, variable};
+use ebbtide_contract::identity::Role;
+use ebbtide_contract::port;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -51,10 +51,10 @@ pub async fn run(
 ) -> Result<(), SchedulerError> {
     let uid = settings.cluster_uid.clone();
     let accept = settings.current(move |it| it.accept(&uid, &[Role::Worker, Role::Client]))?;
-    let dial = settings.current(|it| it.dial(Identity::Operator))?;
     // It changes with the rest; that there is none is told now.
     settings.token()?;
-    let epoch = epoch();
+    let operator = Operator::of(settings)?;
+    let epoch = operator.epoch;
     let listener = listen(settings.listen_ip(), port::SCHEDULER).await?;
     let http = listen(settings.listen_ip(), port::HTTP).await?;
 
@@ -62,8 +62,6 @@ pub async fn run(
     let (facts, facts_seen) = watch::channel(Facts::new());
     let (answers, answers_seen) = mpsc::unbounded_channel();
     let (orders, mut ordered) = mpsc::channel(INPUTS_MAX);
-    let operator =
-        Operator { address: crate::settings::required(variable::OPERATOR)?, config: dial, epoch };
     let door = Door {
         config: accept,
         settings: settings.clone(),
@@ -102,10 +100,4 @@ pub(crate) async fn listen(ip: IpAddr, port: u16) -> Result<TcpListener, Schedul
     TcpListener::bind((ip, port))
         .await
         .map_err(|source| SchedulerError::Listen { address: format!("{ip}:{port}"), source })
-}
-
-/// Tells this life of the scheduler from earlier ones: the time at which it started.
-fn epoch() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

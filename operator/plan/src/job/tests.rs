@@ -498,6 +498,24 @@ fn the_pod_of_a_job_may_do_as_little_as_any_and_has_a_client_s_credentials() {
 }
 
 #[test]
+fn a_program_that_knows_only_dask_is_told_where_its_scheduler_is() {
+    let told = |engine: &str| {
+        let mut cluster = cluster_spec();
+        cluster["engine"] = json!(engine);
+        let mut world = World::new(&json!({ "cluster": cluster }));
+        world.step();
+        world.cluster_is(Phase::Ready);
+        let changes = world.plan().changes.into_iter();
+        let mut pods = changes
+            .filter_map(|it| if let JobOp::CreatePod(pod) = it.op { pod.spec } else { None });
+        let env = pods.next().unwrap().containers.remove(0).env.unwrap();
+        env.into_iter().find(|it| it.name == "DASK_SCHEDULER_ADDRESS").and_then(|it| it.value)
+    };
+    let address = format!("ebbtide://{}.rates.svc:8786", names::scheduler("nightly"));
+    assert_eq!([told("dask"), told("ebbtide")], [Some(address), None]);
+}
+
+#[test]
 fn what_a_job_waits_for_is_said_with_the_words_of_its_pod_or_cluster() {
     let mut world = World::new(&json!({}));
     world.step();

@@ -9,10 +9,11 @@ use crate::job::{self, JobObserved, JobOp};
 use crate::{Observed, Op, SchedulerAddress, Site, plan};
 
 /// What settings may change in a pod, as far as they reach it at all. `[it]` is what they name.
-const OPEN: [&str; 17] = [
+const OPEN: [&str; 18] = [
     "metadata.annotations.example.com/canary",
     "metadata.labels.example.com/canary",
     "spec.affinity",
+    "spec.containers[own].env[EBBTIDE_ENGINE].value",
     "spec.containers[own].env[EBBTIDE_RESOURCES].value",
     "spec.containers[own].env[canary]",
     "spec.containers[own].envFrom",

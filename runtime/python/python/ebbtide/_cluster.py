@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ebbtide import _function, _native
 from ebbtide._function import Future
+
+if TYPE_CHECKING:
+    import distributed
 
 T = TypeVar("T")
 
@@ -105,12 +110,12 @@ class Cluster:
             raise _native.ConnectionLost(words or f"cluster {name} cannot be reached")
         self.name = name
         try:
-            client = _native.Client.connect(endpoint)
+            client = _connect(endpoint)
         except BaseException:
             self._way.stderr.close()
             self._close_way()
             raise
-        self._client: _native.Client | None = client
+        self._client: _native.Client | _Dask | None = client
         self._process = os.getpid()
         assert self._way.stdin is not None
         # Who only drops it closes it too.
@@ -188,6 +193,31 @@ class Cluster:
         with _function.originals():
             return Future(callee.name, self._connected().submit([expression]))
 
+    def dask_client(self, **options: Any) -> distributed.Client:
+        """Open a `distributed.Client` of a cluster whose manifest says `engine: dask`.
+
+        From then on `dask.array`, `dask.dataframe` and `dask.delayed` compute there. It needs the
+        package `distributed`, of the version that the cluster's environment has. `options` go to
+        `distributed.Client`. It is closed when this cluster is.
+
+        Raises:
+            TypeError: the cluster runs another engine.
+            ModuleNotFoundError: there is no package `distributed` here.
+            ConnectionLost: the cluster was closed by this program.
+            OSError: its scheduler does not answer, or refuses this client.
+
+        """
+        client = self._opened()
+        if not isinstance(client, _Dask):
+            raise TypeError(
+                f"cluster {self.name} runs the engine ebbtide; `engine: dask` in a manifest makes "
+                "one for Dask"
+            )
+        opened = client.connect(options)
+        # Who holds the client holds the way to the cluster.
+        opened._ebbtide_cluster = self
+        return opened
+
     def workers(self) -> list[Worker]:
         """List the workers that are registered now.
 
@@ -238,6 +268,14 @@ class Cluster:
         return self._connected().compute(expressions, progress)
 
     def _connected(self) -> _native.Client:
+        client = self._opened()
+        if isinstance(client, _Dask):
+            raise TypeError(
+                f"cluster {self.name} runs Dask: compute there with `cluster.dask_client()`"
+            )
+        return client
+
+    def _opened(self) -> _native.Client | _Dask:
         if self._client is None:
             raise _native.ConnectionLost(self._closed())
         if self._process != os.getpid():
@@ -291,7 +329,50 @@ def keep(expressions: Sequence[_native.Expression]) -> list[_native.Expression]:
         return _native.persist(expressions)
 
 
-def _attend(lines: IO[bytes], client: _native.Client) -> None:
+class _Dask:
+    """The way to a scheduler of Dask's, and the clients that use it."""
+
+    def __init__(self, endpoint: dict[str, Any]) -> None:
+        self._endpoint = endpoint
+        self._clients: weakref.WeakSet[distributed.Client] = weakref.WeakSet()
+
+    def connect(self, options: dict[str, Any]) -> distributed.Client:
+        """Open one more client."""
+        try:
+            import distributed
+
+            from ebbtide import _dask
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"a client of Dask needs the package {error.name}: pip install distributed, in the "
+                "version that the cluster has"
+            ) from error
+        [address] = self._endpoint["address"].values()
+        folder, uid = self._endpoint["credentials"], self._endpoint["clusterUid"]
+        way = _dask.Way(folder, uid, "client")
+        security = _dask.Credentials(way)
+        client = distributed.Client(_dask.PREFIX + address, security=security, **options)
+        self._clients.add(client)
+        return client
+
+    def close(self, reason: str) -> None:
+        """Close them all."""
+        for client in list(self._clients):
+            # One that breaks keeps no other open.
+            with contextlib.suppress(Exception):
+                if client.asynchronous:
+                    client.loop.add_callback(client.close)
+                else:
+                    client.close()
+
+
+def _connect(endpoint: str) -> _native.Client | _Dask:
+    described = json.loads(endpoint)
+    is_dask = described.get("engine") == "dask"
+    return _Dask(described) if is_dask else _native.Client.connect(endpoint)
+
+
+def _attend(lines: IO[bytes], client: _native.Client | _Dask) -> None:
     """Read what the way to a cluster tells, or it would stop at a full pipe, until it ends."""
     import logging
 

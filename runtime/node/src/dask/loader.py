@@ -1,0 +1,18 @@
+"""Makes modules of the first two arguments, which the program in the third one imports."""
+
+import sys
+import types
+
+# Nothing is imported from where this happens to be started.
+sys.path[:] = [path for path in sys.path if path]
+
+try:
+    for name, text in zip(("ebbtide_dask", "ebbtide_dask_health"), sys.argv[1:3], strict=True):
+        module = types.ModuleType(name)
+        exec(compile(text, f"{name}.py", "exec"), module.__dict__)
+        sys.modules[name] = module
+except ModuleNotFoundError as error:
+    print(f"the environment has no package {error.name!r}", file=sys.stderr)
+    # Started with what cannot work.
+    raise SystemExit(64) from None
+exec(compile(sys.argv[3], "ebbtide_dask_process.py", "exec"))
