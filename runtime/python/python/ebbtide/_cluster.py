@@ -198,7 +198,15 @@ class Cluster:
 
         From then on `dask.array`, `dask.dataframe` and `dask.delayed` compute there. It needs the
         package `distributed`, of the version that the cluster's environment has. `options` go to
-        `distributed.Client`. It is closed when this cluster is.
+        `distributed.Client`. It is closed when this cluster is. A cluster of the engine
+        `ebbtide` has none:
+
+        >>> import ebbtide as eb
+        >>> with eb.Cluster("examples") as cluster:
+        ...     cluster.dask_client()
+        Traceback (most recent call last):
+        ...
+        TypeError: cluster examples runs ebbtide; `engine: dask` in a manifest makes one for Dask
 
         Raises:
             TypeError: the cluster runs another engine.
@@ -210,12 +218,11 @@ class Cluster:
         client = self._opened()
         if not isinstance(client, _Dask):
             raise TypeError(
-                f"cluster {self.name} runs the engine ebbtide; `engine: dask` in a manifest makes "
-                "one for Dask"
+                f"cluster {self.name} runs ebbtide; `engine: dask` in a manifest makes one for Dask"
             )
         opened = client.connect(options)
         # Who holds the client holds the way to the cluster.
-        opened._ebbtide_cluster = self
+        vars(opened)["_ebbtide_cluster"] = self
         return opened
 
     def workers(self) -> list[Worker]:
@@ -360,7 +367,7 @@ class _Dask:
         for client in list(self._clients):
             # One that breaks keeps no other open.
             with contextlib.suppress(Exception):
-                if client.asynchronous:
+                if client.asynchronous and client.loop is not None:
                     client.loop.add_callback(client.close)
                 else:
                     client.close()

@@ -20,6 +20,7 @@ import ssl
 from typing import Any
 
 from distributed.comm import tcp
+from distributed.comm.addressing import parse_host_port
 from distributed.comm.core import CommClosedError, FatalCommClosedError
 from distributed.comm.registry import backends
 from distributed.security import Security
@@ -45,6 +46,9 @@ DIALS = {
     "scheduler": ("worker",),
 }
 LETS_IN = {"worker": ("scheduler", "worker"), "scheduler": ("worker", "client")}
+
+#: What a connection keeps of what came and was not read yet, in bytes: as much as Dask's own.
+BUFFER_BYTES_MAX = int(tcp.MAX_BUFFER_SIZE)
 
 log = logging.getLogger("ebbtide")
 
@@ -107,7 +111,7 @@ class Way:
     def role_of(self, stream: IOStream) -> str | None:
         """Tell what the other end does in this cluster; nothing if it is not of it."""
         # One that closed has no certificate.
-        certificate = (stream.socket and stream.socket.getpeercert()) or {}
+        certificate: dict[str, Any] = getattr(stream.socket, "getpeercert", dict)() or {}
         names = certificate.get("subjectAltName", ())
         uris = (name for kind, name in names if kind == "URI")
         ours = (uri for uri in uris if uri.startswith(self._cluster))
@@ -192,11 +196,9 @@ class Connector(tcp.TLSConnector):
 
 async def _dial(address: str) -> IOStream:
     if not address.startswith("/"):
-        host, port = tcp.parse_host_port(address)
-        return await tcp.TLSConnector.client.connect(
-            host, port, max_buffer_size=tcp.MAX_BUFFER_SIZE
-        )
-    stream = IOStream(socket.socket(socket.AF_UNIX), max_buffer_size=int(tcp.MAX_BUFFER_SIZE))
+        host, port = parse_host_port(address)
+        return await tcp.TLSConnector.client.connect(host, port, max_buffer_size=BUFFER_BYTES_MAX)
+    stream = IOStream(socket.socket(socket.AF_UNIX), max_buffer_size=BUFFER_BYTES_MAX)
     return await stream.connect(address)
 
 
@@ -205,9 +207,9 @@ class Listener(tcp.TLSListener):
 
     prefix = PREFIX
 
-    def _get_server_args(self, *, way: Way, **_: object) -> dict[str, Any]:
-        self._way = way
-        return {"ssl_options": way.context(is_server=True)}
+    def _get_server_args(self, **connection_args: Any) -> dict[str, Any]:
+        self._way: Way = connection_args["way"]
+        return {"ssl_options": self._way.context(is_server=True)}
 
     async def start(self) -> None:
         """Listen, with the credentials as they are from time to time."""
