@@ -25,7 +25,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ebbtide_api::{
-    Cluster, ClusterSpec, ClusterStatus, EnvironmentSpec, GROUPS_MAX, WorkerGroup, names,
+    Cluster, ClusterSpec, ClusterStatus, Engine, EnvironmentSpec, GROUPS_MAX, WorkerGroup, names,
 };
 use ebbtide_contract::demand::{Group, SILENT_SECONDS};
 use ebbtide_contract::view::Demand;
@@ -96,6 +96,15 @@ impl Observed {
     /// What the scheduler says, unless it says nothing any more: it may stand still over work that came.
     pub(crate) fn heard(&self) -> Option<&Demand> {
         self.demand.as_ref().filter(|_| self.heard_ago < Duration::from_secs(SILENT_SECONDS))
+    }
+
+    /// For how long there may have been work already that nobody heard of. Our own scheduler tells at once; one of
+    /// Dask's may stand still over it, and tells every two seconds that it does not.
+    pub(crate) fn unheard(&self, cluster: &Cluster) -> Duration {
+        match cluster.spec.engine {
+            Engine::Ebbtide => Duration::ZERO,
+            Engine::Dask => self.heard_ago,
+        }
     }
 }
 

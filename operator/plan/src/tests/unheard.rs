@@ -51,7 +51,7 @@ fn work_that_came_and_went_while_no_scheduler_was_heard_puts_the_end_off() {
 
 #[test]
 fn a_scheduler_that_says_nothing_for_a_while_has_not_been_idle_meanwhile() {
-    let mut world = World::new(cluster(|_| ()));
+    let mut world = World::new(cluster(|spec| spec["engine"] = "dask".into()));
     world.step();
     world.run();
     world.after(1);
