@@ -51,7 +51,8 @@ def test_the_ebb_takes_the_workers_when_the_work_is_done_and_then_the_cluster(
     def ebbs(spec: dict) -> None:
         spec["workers"][0].update(min=0, max=2)
         spec["scaling"] = {"targetSeconds": 1, "down": {"window": "1s"}}
-        spec["lifetime"] = {"idle": {"after": "5s"}}
+        # Longer than a pod may take to end.
+        spec["lifetime"] = {"idle": {"after": "20s"}}
 
     expected, before = mean().compute(), objects(namespace)
     with told(namespace, "pods") as pods, told(namespace, "clusters") as clusters:
