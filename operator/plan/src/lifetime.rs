@@ -32,7 +32,7 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     // Work that came and went while no scheduler was heard.
     let counted = cluster.status.as_ref().and_then(|status| status.jobs);
     let since = if counted.is_some_and(|it| it != jobs(demand)) { now } else { since };
-    let length = self::since(since, now).saturating_sub(observed.unheard(cluster));
+    let length = idle_for(cluster, observed, since, now);
     let after = cluster.spec.lifetime.idle.after.as_duration();
     let rest = after.saturating_sub(length);
     if job::is_made_for_job(cluster) {
@@ -43,6 +43,16 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     // Between two lines no time goes by.
     let rest = rest.max(observed.unheard(cluster).min(AGAIN));
     Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
+}
+
+/// How much of the time since then is known to have been without work.
+pub(crate) fn idle_for(
+    cluster: &Cluster,
+    observed: &Observed,
+    since: Timestamp,
+    now: Timestamp,
+) -> Duration {
+    self::since(since, now).saturating_sub(observed.unheard(cluster))
 }
 
 /// How many jobs ever came, as a status has it.

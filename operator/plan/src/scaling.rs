@@ -80,8 +80,7 @@ pub(crate) fn targets(
             let bounds = bounds(cluster, nth);
             let needed = bounds.min.max(u32::from(share.is_busy));
             let target = Target { needed, idle_since, ..Target::default() };
-            let idle = idle_since.map(|since| lifetime::since(since, now));
-            let idle = idle.map(|length| length.saturating_sub(observed.unheard(cluster)));
+            let idle = idle_since.map(|since| lifetime::idle_for(cluster, observed, since, now));
             let is_settled = idle.is_some_and(|length| length >= window);
             let target = target.sized(workers, demand, (asked, bounds), is_settled);
             let is_more = count_of(workers.living.len()) > bounds.min;

@@ -143,19 +143,25 @@ impl World {
         self.seconds += seconds;
         self.step()
     }
+
+    /// One in which work has just brought workers, and is done.
+    fn whose_work_is_done() -> Self {
+        let mut world = Self::new(cluster(|_| ()));
+        world.step();
+        world.run();
+        world.after(1);
+        world.queue(1000, 55.0);
+        world.after(1);
+        world.run();
+        world.after(1);
+        world.queue(0, 0.0);
+        world
+    }
 }
 
 #[test]
 fn a_cluster_rises_with_its_queue_and_ebbs_when_it_is_done() {
-    let mut world = World::new(cluster(|_| ()));
-    world.step();
-    world.run();
-    world.after(1);
-    world.queue(1000, 55.0);
-    world.after(1);
-    world.run();
-    world.after(1);
-    world.queue(0, 0.0);
+    let mut world = World::whose_work_is_done();
     world.after(60);
     world.after(29);
     world.after(1);

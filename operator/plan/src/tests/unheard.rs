@@ -70,15 +70,7 @@ fn a_scheduler_that_says_nothing_for_a_while_has_not_been_idle_meanwhile() {
 
 #[test]
 fn workers_of_a_scheduler_that_says_nothing_stay() {
-    let mut world = World::new(cluster(|_| ()));
-    world.step();
-    world.run();
-    world.after(1);
-    world.queue(1000, 55.0);
-    world.after(1);
-    world.run();
-    world.after(1);
-    world.queue(0, 0.0);
+    let mut world = World::whose_work_is_done();
     world.after(1);
     world.seconds += 60;
     let mut due_when_heard_ago = |seconds| {
