@@ -19,6 +19,7 @@ from collections.abc import Iterable
 import dask
 from distributed import Scheduler
 from distributed.active_memory_manager import RetireWorker
+from distributed.comm.addressing import unparse_host_port
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from ebbtide_dask import SCHEME, Credentials, Way
@@ -321,7 +322,6 @@ async def main(told: int) -> None:
     environ = os.environ
     way = Way(environ["EBBTIDE_CREDENTIALS"], environ["EBBTIDE_CLUSTER_UID"], "scheduler")
     listen = sys.argv[4]
-    bracketed = f"[{listen}]" if ":" in listen else listen
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for kind in (signal.SIGTERM, signal.SIGINT):
@@ -332,7 +332,7 @@ async def main(told: int) -> None:
         port=SCHEDULER_PORT,
         protocol=f"{SCHEME}://",
         security=Credentials(way),
-        dashboard_address=f"{bracketed}:{HTTP_PORT}",
+        dashboard_address=unparse_host_port(listen, HTTP_PORT),
     )
     async with scheduler:
         graphs = Graphs()

@@ -15,6 +15,7 @@ import tempfile
 
 import dask
 from distributed import Worker
+from distributed.comm.addressing import unparse_host_port
 from distributed.core import Status
 from distributed.worker_state_machine import UnpauseEvent
 from ebbtide_dask import PREFIX, SCHEME, Credentials, Way
@@ -42,11 +43,6 @@ class Finishing(Worker):
         super().handle_worker_status_change(status, stimulus_id)
         if was_running and self.status == Status.closing_gracefully:
             self.handle_stimulus(UnpauseEvent(stimulus_id=stimulus_id))
-
-
-def bracketed(ip: str) -> str:
-    """Write an address as it stands before a port."""
-    return f"[{ip}]" if ":" in ip else ip
 
 
 def scratch() -> str:
@@ -93,8 +89,8 @@ async def work() -> int:
         security=Credentials(way),
         host=listen,
         port=WORKER_PORT,
-        contact_address=f"{PREFIX}{bracketed(environ['EBBTIDE_POD_IP'])}:{WORKER_PORT}",
-        dashboard_address=f"{bracketed(listen)}:{HTTP_PORT}",
+        contact_address=PREFIX + unparse_host_port(environ["EBBTIDE_POD_IP"], WORKER_PORT),
+        dashboard_address=unparse_host_port(listen, HTTP_PORT),
         local_directory=scratch(),
         death_timeout=FIND_SECONDS,
     )
@@ -124,8 +120,14 @@ async def main() -> int:
     """Work until asked to end."""
     loop = asyncio.get_running_loop()
     working = asyncio.ensure_future(work())
+
+    def end() -> None:
+        working.cancel()
+        # Whatever waits for what does not come.
+        loop.call_later(LEAVE_SECONDS + CLOSE_SECONDS, os._exit, 0)
+
     for kind in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(kind, working.cancel)
+        loop.add_signal_handler(kind, end)
     try:
         return await working
     except asyncio.CancelledError:
