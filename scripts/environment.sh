@@ -6,7 +6,7 @@ export EBBTIDE_CACHE
 # By the toolchain and what the lock file takes from elsewhere. Our own crates are kept by checkout.
 built=$({ rustc --version; grep '^checksum' "$ROOT/Cargo.lock"; } | sha256sum | cut -c1-12)
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$EBBTIDE_CACHE/target-$built}
-export RUSTC_WORKSPACE_WRAPPER=$ROOT/scripts/rustc
+export RUSTC_WORKSPACE_WRAPPER=$ROOT/scripts/compiler
 TOOLS=$ROOT/.tools
 # Pinned tools from PyPI, and the project's own virtual environment.
 export PATH=$TOOLS/venv/bin:$PATH

@@ -15,6 +15,7 @@ import yaml
 
 MANIFEST = Path(__file__).parents[2] / "examples" / "mean" / "cluster.yaml"
 KUBE = Path(__file__).parents[1] / "kube"
+OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 
 # Tests that take hold of the programs of the dev cluster itself. e2e/run leaves them out elsewhere.
 on_the_dev_cluster = pytest.mark.dev_cluster
@@ -80,6 +81,31 @@ def objects(namespace: str) -> set[str]:
     kinds = [kind for kind in kinds if kind.split(".")[0] != "events"]
     found = kubectl("get", ",".join(kinds), "-n", namespace, "-o", "name", "--ignore-not-found")
     return set(found.split())
+
+
+@contextmanager
+def abroad() -> Iterator[str]:
+    """Have another namespace meanwhile."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    try:
+        kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+@contextmanager
+def no_operator() -> Iterator[None]:
+    """Keep every operator away meanwhile."""
+    kubectl("scale", *OPERATOR, "--replicas=0")
+    try:
+        operators = ["pods", "-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator"]
+        kubectl("wait", "--for=delete", *operators, "--timeout=60s")
+        yield
+    finally:
+        kubectl("scale", *OPERATOR, "--replicas=1")
+        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ebbtide as eb
 import pytest
 import yaml
-from conftest import kubectl, objects, run, up
+from conftest import abroad, alone, kubectl, objects, run, up
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "risk"
 
@@ -37,6 +41,54 @@ def test_any_number_of_pods_gives_the_figures_and_bits_of_the_example(
     expected = (EXAMPLE / "expected.txt").read_text().splitlines()
     assert figures == expected
     assert objects(namespace) == before
+
+
+#: What a cluster can ail from, as a change of its manifest, and what its status says then.
+AILMENTS: list[tuple[str, Callable[[dict], object], str]] = [
+    ("image", lambda it: it.update(image="registry.e2e:5000/ebbtide/nothing:1"), "Image"),
+    ("list", lambda it: it.update(environment={"python": "3.11", "packages": ["no"]}), "list"),
+    ("node", lambda it: it["scheduler"]["pod"].update(nodeSelector={"no": "such"}), "Unsched"),
+    ("exit", lambda it: it.update(image="registry.e2e:5000/busybox:1"), "Exit"),
+    ("field", lambda it: it["scheduler"]["pod"].update(labels={"a": "no label!"}), "labels"),
+]
+
+
+def sick(manifest: Path) -> str:
+    """Write a hundred clusters of which none can live."""
+    spec = yaml.safe_load(manifest.read_text())["spec"]
+    small = {"cpu": "1m", "memory": "16Mi"}
+    spec["scheduler"] = {"resources": small, "pod": {}}
+    spec["workers"][0].update(resources=small, min=0, max=1)
+    made = []
+    for nth in range(100):
+        ailment, change, _ = AILMENTS[nth % len(AILMENTS)]
+        own = copy.deepcopy(spec)
+        change(own)
+        if "image" in own:
+            own.pop("environment", None)
+        about = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster"}
+        made.append({**about, "metadata": {"name": f"{ailment}-{nth}"}, "spec": own})
+    return yaml.safe_dump_all(made)
+
+
+@alone
+def test_a_hundred_sick_clusters_change_no_figure_and_each_says_what_it_ails_from(
+    namespace: str, manifest: Path
+) -> None:
+    with abroad() as ward:
+        kubectl("apply", "-n", ward, "-f", "-", input=sick(manifest))
+        test_any_number_of_pods_gives_the_figures_and_bits_of_the_example(namespace, manifest, 2)
+        end = time.monotonic() + 120
+        while True:
+            found = json.loads(kubectl("get", "ebb", "-n", ward, "-o", "json"))["items"]
+            said = {it["metadata"]["name"]: json.dumps(it.get("status")) for it in found}
+            words = {ailment: words for ailment, _, words in AILMENTS}
+            silent = [it for it in said if words[it.split("-")[0]] not in said[it]]
+            if not silent:
+                break
+            assert time.monotonic() < end, [said[it] for it in silent[:5]]
+        assert len(said) == 100
+        kubectl("delete", "ebb", "-n", ward, "--all")
 
 
 def test_a_function_that_kills_its_process_hurts_no_pod(namespace: str, manifest: Path) -> None:

@@ -17,10 +17,8 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import alone, kubectl, mean, run, up
+from conftest import abroad, alone, kubectl, mean, no_operator, run, up
 from ebbtide import _native
-
-OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 
 # Longer than the scheduler waits for a handshake.
 CLOSED_WITHIN = 25
@@ -161,18 +159,6 @@ def test_a_token_that_is_not_the_clusters_is_refused_in_words(
 
 
 @contextmanager
-def abroad() -> Iterator[str]:
-    """Have another namespace meanwhile."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    try:
-        kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-        yield name
-    finally:
-        kubectl("delete", "namespace", name, "--wait=false")
-
-
-@contextmanager
 def pod(namespace: str, image: str) -> Iterator[Callable[..., str]]:
     """Keep a pod with Python that Pod Security `restricted` admits, and run programs there."""
     container = {
@@ -202,19 +188,6 @@ def pod(namespace: str, image: str) -> Iterator[Callable[..., str]]:
     finally:
         gone = ["--grace-period=0", "--force"]
         kubectl("delete", "pod", "stranger", "-n", namespace, *gone)
-
-
-@contextmanager
-def no_operator() -> Iterator[None]:
-    """Keep every operator away meanwhile."""
-    kubectl("scale", *OPERATOR, "--replicas=0")
-    try:
-        operators = ["pods", "-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator"]
-        kubectl("wait", "--for=delete", *operators, "--timeout=60s")
-        yield
-    finally:
-        kubectl("scale", *OPERATOR, "--replicas=1")
-        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
 
 
 def until(probe: Callable[[], str], words: str, seconds: float = 60) -> None:

@@ -22,13 +22,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::known::{Known, Scope, Watched, by_cluster, key, slim_job};
+use crate::known::{Known, Scope, Watched, by_cluster, key, slim_cluster, slim_job};
 use crate::metrics::{self, Metrics, Reason, State};
 use crate::observe::{Beliefs, SlimPod, slim};
 use crate::reconcile::{Context, Guarded, look};
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 pub(crate) const WATCH_SECONDS: u32 = 60;
+
+/// Objects of a list that come at once: somebody's may take a megabyte each.
+const PAGE: u32 = 32;
 
 /// Tells the time of the calendar.
 pub type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
@@ -210,7 +213,7 @@ async fn until(at: Option<Instant>) {
 /// All watches: of each kind one for all namespaces, or one for each of some.
 fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> {
     let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
-    let everything = watcher::Config::default().timeout(WATCH_SECONDS);
+    let everything = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let ours = everything.clone().labels(&managed);
     let scopes: Vec<Scope> = match namespaces {
         [] => vec![None],
@@ -224,7 +227,7 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
     }
     let mut all = SelectAll::new();
     for scope in scopes {
-        let clusters = events(client, &scope, &everything);
+        let clusters = events(client, &scope, &everything).modify(slim_cluster);
         all.push(taken(clusters, &known.clusters, &scope, context, of_phase));
         let jobs = events(client, &scope, &everything).modify(slim_job);
         all.push(taken(jobs, &known.jobs, &scope, context, nobody_else));

@@ -1,6 +1,6 @@
 //! Scheduler, kubelets and garbage collector: what becomes of objects that somebody created.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub const FAILURES: [Failure; 7] = [
 pub struct Nodes {
     failure: Option<(usize, Failure)>,
     lives: BTreeMap<String, Life>,
+    /// Pods that there were.
+    count: usize,
     garbage_at: Option<Instant>,
     /// Up to which version there is no garbage.
     clean: u64,
@@ -93,9 +95,11 @@ impl Nodes {
         let mut due: Option<Instant> = None;
         let mut is_soonest = |at: Instant| due = Some(due.map_or(at, |it| it.min(at)));
         for pod in &pods {
-            let nth = self.lives.len();
-            let new = Life { nth, since: now, stage: Stage::New };
-            let life = *self.lives.entry(uid(pod)).or_insert(new);
+            let life = *self.lives.entry(uid(pod)).or_insert_with(|| {
+                let nth = self.count;
+                self.count += 1;
+                Life { nth, since: now, stage: Stage::New }
+            });
             let failure = self.failure.filter(|(at, _)| *at == life.nth).map(|(_, it)| it);
             if let Some((at, next)) = next(pod, life, failure) {
                 if at > now {
@@ -109,6 +113,10 @@ impl Nodes {
                 self.lives.insert(uid(pod), Life { nth, since: now, stage: next });
                 is_soonest(now);
             }
+        }
+        if self.lives.len() > pods.len() {
+            let there: BTreeSet<String> = pods.iter().map(|it| uid(it)).collect();
+            self.lives.retain(|uid, _| there.contains(uid));
         }
         if let Some(at) = self.collect_garbage(server, now) {
             is_soonest(at);

@@ -185,6 +185,15 @@ impl Server {
         writeln!(inner.trace, "{seconds:>9.3} {line}").expect("a String takes any write");
     }
 
+    /// Forgets events, what happened, and how things became what they are.
+    pub fn forget(&self) {
+        self.change(|store, now| {
+            store.delete_all(kinds::EVENT, |_| true, now);
+            store.compact();
+        });
+        self.lock().trace = String::new();
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         self.lock().counts
@@ -240,7 +249,7 @@ impl Server {
             }));
         };
         sleep(LATENCY).await;
-        if call.kind == kinds::LEASE {
+        if call.kind == kinds::LEASE && !matches!(call.verb, Verb::List | Verb::Watch) {
             // Renewing goes on for ever: it is not counted.
             let is_cut = self.lock().cut.contains(&who);
             return if is_cut { pending().await } else { Ok(self.carry_out(&call, &body)) };

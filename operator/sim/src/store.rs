@@ -61,6 +61,16 @@ pub struct Store {
     compacted: u64,
 }
 
+/// Of metadata what nobody else writes.
+const SERVERS_OWN: [&str; 6] = [
+    "name",
+    "uid",
+    "creationTimestamp",
+    "generation",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+];
+
 const FOREGROUND: &str = "foregroundDeletion";
 
 /// Seconds that a pod has to end, unless somebody says otherwise.
@@ -80,6 +90,7 @@ impl Store {
     /// Forgets how things became what they are.
     pub fn compact(&mut self) {
         self.compacted = self.version;
+        self.history.clear();
     }
 
     /// One object.
@@ -166,12 +177,17 @@ impl Store {
         is_status: bool,
     ) -> Result<Arc<Value>, Refusal> {
         let there = Arc::clone(self.get(kind, name)?);
+        let is_blind = object["metadata"]["resourceVersion"].is_null();
+        if is_blind && matches!(kind, kinds::CLUSTER | kinds::CLUSTER_JOB | kinds::LEASE) {
+            let why = "metadata.resourceVersion: Invalid value: 0: must be specified for an update";
+            return Err(invalid(kind, name, why));
+        }
         check_same(kind, name, &there, object)?;
         let mut next = if is_status { Value::clone(&there) } else { object.clone() };
         if is_status {
             next["status"] = object["status"].clone();
         } else {
-            for kept in ["uid", "creationTimestamp", "generation", "deletionTimestamp"] {
+            for kept in SERVERS_OWN {
                 next["metadata"][kept] = there["metadata"][kept].clone();
             }
             next["status"] = there["status"].clone();
@@ -179,6 +195,7 @@ impl Store {
         if kind == kinds::SECRET {
             take_string_data(&mut next);
         }
+        check_finalizers(kind, name, &there, &next)?;
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 
@@ -188,9 +205,10 @@ impl Store {
         check_same(kind, name, &there, patch)?;
         let mut next = Value::clone(&there);
         merge(&mut next, patch);
-        for kept in ["uid", "creationTimestamp", "generation", "deletionTimestamp", "name"] {
+        for kept in SERVERS_OWN {
             next["metadata"][kept] = there["metadata"][kept].clone();
         }
+        check_finalizers(kind, name, &there, &next)?;
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 
@@ -237,17 +255,23 @@ impl Store {
             add_finalizer(&mut next);
         }
         let waits = grace > 0 || !finalizers(&next).is_empty();
-        if !waits {
+        if !waits && kind != kinds::POD {
             return Ok(self.remove((kind, name.to_owned())));
         }
         if next["metadata"]["deletionTimestamp"].is_null() {
             let metadata = metadata_mut(&mut next);
             metadata.insert("deletionTimestamp".to_owned(), json!(whole(now)));
             metadata.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
-            if matches!(kind, kinds::CLUSTER | kinds::CLUSTER_JOB) {
-                let generation = next["metadata"]["generation"].as_i64().unwrap_or_default();
+            if let Some(generation) = next["metadata"]["generation"].as_i64() {
                 next["metadata"]["generation"] = json!(generation + 1);
             }
+        } else if next["metadata"]["deletionGracePeriodSeconds"].as_i64() > Some(grace) {
+            next["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        }
+        if !waits {
+            // A pod is marked before it goes, even when it goes at once.
+            self.put((kind, name.to_owned()), next);
+            return Ok(self.remove((kind, name.to_owned())));
         }
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
@@ -305,14 +329,16 @@ impl Store {
             let uid = uid(object);
             alive[&uid] && !self.objects.values().any(|it| owners(it).contains(&uid))
         };
-        let free = self.objects.iter().find(|(_, object)| is_free(object)).map(|(key, _)| key);
-        match free.cloned() {
-            Some(key) => {
-                self.remove(key);
-                true
-            }
-            None => false,
-        }
+        let free = self.objects.iter().find(|(_, object)| is_free(object));
+        let Some((key, there)) = free.map(|(key, it)| (key.clone(), Arc::clone(it))) else {
+            return false;
+        };
+        let mut next = Value::clone(&there);
+        let mut others = finalizers(&next);
+        others.retain(|it| it != FOREGROUND);
+        next["metadata"]["finalizers"] = json!(others);
+        self.update(key, &there, next);
+        true
     }
 
     fn name(&mut self, object: &Value) -> Option<String> {
@@ -334,8 +360,8 @@ impl Store {
         if let Some(generation) = generation.filter(|_| next["spec"] != there["spec"]) {
             next["metadata"]["generation"] = json!(generation + 1);
         }
-        let is_going = next["metadata"]["deletionTimestamp"].is_string();
-        if is_going && finalizers(&next).is_empty() && key.0 != kinds::POD {
+        // Of a pod that has time left its kubelet says when it is gone.
+        if next["metadata"]["deletionGracePeriodSeconds"] == 0 && finalizers(&next).is_empty() {
             return self.remove(key);
         }
         self.put(key, next)
@@ -386,7 +412,13 @@ fn prune(object: &mut Value) {
     if let Some(map) = object.as_object_mut() {
         map.retain(|_, value| !value.is_null());
     }
-    metadata_mut(object).retain(|_, value| !value.is_null());
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(some) => some.is_empty(),
+        Value::Object(some) => some.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    };
+    metadata_mut(object).retain(|_, value| !is_empty(value));
 }
 
 fn take_string_data(object: &mut Value) {
@@ -422,6 +454,17 @@ fn check_same(kind: Kind, name: &str, there: &Value, given: &Value) -> Result<()
         if !given.is_null() && *given != there["metadata"][field] {
             return Err(conflict(kind, name, "the object has been modified"));
         }
+    }
+    Ok(())
+}
+
+/// Whether nobody wants to hold what is going already.
+fn check_finalizers(kind: Kind, name: &str, there: &Value, next: &Value) -> Result<(), Refusal> {
+    let held = finalizers(there);
+    let is_going = there["metadata"]["deletionTimestamp"].is_string();
+    if is_going && finalizers(next).iter().any(|it| !held.contains(it)) {
+        let why = "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted";
+        return Err(invalid(kind, name, why));
     }
     Ok(())
 }

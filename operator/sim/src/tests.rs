@@ -1,15 +1,17 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use ebbtide_api::names;
 use ebbtide_contract::tls::LEAF_LIFE;
 use ebbtide_controller::lease::LEASE;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::faults::{EventFault, Fault};
 use crate::kinds::{self, Kind};
 use crate::lives::{
-    LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, with_jobs, within,
+    LISTS, all, cluster, come_and_go, is_ready, play, play_all, stale_after_a_crash, with_jobs,
+    within,
 };
 use crate::nodes::Failure;
 use crate::store::Store;
@@ -223,6 +225,42 @@ fn a_new_cluster_costs_the_api_server_its_pods_and_eight_requests() {
         let (requests, pods) = (world.server.counts().requests - before, 4);
         assert!(requests <= pods + 8, "{requests} requests\n{}", world.server.trace());
     });
+}
+
+/// How long a cluster takes to become ready beside so many of another namespace that never do.
+fn ready_beside(others: usize) -> Duration {
+    within(|| async move {
+        let world = World::new(&Conditions::quiet());
+        sleep(Duration::from_secs(1)).await;
+        for nth in 0..others {
+            let mut odd = cluster("1Gi");
+            odd["metadata"] = json!({ "name": format!("odd-{nth}"), "namespace": "crowd" });
+            odd["spec"]["image"] = json!(null);
+            odd["spec"]["environment"] = json!({ "python": "3.11", "packages": ["nowhere"] });
+            world.apply(&odd);
+        }
+        let begin = Instant::now();
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let ready = begin.elapsed();
+        let is_told = |it: &&Arc<Value>| it["status"]["phase"] == "Degraded";
+        let are_told = |store: &Store| store.list(kinds::CLUSTER).filter(is_told).count() == others;
+        world.until("the others are told why", are_told).await.unwrap();
+        ready
+    })
+}
+
+#[test]
+fn five_thousand_clusters_of_one_namespace_take_no_time_from_a_cluster_of_another() {
+    // Fewer of them for a mutant.
+    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
+    let (alone, beside) = (ready_beside(0), ready_beside(5_000 / step.unwrap_or(1)));
+    assert!(beside < alone + alone / 10, "{beside:?}, and {alone:?} alone");
+}
+
+#[test]
+fn nothing_is_left_of_clusters_that_came_and_went() {
+    come_and_go(50, |_| ()).unwrap();
 }
 
 #[test]

@@ -1,0 +1,79 @@
+"""One tenant has more and larger objects than anybody should: the others do not notice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from api import Api, proxy
+from conftest import OPERATOR, abroad, alone, kubectl, resize, up
+
+# The operator is killed, and has much to do.
+pytestmark = alone
+
+MANY = 1_000
+
+#: As much as the operator may take in memory, in annotations as large as the API server takes.
+LARGE = 500
+WEIGHT = "x" * 250_000
+
+#: What no catalogue has: nothing is made of it.
+SPEC = {
+    "environment": {"python": "3.11", "packages": ["in-no-catalogue"]},
+    "workers": [{"name": "w", "max": 1, "resources": {"cpu": "1", "memory": "1Gi"}}],
+}
+
+
+def crowd(api: Api, path: str) -> None:
+    """Create all of them, on four connections."""
+
+    def create(numbers: range) -> None:
+        own = api.another()
+        for nth in numbers:
+            metadata: dict = {"name": f"odd-{nth}"}
+            if nth < LARGE:
+                metadata["annotations"] = {"weight": WEIGHT}
+            whole = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster", "spec": SPEC}
+            code, text = own.ask("POST", path, {**whole, "metadata": metadata})
+            assert code == 201, text
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(create, [range(start, MANY, 4) for start in range(4)]))
+
+
+def operators() -> dict[str, int]:
+    """Tell how often the container of each operator was started again."""
+    found = json.loads(kubectl("get", "pods", "-n", "ebbtide", "-o", "json"))["items"]
+    return {
+        it["metadata"]["name"]: sum(
+            one["restartCount"] for one in it["status"]["containerStatuses"]
+        )
+        for it in found
+        if not it["metadata"].get("deletionTimestamp")
+    }
+
+
+def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_elses_concern(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with abroad() as crowded, proxy() as api:
+        path = f"/apis/ebbtide.dev/v1alpha1/namespaces/{crowded}/clusters"
+        before = operators()
+        crowd(api, path)
+        # It becomes ready, and grows, while the operator has all of them to tell.
+        with up(manifest(), namespace):
+            resize(namespace, 2)
+            end = time.monotonic() + 120
+            while not all("in-no-catalogue" in str(it["Message"]) for it in api.columns(path)):
+                assert time.monotonic() < end
+            assert operators() == before
+            kubectl("delete", "pods", "-n", "ebbtide", "--all")
+            kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+            # The next one has read all of them before it looks after anybody.
+            resize(namespace, 1)
+            assert set(operators().values()) == {0}
+        for nth in range(MANY):
+            api.ask("DELETE", f"{path}/odd-{nth}")
