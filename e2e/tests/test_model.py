@@ -385,7 +385,7 @@ class Asker:
         def body(side: str) -> dict:
             made = {**types(kind), "metadata": copy.deepcopy(metadata), **spec(kind, "a")}
             if kind == "pods" and placed:
-                made["spec"]["nodeName"] = "nowhere"
+                made["spec"]["nodeName"] = f"nowhere-{self.sides.run}"
             if owner is not None:
                 made["metadata"]["ownerReferences"] = [owner(side)]
             return made

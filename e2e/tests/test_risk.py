@@ -48,7 +48,7 @@ AILMENTS: list[tuple[str, Callable[[dict], object], str]] = [
     ("image", lambda it: it.update(image="registry.e2e:5000/ebbtide/nothing:1"), "Image"),
     ("list", lambda it: it.update(environment={"python": "3.11", "packages": ["no"]}), "list"),
     ("node", lambda it: it["scheduler"]["pod"].update(nodeSelector={"no": "such"}), "Unsched"),
-    ("exit", lambda it: it.update(image="registry.e2e:5000/busybox:1"), "Exit"),
+    ("exit", lambda it: it.update(image="registry.e2e:5000/busybox:1"), "StartError"),
     ("field", lambda it: it["scheduler"]["pod"].update(labels={"a": "no label!"}), "labels"),
 ]
 

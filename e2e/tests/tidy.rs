@@ -100,6 +100,24 @@ fn pure_crates_cannot_do_io() {
 }
 
 #[test]
+fn the_extension_is_made_of_what_the_programs_are_made_of() {
+    let features = |packages: &[&str]| -> BTreeSet<String> {
+        let mut arguments = vec!["tree", "--offline", "--locked", "--edges=normal,build"];
+        arguments.extend(["--prefix=none", "--no-dedupe", "--format={p} [{f}]"]);
+        arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
+        cargo(&arguments).lines().map(str::to_owned).collect()
+    };
+    // Those that scripts/wheel builds before maturin does.
+    let programs = features(&["ebbtide", "ebbtide-controller", "ebbtide-packer"]);
+    let is_its_own = |it: &&String| {
+        ["ebbtide-python ", "pyo3", "target-lexicon "].iter().any(|own| it.starts_with(own))
+    };
+    let extension = features(&["ebbtide-python"]);
+    let twice: Vec<_> = extension.difference(&programs).filter(|it| !is_its_own(it)).collect();
+    assert!(twice.is_empty(), "built once more for other features: {twice:#?}");
+}
+
+#[test]
 fn files_stay_short() {
     let long: Vec<String> = rust_files(&root())
         .into_iter()

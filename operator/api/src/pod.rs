@@ -11,14 +11,29 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::transform::transform_subschemas;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{Amount, Resources};
 
+/// Gives integers of 32 bits the bounds that the API server asks of them only then: what it took beyond them,
+/// nobody could read.
+fn bound_integers(schema: &mut Schema) {
+    if schema.get("format").is_some_and(|it| it == "int32") {
+        for (bound, value) in [("minimum", i32::MIN), ("maximum", i32::MAX)] {
+            if schema.get(bound).is_none() {
+                schema.insert(bound.to_owned(), value.into());
+            }
+        }
+    }
+    transform_subschemas(&mut bound_integers, schema);
+}
+
 /// What people may set of a pod. A change holds for pods that are made from then on.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = bound_integers)]
 pub struct PodSettings {
     /// Labels beside those of Ebbtide.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

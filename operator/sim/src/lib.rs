@@ -2,6 +2,7 @@
 
 pub mod engines;
 pub mod faults;
+pub mod growth;
 pub mod kinds;
 pub mod lives;
 pub mod nodes;

@@ -231,38 +231,6 @@ pub fn play(conditions: &Conditions) -> Result<Played, String> {
     })
 }
 
-/// Has clusters come, get ready and go, so many times one after another, each under a name and in a namespace
-/// of its own. Calls `seen` after each with its number, and tells what is left when that is anything.
-pub fn come_and_go(times: usize, mut seen: impl FnMut(usize)) -> Result<(), String> {
-    within(|| async move {
-        let world = World::new(&Conditions::quiet());
-        for nth in 0..times {
-            let mut cluster = cluster("1Gi");
-            let name = format!("risk-{nth}");
-            cluster["metadata"] = json!({ "name": name, "namespace": format!("team-{nth}") });
-            world.apply(&cluster);
-            let is_ready = |store: &Store| {
-                store.get(kinds::CLUSTER, &name).is_ok_and(|it| it["status"]["phase"] == "Ready")
-            };
-            world.until("it is ready", is_ready).await?;
-            let deletion = Deletion::default();
-            drop(
-                world
-                    .server
-                    .change(|store, now| store.delete(kinds::CLUSTER, &name, &deletion, now)),
-            );
-            let is_anything = |store: &Store| {
-                let kinds = kinds::ALL.into_iter().filter(|it| *it != kinds::EVENT);
-                kinds.flat_map(|it| store.list(it)).next().is_some()
-            };
-            world.until("nothing is left", |store| !is_anything(store)).await?;
-            world.server.forget();
-            seen(nth);
-        }
-        Ok(())
-    })
-}
-
 /// Runs something in a time of its own, which passes as fast as it can.
 pub fn within<T, F: Future<Output = T>>(run: impl FnOnce() -> F) -> T {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();

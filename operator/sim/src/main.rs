@@ -1,11 +1,11 @@
 //! Plays every world, or those about which these words are said, and tells of those that go wrong.
 
-use std::fs;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ebbtide_operator_sim::lives::{all, come_and_go, play, play_all};
+use ebbtide_operator_sim::growth::{COME_AND_GO, comes_and_goes};
+use ebbtide_operator_sim::lives::{all, play, play_all};
 use ebbtide_operator_sim::world::Conditions;
 
 fn main() -> ExitCode {
@@ -31,40 +31,10 @@ fn run() -> Result<(), String> {
         let line = format!("{seconds:>4} s {count:>6} worlds, with {about}");
         writeln!(io::stdout(), "{line}").map_err(|error| error.to_string())?;
     }
-    if is_meant(COME_AND_GO) { comes_and_goes(begin) } else { Ok(()) }
-}
-
-/// What is said of clusters that come and go.
-const COME_AND_GO: &str = "clusters that come and go";
-
-/// How many of them there are.
-const TIMES: usize = 10_000;
-
-/// How many of them have come and gone when everything has the size that it keeps.
-const SETTLED: usize = 2_000;
-
-/// By how many bytes the program may grow meanwhile: 128 for each of the rest.
-const GROWTH_MAX: u64 = 1 << 20;
-
-/// Has clusters come and go, and looks at whether memory does.
-fn comes_and_goes(begin: Instant) -> Result<(), String> {
-    let mut settled = 0;
-    come_and_go(TIMES, |nth| {
-        if nth == SETTLED {
-            settled = resident_bytes();
-        }
-    })?;
-    let grown = resident_bytes().saturating_sub(settled);
-    let seconds = begin.elapsed().as_secs();
-    let line = format!("{seconds:>4} s {TIMES:>6} {COME_AND_GO}: memory grew by {grown} bytes");
-    writeln!(io::stdout(), "{line}").map_err(|error| error.to_string())?;
-    if settled > 0 && grown <= GROWTH_MAX { Ok(()) } else { Err(line) }
-}
-
-/// The memory of this program, as the kernel counts it.
-fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
-    let kibibytes = line.and_then(|it| it.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kibibytes.unwrap_or_default() << 10
+    if is_meant(COME_AND_GO) {
+        let told = comes_and_goes()?;
+        let line = format!("{:>4} s {told}", begin.elapsed().as_secs());
+        writeln!(io::stdout(), "{line}").map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }

@@ -320,15 +320,22 @@ impl Store {
                 && !is_going
                 && owners.iter().all(|it| alive.get(it).is_none_or(|is_foreground| *is_foreground))
         };
-        let due =
-            self.objects.iter().find(|(_, object)| is_due(object)).map(|(key, _)| key.clone());
-        if let Some((kind, name)) = due {
-            return self.delete(kind, &name, &Deletion::default(), now).is_ok();
-        }
-        let is_free = |object: &Value| {
+        let is_owner = |object: &Value| {
             let uid = uid(object);
-            alive[&uid] && !self.objects.values().any(|it| owners(it).contains(&uid))
+            self.objects.values().any(|it| owners(it).contains(&uid))
         };
+        let due = self.objects.iter().find(|(_, object)| is_due(object)).map(|(key, object)| {
+            // Whose owner waits goes like that owner.
+            let waits = owners(object).iter().any(|it| alive.contains_key(it));
+            (
+                key.clone(),
+                Deletion { is_foreground: waits && is_owner(object), ..Deletion::default() },
+            )
+        });
+        if let Some(((kind, name), deletion)) = due {
+            return self.delete(kind, &name, &deletion, now).is_ok();
+        }
+        let is_free = |object: &Value| alive[&uid(object)] && !is_owner(object);
         let free = self.objects.iter().find(|(_, object)| is_free(object));
         let Some((key, there)) = free.map(|(key, it)| (key.clone(), Arc::clone(it))) else {
             return false;

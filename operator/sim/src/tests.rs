@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::faults::{EventFault, Fault};
+use crate::growth::come_and_go;
 use crate::kinds::{self, Kind};
 use crate::lives::{
-    LISTS, all, cluster, come_and_go, is_ready, play, play_all, stale_after_a_crash, with_jobs,
-    within,
+    LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, with_jobs, within,
 };
 use crate::nodes::Failure;
 use crate::store::Store;
