@@ -11,11 +11,21 @@ const CALL_MAX: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// The API server says no.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {}", words(source))]
     Refused { what: &'static str, source: kube::Error },
     /// No answer.
     #[error("cannot {what}: the API server did not answer within {CALL_MAX:?}")]
     Silent { what: &'static str },
+}
+
+/// What went wrong, for people: of an answer of the API server its message.
+fn words(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error
+        && !status.message.is_empty()
+    {
+        return status.message.clone();
+    }
+    error.to_string()
 }
 
 /// Awaits a call.
@@ -72,5 +82,23 @@ impl CallError {
     /// whoever meets one looks again.
     pub(crate) fn is_gone(&self) -> bool {
         self.status().is_some_and(|status| status.code == 404)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::CallError;
+
+    #[test]
+    fn what_the_api_server_refuses_is_told_in_its_words_and_nothing_else() {
+        let message = "pods \"a\" is forbidden: exceeded quota: none";
+        let status = Status::failure(message, "Forbidden").with_code(403);
+        let error = CallError::Refused {
+            what: "create a child",
+            source: kube::Error::Api(Box::new(status)),
+        };
+        assert_eq!(error.to_string(), format!("cannot create a child: {message}"));
     }
 }
