@@ -28,6 +28,7 @@ setup:
 
 check: setup
 	@$(STAGE) format cargo fmt --all --check
+	@$(STAGE) build cargo build --workspace --locked --quiet
 	@$(STAGE) unit cargo test --workspace --locked --quiet
 
 wheel: setup

@@ -38,7 +38,10 @@ class Api:
     def columns(self, path: str) -> list[dict]:
         """Read what kubectl prints of everything that is there, and no more."""
         self._connection.request("GET", f"{path}?includeObject=None", headers={"Accept": TABLE})
-        found = json.loads(self._connection.getresponse().read())
+        answer = self._connection.getresponse()
+        text = answer.read().decode()
+        assert answer.status == 200, f"{path}: {text}"
+        found = json.loads(text)
         names = [it["name"] for it in found["columnDefinitions"]]
         return [dict(zip(names, row["cells"], strict=True)) for row in found["rows"]]
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from api import Api, proxy
-from conftest import OPERATOR, abroad, alone, kubectl, resize, up
+from conftest import OPERATOR, abroad, alone, kubectl, on_the_dev_cluster, resize, up
 
 # The operator is killed, and has much to do.
-pytestmark = alone
+pytestmark = [alone, on_the_dev_cluster]
 
 MANY = 1_000
 

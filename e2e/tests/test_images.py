@@ -31,9 +31,11 @@ def test_an_operator_and_a_cluster_run_in_images_that_dockerfiles_made(
         spec["image"] = f"{REGISTRY}/runtime:docker"
 
     expected = mean().compute()
-    helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values",
-         "--set", f"image={REGISTRY}/operator:docker", "--wait", "--timeout", "90s")  # fmt: skip
     try:
+        other = ["--reuse-values", "--set", f"image={REGISTRY}/operator:docker"]
+        helm(
+            "upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], *other, "--wait", "--timeout", "90s"
+        )
         with up(manifest(ours), namespace), eb.Cluster("mean", namespace=namespace) as cluster:
             assert mean().compute() == expected
             assert cluster.submit(version).result().startswith("/opt/environment/")

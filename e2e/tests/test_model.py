@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import subprocess
 import time
@@ -19,14 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 from api import MERGE, Api, proxy
 from conftest import abroad, alone, no_operator
 
 # The operator would change clusters meanwhile.
 pytestmark = alone
 
-ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).parents[2] / ".tools" / "bin" / "ebbtide-model"
 
 SEEDS = range(20)
 REQUESTS = 80
@@ -94,19 +92,11 @@ class Model:
         return json.loads(self._process.stdout.readline())
 
 
-@pytest.fixture(scope="module")
-def program() -> Path:
-    """Build the model, unless the worlds did."""
-    build = ["cargo", "build", "--workspace", "--bin", "ebbtide-model", "--locked", "--quiet"]
-    subprocess.run(build, cwd=ROOT, check=True, timeout=1200)
-    return Path(os.environ["CARGO_TARGET_DIR"]) / "debug" / "ebbtide-model"
-
-
 @contextmanager
-def model(program: Path) -> Iterator[Model]:
-    """Have an empty model meanwhile."""
+def empty() -> Iterator[Model]:
+    """Have an empty model meanwhile, which e2e/run has built."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([program], text=True, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen([PROGRAM], text=True, **pipes) as process:  # type: ignore[call-overload]
         yield Model(process)
 
 
@@ -528,6 +518,8 @@ class Asker:
             return {it: value for it, value in asked.items() if value not in (None, {})}
 
         self.sides.ask("DELETE", self.sides.path(kind, name), body)
+        # The real garbage collector does not wait to be asked.
+        self.sides.settle()
         self.get(kind, name)
 
 
@@ -543,10 +535,10 @@ def clear(sides: Sides) -> None:
         sides.real.ask("PATCH", path, {"metadata": {"finalizers": []}}, MERGE)
 
 
-def test_the_model_answers_random_requests_as_the_real_api_server_does(program: Path) -> None:
+def test_the_model_answers_random_requests_as_the_real_api_server_does() -> None:
     with no_operator(), abroad() as namespace, proxy() as real:
         for seed in SEEDS:
-            with model(program) as modelled:
+            with empty() as modelled:
                 sides = Sides(real, modelled, namespace, str(seed))
                 asker = Asker(sides, seed)
                 try:

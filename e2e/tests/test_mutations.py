@@ -240,9 +240,9 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
 ) -> None:
     taken: dict[str, tuple[Leaf, dict]] = {}
     schema = schema_of("clusters")
-    version = "jsonpath={.items[*].metadata.resourceVersion}"
+    life = "jsonpath={.items[*].metadata.uid} {.items[*].metadata.generation} {..restartCount}"
     with up(manifest(), namespace), without_pods() as full, proxy() as api:
-        before = kubectl("get", "pods,ebb", "-n", namespace, "-o", version)
+        before = kubectl("get", "pods,ebb", "-n", namespace, "-o", life)
         path = at(full, "clusters")
         for leaf, spec in manifests(schema, CLUSTER, in_another_place):
             name = f"odd-{len(taken)}"
@@ -269,4 +269,4 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
         assert kubectl("get", "pods", "-n", full, "-o", "name") == ""
         for name in taken:
             api.ask("DELETE", f"{path}/{name}")
-        assert kubectl("get", "pods,ebb", "-n", namespace, "-o", version) == before
+        assert kubectl("get", "pods,ebb", "-n", namespace, "-o", life) == before

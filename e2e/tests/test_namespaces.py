@@ -29,9 +29,9 @@ def test_an_operator_of_listed_namespaces_has_rights_there_alone_and_does_all_th
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     with abroad() as elsewhere:
-        helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values",
-             "--set", f"namespaces={{{namespace}}}", "--wait", "--timeout", "90s")  # fmt: skip
         try:
+            helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values",
+                 "--set", f"namespaces={{{namespace}}}", "--wait", "--timeout", "90s")  # fmt: skip
             rights = [("list", "clusters"), ("create", "pods"), ("create", "secrets")]
             assert [may(*it, namespace) for it in rights] == ["yes"] * 3
             for where in (elsewhere, "ebbtide", "kube-system"):

@@ -4,27 +4,20 @@
 //! makes its own cluster come up in the queue, and no other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ebbtide_api::job::SCRIPT_MAX;
 use ebbtide_api::{Cluster, ClusterJob, names};
 use ebbtide_plan::queue::{Key, Kind};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::error_boundary::InvalidObject;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
 
 use crate::observe::SlimPod;
 use crate::reconcile::{Guarded, GuardedJob};
 
 /// The longest wish for new credentials that is kept as it was written, in bytes.
 const WISH_MAX: usize = 64;
-
-/// The longest spec of a cluster that is looked at, as JSON in bytes.
-const CLUSTER_MAX: usize = 128 << 10;
 
 /// What one watch is about: a namespace, or all of them.
 pub(crate) type Scope = Option<String>;
@@ -76,46 +69,23 @@ impl Watched for GuardedJob {
     }
 }
 
-/// Leaves out of a cluster what nobody here asks for: whoever may write there may write much.
+/// Leaves out what nobody here asks for of clusters and jobs: whoever may write there may write much.
+pub(crate) fn slim_metadata(meta: &mut ObjectMeta) {
+    (meta.managed_fields, meta.annotations, meta.labels) = (None, None, None);
+}
+
+/// The same of a cluster, whose wish for new credentials stays.
 pub(crate) fn slim_cluster(cluster: &mut Guarded) {
     let meta = cluster.meta_mut();
-    meta.managed_fields = None;
-    let wish = meta.annotations.take().and_then(|mut it| it.remove(names::RENEW));
+    let wish = meta.annotations.as_mut().and_then(|it| it.remove(names::RENEW));
+    slim_metadata(meta);
     let short = wish.map(|it| if it.len() > WISH_MAX { names::fingerprint(&it) } else { it });
     meta.annotations = short.map(|it| BTreeMap::from([(names::RENEW.to_owned(), it)]));
-    let bytes = cluster.0.as_ref().map_or(0, |it| json_bytes(&it.spec));
-    bound(cluster, bytes, CLUSTER_MAX);
-}
-
-/// Takes an object whose spec is larger than anybody needs for one that cannot be read: what is looked at is kept
-/// in memory, and one tenant's must not fill it.
-fn bound<K: Resource<DynamicType = ()>>(
-    guarded: &mut DeserializeGuard<K>,
-    bytes: usize,
-    most: usize,
-) {
-    if bytes <= most {
-        return;
-    }
-    let error = format!(
-        "its spec takes {} KiB, and {} KiB are the most: keep large values in a ConfigMap",
-        bytes.div_ceil(1 << 10),
-        most >> 10
-    );
-    let metadata = mem::take(guarded.meta_mut());
-    guarded.0 = Err(InvalidObject { error, metadata });
-}
-
-fn json_bytes(value: &impl Serialize) -> usize {
-    serde_json::to_vec(value).map_or(usize::MAX, |it| it.len())
 }
 
 /// Leaves out of a job what nobody here asks for: of one that has ended not even its program.
 pub(crate) fn slim_job(job: &mut GuardedJob) {
-    job.meta_mut().managed_fields = None;
-    job.meta_mut().annotations = None;
-    let bytes = job.0.as_ref().map_or(0, |it| json_bytes(&it.spec));
-    bound(job, bytes, CLUSTER_MAX + SCRIPT_MAX);
+    slim_metadata(job.meta_mut());
     if let Ok(job) = &mut job.0
         && job.status.as_ref().is_some_and(|it| it.phase.is_over())
     {
@@ -380,12 +350,13 @@ mod tests {
             let metadata = json!({
                 "name": "risk",
                 "annotations": { names::RENEW: wish, "much": "much".repeat(50_000) },
+                "labels": { "much": "more" },
                 "managedFields": [{ "manager": "kubectl" }],
             });
             let mut cluster: Guarded =
                 serde_json::from_value(json!({ "metadata": metadata, "spec": {} })).unwrap();
             slim_cluster(&mut cluster);
-            assert_eq!(cluster.meta().managed_fields, None);
+            assert_eq!((&cluster.meta().managed_fields, &cluster.meta().labels), (&None, &None));
             cluster.annotations().clone()
         };
         assert_eq!(
@@ -395,26 +366,6 @@ mod tests {
         let [one, other] = ["a", "b"].map(|end| slimmed(&format!("{}{end}", "long".repeat(99))));
         assert!(one.len() == 1 && one[names::RENEW].len() <= 64);
         assert_ne!(one, other);
-    }
-
-    #[test]
-    fn a_spec_that_is_larger_than_anybody_needs_is_not_kept_and_said_to_be_too_large() {
-        let kept = |value: &str| {
-            let env = json!([{ "name": "MUCH", "value": value }]);
-            let resources = json!({ "cpu": "1", "memory": "1Gi" });
-            let group =
-                json!({ "name": "w", "max": 1, "resources": resources, "pod": { "env": env } });
-            let spec = json!({ "image": "image@sha256:1", "workers": [group] });
-            let cluster = json!({ "metadata": { "name": "risk", "uid": "1" }, "spec": spec });
-            let mut cluster: Guarded = serde_json::from_value(cluster).unwrap();
-            slim_cluster(&mut cluster);
-            assert_eq!(cluster.name_any(), "risk");
-            cluster.0.map(drop).map_err(|it| it.error)
-        };
-        assert_eq!(kept(&"x".repeat(30 << 10)), Ok(()));
-        let words =
-            "its spec takes 201 KiB, and 128 KiB are the most: keep large values in a ConfigMap";
-        assert_eq!(kept(&"x".repeat(200 << 10)), Err(words.to_owned()));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::known::key;
+use crate::known::{key, slim_metadata};
 use crate::reconcile::Context;
 
 /// How long it is believed that a Secret that was created or found is still there. One that somebody
@@ -268,7 +268,8 @@ impl Beliefs {
     }
 
     /// The status of a job was written.
-    pub(crate) fn wrote_job(&self, key: &Key, job: ClusterJob) {
+    pub(crate) fn wrote_job(&self, key: &Key, mut job: ClusterJob) {
+        slim_metadata(&mut job.metadata);
         self.lock().entry(key.clone()).or_default().job = Some(job);
     }
 

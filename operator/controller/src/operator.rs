@@ -30,8 +30,11 @@ use crate::reconcile::{Context, Guarded, look};
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 pub(crate) const WATCH_SECONDS: u32 = 60;
 
-/// Objects of a list that come at once: somebody's may take a megabyte each.
-const PAGE: u32 = 32;
+/// Clusters and jobs of a list that come at once: somebody's may take a megabyte each.
+const PAGE: u32 = 8;
+
+/// The same of what clusters have, which is smaller and more.
+const PAGE_OF_OURS: u32 = 100;
 
 /// Tells the time of the calendar.
 pub type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
@@ -214,7 +217,7 @@ async fn until(at: Option<Instant>) {
 fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> {
     let managed = format!("{}={}", names::MANAGED_BY, names::MANAGER);
     let everything = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let ours = everything.clone().labels(&managed);
+    let ours = everything.clone().labels(&managed).page_size(PAGE_OF_OURS);
     let scopes: Vec<Scope> = match namespaces {
         [] => vec![None],
         some => some.iter().cloned().map(Some).collect(),
