@@ -47,7 +47,9 @@ class Leaf:
 
     def is_named(self, words: str) -> bool:
         """Tell whether a message names it, or what it is a part of."""
-        named = [it for it in self.path if it not in ("[]", "{}", "scheduler", "pod")]
+        named = [it for it in self.path if it not in ("[]", "{}")]
+        # Nearly all are parts of the scheduler's pod: it must be said which.
+        named = named[2:] or named
         said = words.lower().replace(" ", "")
         return any(it.removesuffix("Name").lower() in said for it in named)
 
