@@ -12,8 +12,7 @@ use bytes::Bytes;
 use futures::stream;
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -21,13 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower::BoxError;
 
+use crate::answer::{Answer, answered, deletion, line, refusal, refused, unavailable};
 use crate::faults::{EventFault, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
-use crate::store::{Deletion, Happened, Refusal, Store};
-
-/// What comes back: all at once, or line by line.
-type Answer = UnsyncBoxBody<Bytes, Infallible>;
+use crate::store::{Happened, Refusal, Store};
 
 /// How long a request takes.
 const LATENCY: Duration = Duration::from_millis(2);
@@ -561,49 +558,4 @@ impl Watching {
         });
         line("BOOKMARK", &object)
     }
-}
-
-fn line(kind: &str, object: &Value) -> String {
-    format!("{}\n", json!({ "type": kind, "object": object }))
-}
-
-fn deletion(body: &Value) -> Deletion {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    Deletion {
-        uid: text(&body["preconditions"]["uid"]),
-        resource_version: text(&body["preconditions"]["resourceVersion"]),
-        is_foreground: body["propagationPolicy"] == "Foreground",
-        grace_seconds: body["gracePeriodSeconds"].as_i64(),
-    }
-}
-
-fn answered(code: u16, body: &Value) -> Response<Answer> {
-    let body = Full::new(Bytes::from(body.to_string()));
-    let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or_default();
-    response
-}
-
-fn refused(refusal: &Refusal) -> Response<Answer> {
-    let Refusal { code, reason, message } = refusal;
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code,
-    });
-    answered(*code, &status)
-}
-
-fn unavailable() -> Refusal {
-    refusal(503)
-}
-
-fn refusal(code: u16) -> Refusal {
-    let reason = match code {
-        403 => "Forbidden",
-        409 => "Conflict",
-        429 => "TooManyRequests",
-        503 => "ServiceUnavailable",
-        _ => "InternalError",
-    };
-    Refusal { code, reason, message: format!("the server says {code}") }
 }
