@@ -2,6 +2,7 @@
 //!
 //! Chunks lie one after the other; the space of one that is let go is given back as a hole.
 
+use std::env;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -17,9 +18,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::store::{Held, Store};
 
-/// Part of a file system that stays free: half as much again as what the kubelet wants to see free
-/// before it evicts pods (`nodefs.available<10%`).
-const FREE_PART: f64 = 0.15;
+/// What stays free below a kubelet: half as much again as what it wants to see free before it evicts
+/// pods (`nodefs.available<10%`).
+const BELOW_A_KUBELET: Reserve = Reserve { part: 0.15, bytes_max: u64::MAX };
+
+/// What stays free for the other programs of a machine.
+const ON_A_MACHINE: Reserve = Reserve { part: 0.05, bytes_max: 8 << 30 };
+
+/// What every container of a pod has among its variables.
+const KUBERNETES: &str = "KUBERNETES_SERVICE_HOST";
 
 /// Holes are whole pages of the file system.
 const PAGE_BYTES: u64 = 4096;
@@ -63,26 +70,46 @@ impl Drop for Extent {
     }
 }
 
+/// How much of a file system stays free.
+#[derive(Clone, Copy, Debug)]
+struct Reserve {
+    part: f64,
+    bytes_max: u64,
+}
+
+impl Reserve {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a part of a whole is not negative and not larger than the whole"
+    )]
+    fn bytes(self, of: u64) -> u64 {
+        ((of as f64 * self.part) as u64).min(self.bytes_max)
+    }
+}
+
 /// Where the next chunk goes.
 #[derive(Debug)]
 struct Disk {
     folders: Vec<PathBuf>,
+    reserve: Reserve,
     file: Option<Arc<File>>,
     end: u64,
 }
 
 impl Disk {
     /// In the first of these folders that can be written to and is not memory.
-    fn new(folders: Vec<PathBuf>) -> Self {
-        Self { folders, file: None, end: 0 }
+    fn new(folders: Vec<PathBuf>, reserve: Reserve) -> Self {
+        Self { folders, reserve, file: None, end: 0 }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<Extent> {
         let file = self.file()?;
         let length = (bytes.len() as u64).next_multiple_of(PAGE_BYTES);
         let space = fstatvfs(&*file)?;
-        let free = space.f_bavail.saturating_sub(free_blocks(space.f_blocks));
-        if free.saturating_mul(space.f_frsize) < length {
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let reserved = self.reserve.bytes(space.f_blocks.saturating_mul(space.f_frsize));
+        if free.saturating_sub(reserved) < length {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let offset = self.end;
@@ -120,15 +147,6 @@ fn is_on_disk(folder: &Path) -> bool {
         && rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a part of a whole is not negative and not larger than the whole"
-)]
-fn free_blocks(blocks: u64) -> u64 {
-    (blocks as f64 * FREE_PART) as u64
-}
-
 /// What the thread is to do.
 pub(crate) enum Order {
     /// Write a chunk.
@@ -152,7 +170,8 @@ pub(crate) fn start(
     report: impl Fn(Done) + Send + 'static,
 ) -> io::Result<mpsc::Sender<Order>> {
     let (orders, ordered) = mpsc::channel();
-    let mut disk = Disk::new(vec![std::env::temp_dir(), PathBuf::from("/var/tmp")]);
+    let reserve = if env::var_os(KUBERNETES).is_some() { BELOW_A_KUBELET } else { ON_A_MACHINE };
+    let mut disk = Disk::new(vec![env::temp_dir(), PathBuf::from("/var/tmp")], reserve);
     thread::Builder::new().name("disk".to_owned()).spawn(move || {
         for order in ordered {
             report(match order {
@@ -181,10 +200,15 @@ mod tests {
 
     use ebbtide_buffer::Pool;
 
-    use super::Disk;
+    use super::{BELOW_A_KUBELET, Disk, ON_A_MACHINE, Reserve};
+
+    fn disk_less(part: f64) -> Disk {
+        let reserve = Reserve { part, bytes_max: u64::MAX };
+        Disk::new(vec![std::env::temp_dir(), "/var/tmp".into()], reserve)
+    }
 
     fn disk() -> Disk {
-        Disk::new(vec![std::env::temp_dir(), "/var/tmp".into()])
+        disk_less(0.0)
     }
 
     #[test]
@@ -222,7 +246,20 @@ mod tests {
 
     #[test]
     fn a_folder_in_memory_is_not_a_disk() {
-        let error = Disk::new(vec!["/dev/shm".into()]).write(&[1]).unwrap_err();
+        let error = Disk::new(vec!["/dev/shm".into()], ON_A_MACHINE).write(&[1]).unwrap_err();
         assert!(error.to_string().contains("set TMPDIR"), "{error}");
+    }
+
+    #[test]
+    fn what_is_reserved_stays_free() {
+        let error = disk_less(1.0).write(&[1]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_large_disk_is_filled_further_where_no_kubelet_evicts() {
+        let [small, large] = [20 << 30, 1 << 40];
+        assert_eq!([small, large].map(|it| ON_A_MACHINE.bytes(it)), [1 << 30, 8 << 30]);
+        assert!(BELOW_A_KUBELET.bytes(large) > large / 10);
     }
 }
