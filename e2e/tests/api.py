@@ -35,6 +35,12 @@ class Api:
         assert code == 200, f"{path}: {text}"
         return json.loads(text)
 
+    def create(self, path: str, kind: str, metadata: dict, spec: dict) -> tuple[int, dict]:
+        """Ask for an object of ours, and return the code and the answer."""
+        whole = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": kind, "metadata": metadata}
+        code, text = self.ask("POST", path, {**whole, "spec": spec})
+        return code, json.loads(text)
+
     def columns(self, path: str) -> list[dict]:
         """Read what kubectl prints of everything that is there, and no more."""
         self._connection.request("GET", f"{path}?includeObject=None", headers={"Accept": TABLE})
@@ -48,6 +54,11 @@ class Api:
     def another(self) -> Api:
         """Connect once more."""
         return Api(self._port)
+
+
+def at(namespace: str, plural: str) -> str:
+    """Tell where objects of ours are."""
+    return f"/apis/ebbtide.dev/v1alpha1/namespaces/{namespace}/{plural}"
 
 
 @contextmanager

@@ -83,6 +83,18 @@ def objects(namespace: str) -> set[str]:
     return set(found.split())
 
 
+def pods(namespace: str) -> dict[str, tuple[str, int]]:
+    """Tell uids of pods and how often their containers were started again, by their names."""
+    found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+    return {
+        it["metadata"]["name"]: (
+            it["metadata"]["uid"],
+            sum(one["restartCount"] for one in it["status"]["containerStatuses"]),
+        )
+        for it in found
+    }
+
+
 @contextmanager
 def abroad() -> Iterator[str]:
     """Have another namespace meanwhile."""

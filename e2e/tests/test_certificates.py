@@ -11,13 +11,11 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import alone, kubectl, mean, on_the_dev_cluster, resize, up
+from conftest import OPERATOR, alone, kubectl, mean, on_the_dev_cluster, resize, up
 
 pytestmark = alone
 
 AUTHORITY = ("secret/ebbtide-authority", "-n", "ebbtide")
-OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
-
 #: Longest time for a takeover: two pauses of the dev cluster's chart, and looks.
 TAKEOVER = 150
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from api import Api, proxy
+from api import Api, at, proxy
 from conftest import OPERATOR, abroad, alone, kubectl, on_the_dev_cluster, resize, up
 
 # The operator is killed, and has much to do.
@@ -36,16 +36,15 @@ def crowd(api: Api, path: str) -> None:
             metadata: dict = {"name": f"odd-{nth}"}
             if nth < LARGE:
                 metadata["annotations"] = {"weight": WEIGHT}
-            whole = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster", "spec": SPEC}
-            code, text = own.ask("POST", path, {**whole, "metadata": metadata})
-            assert code == 201, text
+            code, answer = own.create(path, "Cluster", metadata, SPEC)
+            assert code == 201, answer
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(create, [range(start, MANY, 4) for start in range(4)]))
 
 
 def operators() -> dict[str, int]:
-    """Tell how often the container of each operator was started again."""
+    """Tell how often the container of each operator that is to stay was started again."""
     found = json.loads(kubectl("get", "pods", "-n", "ebbtide", "-o", "json"))["items"]
     return {
         it["metadata"]["name"]: sum(
@@ -60,7 +59,7 @@ def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_els
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     with abroad() as crowded, proxy() as api:
-        path = f"/apis/ebbtide.dev/v1alpha1/namespaces/{crowded}/clusters"
+        path = at(crowded, "clusters")
         before = operators()
         crowd(api, path)
         # It becomes ready, and grows, while the operator has all of them to tell.
@@ -75,5 +74,4 @@ def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_els
             # The next one has read all of them before it looks after anybody.
             resize(namespace, 1)
             assert set(operators().values()) == {0}
-        for nth in range(MANY):
-            api.ask("DELETE", f"{path}/odd-{nth}")
+        api.ask("DELETE", path)

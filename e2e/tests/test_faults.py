@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, alone, kubectl, mean, on_the_dev_cluster, resize, run, up
+from conftest import KUBE, OPERATOR, alone, kubectl, mean, on_the_dev_cluster, resize, run, up
 from watch import owner, short, told
 
 pytestmark = alone
-
-OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 
 
 @on_the_dev_cluster

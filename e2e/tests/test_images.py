@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ebbtide as eb
 from conftest import alone, kubectl, mean, on_the_dev_cluster, up
-from test_upgrade import CHART, RELEASE, helm
+from test_upgrade import upgraded
 
 # The operator is another one meanwhile.
 pytestmark = [alone, on_the_dev_cluster]
@@ -31,16 +31,10 @@ def test_an_operator_and_a_cluster_run_in_images_that_dockerfiles_made(
         spec["image"] = f"{REGISTRY}/runtime:docker"
 
     expected = mean().compute()
-    try:
-        other = ["--reuse-values", "--set", f"image={REGISTRY}/operator:docker"]
-        helm(
-            "upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], *other, "--wait", "--timeout", "90s"
-        )
+    with upgraded("--set", f"image={REGISTRY}/operator:docker"):
         with up(manifest(ours), namespace), eb.Cluster("mean", namespace=namespace) as cluster:
             assert mean().compute() == expected
             assert cluster.submit(version).result().startswith("/opt/environment/")
         found = json.loads(kubectl("get", "pods", "-n", "ebbtide", "-o", "json"))["items"]
         images = {one["image"] for it in found for one in it["spec"]["containers"]}
         assert f"{REGISTRY}/operator:docker" in images
-    finally:
-        helm("rollback", *RELEASE, "--wait", "--timeout", "90s")

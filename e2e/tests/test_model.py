@@ -161,7 +161,6 @@ class Sides:
         self.of: dict[str, Api | Model] = {"real": real, "model": model}
         self.real, self.model = real, model
         self.seen: dict[str, dict[tuple[str, str], Seen]] = {"real": {}, "model": {}}
-        self.uids: list[dict[str, str]] = []
         self.lives: list[tuple[str, str, dict[str, str]]] = []
         self.namespace, self.run = namespace, run
         self.told: list[str] = []
@@ -194,6 +193,10 @@ class Sides:
         assert told["model"] == told["real"], self.tell(answers)
         return answers
 
+    def uids(self) -> list[dict[str, str]]:
+        """Tell the uids of all objects that there were, on each side."""
+        return [uids for _, _, uids in self.lives]
+
     def keep(self, kind: str, answers: dict[str, tuple[int, dict]]) -> None:
         """Hold one object against the other, and remember it."""
         if answers["real"][0] >= 400:
@@ -201,8 +204,7 @@ class Sides:
         objects = {side: answer for side, (_, answer) in answers.items()}
         name = objects["real"]["metadata"]["name"]
         uids = {side: it["metadata"]["uid"] for side, it in objects.items()}
-        if uids not in self.uids:
-            self.uids.append(uids)
+        if uids not in self.uids():
             self.lives.append((kind, name, uids))
         seen = {side: self.seen[side].setdefault((kind, name), Seen()) for side in self.of}
         changed = {}
@@ -228,7 +230,7 @@ class Sides:
     def normal(self, side: str, it: dict) -> dict:
         """Tell what both must say of an object."""
         metadata = it["metadata"]
-        uid = {one[side]: index for index, one in enumerate(self.uids)}
+        uid = {one[side]: index for index, one in enumerate(self.uids())}
         said = {key: metadata[key] for key in METADATA if metadata.get(key)}
         return said | {
             "finalizers": sorted(said.get("finalizers", [])),
@@ -240,17 +242,17 @@ class Sides:
             "going": "deletionTimestamp" in metadata,
         }
 
-    def _list(self, side: str, kind: str, **query: object) -> dict:
-        selector = {"labelSelector": f"run={self.run}"}
-        code, text = self.of[side].ask("GET", self.path(kind, **(selector | query)))
+    def _list(self, side: str, kind: str) -> dict:
+        path = self.path(kind, labelSelector=f"run={self.run}")
+        code, text = self.of[side].ask("GET", path)
         assert code == 200, text
         return json.loads(text)
 
-    def everything(self, side: str, **query: object) -> dict[tuple[str, str], dict]:
+    def everything(self, side: str) -> dict[tuple[str, str], dict]:
         """Tell all that is there."""
         found = {}
         for kind in PATHS:
-            for it in self._list(side, kind, **query)["items"]:
+            for it in self._list(side, kind)["items"]:
                 found[kind, it["metadata"]["name"]] = it
         return found
 
@@ -276,14 +278,14 @@ class Sides:
                 if version and seen.versions[-1] != version:
                     seen.versions.append(version)
 
-    def watched(self, **query: object) -> dict[str, dict]:
+    def watched(self, selector: str) -> dict[str, dict]:
         """Tell all that happened to each object, as watches from the beginning show it."""
         found: dict[str, dict] = {"real": {}, "model": {}}
 
         def watch(side: str, kind: str) -> None:
             server = self.real.another() if side == "real" else self.model
             asked = {"watch": "true", "timeoutSeconds": 1, "resourceVersion": self.begin[side]}
-            path = self.path(kind, **({"labelSelector": f"run={self.run}"} | query | asked))
+            path = self.path(kind, labelSelector=selector, **asked)
             code, text = server.ask("GET", path)
             assert code == 200, text
             for line in text.splitlines():
@@ -472,8 +474,9 @@ class Asker:
         """Write a status as the operator does: applied for clusters, replaced for jobs."""
         key, choice = (kind, name), self.random.choice("ab")
         said, which = STATUS[kind](choice), self.random.choice(["last", "last", "first"])
-        wrong = self.random.random() < 0.2 and bool(self.sides.uids)
-        uid = self.random.choice(self.sides.uids) if wrong else None
+        uids = self.sides.uids()
+        wrong = self.random.random() < 0.2 and bool(uids)
+        uid = self.random.choice(uids) if wrong else None
         applies = kind == "clusters"
 
         def body(side: str) -> dict:
@@ -502,7 +505,8 @@ class Asker:
         grace = self.random.choice([None, 0, 5, 40]) if kind == "pods" else None
         which = self.random.choice(["none", "none", "last", "first"])
         whose = self.random.choice([None, "own", "another's"])
-        other = self.random.choice(self.sides.uids) if self.sides.uids else None
+        uids = self.sides.uids()
+        other = self.random.choice(uids) if uids else None
 
         def body(side: str) -> dict:
             last = self.sides.seen[side].get(key, Seen()).last
@@ -549,7 +553,7 @@ def test_the_model_answers_random_requests_as_the_real_api_server_does() -> None
                     for key, it in left["real"].items():
                         sides.same({"real": it, "model": left["model"][key]})
                     for selector in (f"run={seed}", f"run={seed},color=red"):
-                        told = sides.watched(labelSelector=selector)
+                        told = sides.watched(selector)
                         sides.agree(told["real"], told["model"], f"what watches of {selector} tell")
                 finally:
                     clear(sides)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from api import Api, proxy
+from api import Api, at, proxy
 from conftest import abroad, alone, kubectl, up
 
 # Hundreds of clusters at once.
@@ -43,7 +43,7 @@ class Leaf:
     """A field: where it is, with `[]` for the first of a list and `{}` for the value of a key."""
 
     path: Place
-    schema: str
+    schema: dict
 
     def is_named(self, words: str) -> bool:
         """Tell whether a message names it, or what it is a part of."""
@@ -61,7 +61,7 @@ def kind(schema: dict) -> str:
 
 def leaves(schema: dict, path: Place) -> Iterator[Leaf]:
     """Walk a schema: all its fields, those that hold others, too."""
-    yield Leaf(path, json.dumps(schema))
+    yield Leaf(path, schema)
     for name, it in schema.get("properties", {}).items():
         yield from leaves(it, (*path, name))
     if isinstance(schema.get("additionalProperties"), dict):
@@ -152,7 +152,7 @@ def manifests(
         if not leaf.path or skip(leaf.path):
             continue
         around = {it: value for it, value in base.items() if it != INSTEAD.get(leaf.path[0])}
-        for value in wrong(json.loads(leaf.schema)):
+        for value in wrong(leaf.schema):
             made = put(around, schema, leaf.path, value)
             assert isinstance(made, dict)
             yield leaf, made
@@ -170,18 +170,6 @@ def without_words(schema: object) -> object:
     if isinstance(schema, dict):
         return {it: without_words(value) for it, value in schema.items() if it != "description"}
     return [without_words(it) for it in schema] if isinstance(schema, list) else schema
-
-
-def create(api: Api, path: str, whose: str, name: str, spec: dict) -> tuple[int, dict]:
-    """Ask for an object, and return the code and the answer."""
-    about = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": whose, "metadata": {"name": name}}
-    code, text = api.ask("POST", path, {**about, "spec": spec})
-    return code, json.loads(text)
-
-
-def at(namespace: str, plural: str) -> str:
-    """Tell where objects are."""
-    return f"/apis/ebbtide.dev/v1alpha1/namespaces/{namespace}/{plural}"
 
 
 def in_another_place(path: Place) -> bool:
@@ -205,7 +193,7 @@ def test_what_should_not_be_in_a_field_is_refused_by_its_name() -> None:
         ):
             path = f"{at(namespace, plural)}?dryRun=All&fieldValidation=Strict"
             for leaf, spec in manifests(schema, base, skip):
-                code, answer = create(api, path, whose, "a", spec)
+                code, answer = api.create(path, whose, {"name": "a"}, spec)
                 if code == 201:
                     continue
                 refused += 1
@@ -248,7 +236,7 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
         path = at(full, "clusters")
         for leaf, spec in manifests(schema, CLUSTER, in_another_place):
             name = f"odd-{len(taken)}"
-            code, _ = create(api, path, "Cluster", name, spec)
+            code, _ = api.create(path, "Cluster", {"name": name}, spec)
             if code == 201:
                 taken[name] = (leaf, spec)
         said = told(api, path, bool, 240)
@@ -269,6 +257,5 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
             assert code == 200, f"{taken[name]}: {text}"
         told(api, path, lambda words: "exceeded quota" in words, 240)
         assert kubectl("get", "pods", "-n", full, "-o", "name") == ""
-        for name in taken:
-            api.ask("DELETE", f"{path}/{name}")
+        api.ask("DELETE", path)
         assert kubectl("get", "pods,ebb", "-n", namespace, "-o", life) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from conftest import abroad, alone, kubectl, on_the_dev_cluster, run, up
 from test_jobs import PROGRAM
-from test_upgrade import CHART, RELEASE, helm, works
+from test_upgrade import RELEASE, helm, upgraded, works
 
 # The operator is another one meanwhile.
 pytestmark = [alone, on_the_dev_cluster]
@@ -29,9 +29,7 @@ def test_an_operator_of_listed_namespaces_has_rights_there_alone_and_does_all_th
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     with abroad() as elsewhere:
-        try:
-            helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values",
-                 "--set", f"namespaces={{{namespace}}}", "--wait", "--timeout", "90s")  # fmt: skip
+        with upgraded("--set", f"namespaces={{{namespace}}}"):
             rights = [("list", "clusters"), ("create", "pods"), ("create", "secrets")]
             assert [may(*it, namespace) for it in rights] == ["yes"] * 3
             for where in (elsewhere, "ebbtide", "kube-system"):
@@ -44,8 +42,6 @@ def test_an_operator_of_listed_namespaces_has_rights_there_alone_and_does_all_th
             assert run(*command, "-n", namespace).endswith("of []\n")
             cluster = json.loads(kubectl("get", "ebb", "mean", "-n", elsewhere, "-o", "json"))
             assert "status" not in cluster
-        finally:
-            helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
         ready = "--for=jsonpath={.status.phase}=Ready"
         kubectl("wait", "ebb/mean", "-n", elsewhere, ready, "--timeout=90s")
         assert yaml.safe_load(helm("get", "values", *RELEASE)).get("namespaces") in (None, [])

@@ -79,11 +79,11 @@ def test_a_hundred_sick_clusters_change_no_figure_and_each_says_what_it_ails_fro
     with abroad() as ward:
         kubectl("apply", "-n", ward, "-f", "-", input=sick(manifest))
         test_any_number_of_pods_gives_the_figures_and_bits_of_the_example(namespace, manifest, 2)
+        words = {ailment: words for ailment, _, words in AILMENTS}
         end, right = time.monotonic() + 120, set[str]()
         while True:
             found = json.loads(kubectl("get", "ebb", "-n", ward, "-o", "json"))["items"]
             said = {it["metadata"]["name"]: json.dumps(it.get("status")) for it in found}
-            words = {ailment: words for ailment, _, words in AILMENTS}
             right |= {it for it in said if words[it.split("-")[0]] in said[it]}
             silent = said.keys() - right
             if not silent:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, alone, kubectl, mean, on_the_dev_cluster, resize, run, up
+from conftest import KUBE, alone, kubectl, mean, on_the_dev_cluster, pods, resize, run, up
 
 pytestmark = alone
 
@@ -25,23 +26,22 @@ def values() -> dict:
     return json.loads(helm("get", "values", *RELEASE, "-o", "json"))
 
 
-def pods(namespace: str) -> dict[str, tuple[str, int]]:
-    """Tell uids and restarts of pods by their names."""
-    found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
-    return {
-        it["metadata"]["name"]: (
-            it["metadata"]["uid"],
-            sum(one["restartCount"] for one in it["status"]["containerStatuses"]),
-        )
-        for it in found
-    }
-
-
 def works(namespace: str, workers: int) -> None:
     """Have the operator of now change the size, and a client compute something."""
     resize(namespace, workers)
     with eb.Cluster("mean", namespace=namespace):
         assert mean((1000, 1000)).compute() == mean((1000, 1000)).compute()
+
+
+@contextmanager
+def upgraded(*options: str) -> Iterator[None]:
+    """Have the chart installed with other values meanwhile."""
+    try:
+        helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *options,
+             "--wait", "--timeout", "90s")  # fmt: skip
+        yield
+    finally:
+        helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
 
 
 @on_the_dev_cluster
@@ -50,16 +50,11 @@ def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
 ) -> None:
     with up(manifest(), namespace):
         before = pods(namespace)
-        more = ("--set", "replicas=2", "--set", "podLabels.round=second")
-        helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *more,
-             "--wait", "--timeout", "90s")  # fmt: skip
-        try:
+        with upgraded("--set", "replicas=2", "--set", "podLabels.round=second"):
             labelled = ["pods", "-n", "ebbtide", "-l", "round=second", "-o", "name"]
             assert len(kubectl("get", *labelled).split()) == 2
             works(namespace, 2)
             assert before.items() <= pods(namespace).items()
-        finally:
-            helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
         works(namespace, 3)
         assert before.items() <= pods(namespace).items()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import abroad, alone, kubectl, mean, no_operator, run, up
+from conftest import abroad, alone, kubectl, mean, no_operator, pods, run, up
 from ebbtide import _native
 
 # Longer than the scheduler waits for a handshake.
@@ -367,15 +367,3 @@ def test_payloads_that_are_announced_and_never_sent_take_no_memory(
         with eb.Cluster("mean", namespace=namespace):
             assert mean().compute() == expected
         assert pods(namespace) == before
-
-
-def pods(namespace: str) -> dict[str, tuple[str, int]]:
-    """List a namespace's pods: their uids, and how often each was started again."""
-    found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
-    return {
-        pod["metadata"]["name"]: (
-            pod["metadata"]["uid"],
-            pod["status"]["containerStatuses"][0]["restartCount"],
-        )
-        for pod in found
-    }

@@ -69,7 +69,7 @@ impl Watched for GuardedJob {
     }
 }
 
-/// Leaves out what nobody here asks for of clusters and jobs: whoever may write there may write much.
+/// Leaves out of metadata what nobody here asks for: whoever may write there may write much.
 pub(crate) fn slim_metadata(meta: &mut ObjectMeta) {
     (meta.managed_fields, meta.annotations, meta.labels) = (None, None, None);
 }

@@ -44,8 +44,7 @@ pub(crate) type PolicyMetadata = PartialObjectMeta<NetworkPolicy>;
 
 /// Leaves out what nobody here asks for.
 pub(crate) fn slim<K>(object: &mut PartialObjectMeta<K>) {
-    object.metadata.managed_fields = None;
-    object.metadata.annotations = None;
+    slim_metadata(&mut object.metadata);
 }
 
 /// What is kept of a pod: 2 KiB where a whole one takes 39.

@@ -8,23 +8,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 
-use crate::store::{Deletion, Refusal};
+use crate::store::Refusal;
 
 /// What comes back: all at once, or line by line.
 pub(crate) type Answer = UnsyncBoxBody<Bytes, Infallible>;
 
 pub(crate) fn line(kind: &str, object: &Value) -> String {
     format!("{}\n", json!({ "type": kind, "object": object }))
-}
-
-pub(crate) fn deletion(body: &Value) -> Deletion {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    Deletion {
-        uid: text(&body["preconditions"]["uid"]),
-        resource_version: text(&body["preconditions"]["resourceVersion"]),
-        is_foreground: body["propagationPolicy"] == "Foreground",
-        grace_seconds: body["gracePeriodSeconds"].as_i64(),
-    }
 }
 
 pub(crate) fn answered(code: u16, body: &Value) -> Response<Answer> {

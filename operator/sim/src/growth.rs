@@ -51,12 +51,7 @@ pub fn come_and_go(times: usize, mut seen: impl FnMut(usize)) -> Result<(), Stri
                 store.get(kinds::CLUSTER, &name).is_ok_and(|it| it["status"]["phase"] == "Ready")
             };
             world.until("it is ready", is_ready).await?;
-            let deletion = Deletion::default();
-            drop(
-                world
-                    .server
-                    .change(|store, now| store.delete(kinds::CLUSTER, &name, &deletion, now)),
-            );
+            world.delete_a(kinds::CLUSTER, &name, &Deletion::default());
             let is_anything = |store: &Store| {
                 let kinds = kinds::ALL.into_iter().filter(|it| *it != kinds::EVENT);
                 kinds.flat_map(|it| store.list(it)).next().is_some()

@@ -143,7 +143,7 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
         })
         .await?;
     let foreground = Deletion { is_foreground: true, ..Deletion::default() };
-    drop(world.server.change(|store, now| store.delete(kinds::CLUSTER, "risk", &foreground, now)));
+    world.delete_a(kinds::CLUSTER, "risk", &foreground);
     world.until("it is gone", |store| store.get(kinds::CLUSTER, "risk").is_err()).await?;
     world.apply(&cluster("1Gi"));
     world.until("the next one is ready", |store| is_ready(store, 1)).await?;
@@ -198,12 +198,7 @@ async fn lives_of_jobs(world: &World) -> Result<(), String> {
     sleep(Duration::from_secs(5)).await;
     world.apply_a(kinds::CLUSTER_JOB, &job(false));
     world.until("it has ended well, too", |store| job_phase(store) == "Succeeded").await?;
-    let deletion = Deletion::default();
-    drop(
-        world
-            .server
-            .change(|store, now| store.delete(kinds::CLUSTER_JOB, "nightly", &deletion, now)),
-    );
+    world.delete_a(kinds::CLUSTER_JOB, "nightly", &Deletion::default());
     world
         .until("everything has gone", |store| {
             is_gone(store)

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Uri, header};
 use serde_json::{Value, json};
 
 use crate::kinds::Kind;
-use crate::store::Happened;
+use crate::store::{Deletion, Happened};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,6 +98,17 @@ pub(crate) fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<C
         resource_version: query.get("resourceVersion").and_then(|it| it.parse().ok()),
         timeout_seconds: query.get("timeoutSeconds").and_then(|it| it.parse().ok()),
     })
+}
+
+/// Reads what a deletion asks for.
+pub(crate) fn deletion(body: &Value) -> Deletion {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    Deletion {
+        uid: text(&body["preconditions"]["uid"]),
+        resource_version: text(&body["preconditions"]["resourceVersion"]),
+        is_foreground: body["propagationPolicy"] == "Foreground",
+        grace_seconds: body["gracePeriodSeconds"].as_i64(),
+    }
 }
 
 impl Call {

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower::BoxError;
 
-use crate::answer::{Answer, answered, deletion, line, refusal, refused, unavailable};
+use crate::answer::{Answer, answered, line, refusal, refused, unavailable};
 use crate::faults::{EventFault, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
@@ -391,7 +391,7 @@ impl Server {
             Verb::Replace => store.replace(kind, name, body, call.is_status),
             Verb::Merge => store.merge(kind, name, body),
             Verb::Apply => store.apply_status(kind, name, body),
-            Verb::Delete => store.delete(kind, name, &deletion(body), now),
+            Verb::Delete => store.delete(kind, name, &request::deletion(body), now),
             Verb::List | Verb::Watch => unreachable!("both are answered elsewhere"),
         });
         match done {

@@ -17,14 +17,18 @@ use crate::nodes::Failure;
 use crate::store::Store;
 use crate::world::{Conditions, World};
 
+/// One of so many worlds is played, or fewer of them for a mutant.
+fn step(otherwise: usize) -> usize {
+    let asked = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
+    asked.unwrap_or(otherwise)
+}
+
 #[test]
 fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
     let expected = play(&Conditions::quiet()).unwrap();
     // `make worlds` plays all of them.
     let (_, worlds) = all().unwrap().swap_remove(0);
-    // Fewer of them for a mutant.
-    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
-    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step.unwrap_or(1)).collect();
+    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step(1)).collect();
     play_all(&worlds, &expected).unwrap();
 }
 
@@ -40,9 +44,7 @@ fn whatever_somebody_takes_away_at_any_moment_comes_back() {
 #[test]
 fn a_job_comes_to_its_end_once_whatever_goes_wrong_and_nothing_is_left_of_it() {
     let expected = play(&Conditions::quiet()).unwrap();
-    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
-    let worlds: Vec<Conditions> =
-        with_jobs().unwrap().into_iter().step_by(step.unwrap_or(3)).collect();
+    let worlds: Vec<Conditions> = with_jobs().unwrap().into_iter().step_by(step(3)).collect();
     assert!(worlds.len() > 500);
     play_all(&worlds, &expected).unwrap();
 }
@@ -104,10 +106,9 @@ fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anythin
 #[test]
 fn another_authority_and_others_who_may_reach_it_hold_in_the_end_whatever_goes_wrong_once() {
     let expected = play(&Conditions::quiet()).unwrap();
-    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
     let is_meant = |it: &(String, Vec<Conditions>)| it.0 == "another authority and one fault";
     let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
-    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step.unwrap_or(3)).collect();
+    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step(3)).collect();
     assert!(worlds.len() > 100);
     play_all(&worlds, &expected).unwrap();
 }
@@ -252,9 +253,7 @@ fn ready_beside(others: usize) -> Duration {
 
 #[test]
 fn five_thousand_clusters_of_one_namespace_take_no_time_from_a_cluster_of_another() {
-    // Fewer of them for a mutant.
-    let step = std::env::var("EBBTIDE_WORLDS_STEP").ok().and_then(|it| it.parse().ok());
-    let (alone, beside) = (ready_beside(0), ready_beside(5_000 / step.unwrap_or(1)));
+    let (alone, beside) = (ready_beside(0), ready_beside(5_000 / step(1)));
     assert!(beside < alone + alone / 10, "{beside:?}, and {alone:?} alone");
 }
 

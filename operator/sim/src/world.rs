@@ -26,7 +26,7 @@ use crate::kinds::{self, Kind};
 use crate::nodes::{Failure, Nodes};
 use crate::oracle::{Heard, judge};
 use crate::server::{Counts, Server};
-use crate::store::Store;
+use crate::store::{Deletion, Store};
 
 /// How long an operator that ended is away.
 const RESTART: Duration = Duration::from_secs(1);
@@ -199,6 +199,11 @@ impl World {
             }
         });
         assert!(done.is_ok(), "{done:?}");
+    }
+
+    /// Deletes an object of a kind, if it is there.
+    pub fn delete_a(&self, kind: Kind, name: &str, deletion: &Deletion) {
+        drop(self.server.change(|store, now| store.delete(kind, name, deletion, now)));
     }
 
     /// Waits until the objects are as they should be.
