@@ -37,7 +37,7 @@ wheel: setup
 python: wheel
 	@$(STAGE) python scripts/python-checks
 
-programs: setup
+programs:
 	@$(STAGE) programs e2e/kube/build.sh
 
 chart: programs
