@@ -4,8 +4,9 @@ mod jobs;
 mod kubernetes;
 pub(crate) mod local;
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, ClusterJob};
 use ebbtide_plan::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
@@ -22,18 +23,17 @@ pub(crate) enum Kind {
     Local,
 }
 
-/// Of which namespaces clusters are listed. On this machine: always of all.
+/// Of which namespaces something is listed. On this machine: always of all.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Scope {
-    /// Clusters of all namespaces. On this machine they always are.
+    /// Those of all namespaces. On this machine they always are.
     #[arg(short = 'A', long)]
     pub(crate) all_namespaces: bool,
 }
 
-/// Clusters, and what is said of those that cannot be read.
-#[derive(Default)]
-pub(crate) struct Listed {
-    pub(crate) clusters: Vec<Cluster>,
+/// Objects of a kind, and what is said of those that cannot be read.
+pub(crate) struct Listed<K> {
+    pub(crate) objects: Vec<K>,
     pub(crate) unreadable: Vec<String>,
 }
 
@@ -93,10 +93,19 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn list(&self, scope: Scope) -> anyhow::Result<Listed> {
+    pub(crate) async fn list(&self, scope: Scope) -> anyhow::Result<Listed<Cluster>> {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.list(scope).await,
-            Self::Local { .. } => Ok(Listed { clusters: local::list(), unreadable: Vec::new() }),
+            Self::Local { .. } => Ok(Listed { objects: local::list(), unreadable: Vec::new() }),
+        }
+    }
+
+    pub(crate) async fn jobs(&self, scope: Scope) -> anyhow::Result<Listed<ClusterJob>> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.list(scope).await,
+            Self::Local { .. } => {
+                bail!("`ebbtide run` follows programs on this machine to their end; none is kept")
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The commands and what each does, in terms of a backend.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,19 +10,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ebbtide_api::{Cluster, ClusterJob, Engine, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
-use ebbtide_plan::change::differences;
 use futures::FutureExt as _;
 use futures::future::FusedFuture as _;
-use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Kind, Listed, Scope};
+use crate::backend::{Backend, Kind, Scope};
 use crate::endpoint::Way;
 use crate::output::{self, Format};
-use crate::{dashboard, endpoint, job, manifest, node, story, top};
+use crate::{dashboard, endpoint, job, manifest, node, show, top};
 
 /// How long to wait before a script's second attempt; each further wait is twice as long.
 const RETRY_FIRST: Duration = Duration::from_secs(10);
@@ -97,6 +95,16 @@ pub(crate) enum Command {
         /// Name of the cluster.
         #[arg(value_parser = cluster_name)]
         name: Option<String>,
+        #[command(flatten)]
+        scope: Scope,
+        /// Print for programs.
+        #[arg(short, long)]
+        output: Option<Format>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// List jobs. Those on this machine are followed by `run` and not kept.
+    Jobs {
         #[command(flatten)]
         scope: Scope,
         /// Print for programs.
@@ -297,12 +305,13 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             output::line(&format!("{name} is gone"))?;
         }
         Command::Get { name, scope, output, place } => {
-            get(name.as_deref(), scope, output, &place).await?;
+            show::get(name.as_deref(), scope, output, &place).await?;
         }
+        Command::Jobs { scope, output, place } => show::jobs(scope, output, &place).await?,
         Command::Top { scope, place } => top::top(&Backend::connect(&place).await?, scope).await?,
-        Command::Describe { name, place } => describe(&name, &place).await?,
-        Command::Diff { file, place } => diff(&file, &place).await?,
-        Command::Logs { name, pod, place } => logs(&name, pod.as_deref(), &place).await?,
+        Command::Describe { name, place } => show::describe(&name, &place).await?,
+        Command::Diff { file, place } => show::diff(&file, &place).await?,
+        Command::Logs { name, pod, place } => show::logs(&name, pod.as_deref(), &place).await?,
         Command::Dashboard { name, port, place } => {
             dashboard::serve(&Backend::connect(&place).await?, &name, port).await?;
         }
@@ -508,86 +517,8 @@ async fn way_of_dask<'a>(
     }
 }
 
-async fn get(
-    name: Option<&str>,
-    scope: Scope,
-    format: Option<Format>,
-    place: &Place,
-) -> anyhow::Result<()> {
-    let backend = Backend::connect(place).await?;
-    let namespace = backend.namespace();
-    if name.is_some() && scope.all_namespaces {
-        bail!("--all-namespaces lists clusters; one of them has its namespace: --namespace NAME");
-    }
-    match (name, format) {
-        (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
-        (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
-        (None, format) => {
-            let Listed { clusters, unreadable } = backend.list(scope).await?;
-            for it in &unreadable {
-                output::tell(it);
-            }
-            match format {
-                Some(format) => output::value(&clusters, format),
-                None => output::table(&clusters),
-            }
-        }
-    }
-}
-
-async fn describe(name: &str, place: &Place) -> anyhow::Result<()> {
-    let backend = Backend::connect(place).await?;
-    let cluster = backend.get(&backend.namespace(), name).await?;
-    output::line(&story::describe(&cluster, Timestamp::now()))?;
-    let events = story::in_order(backend.events(&cluster).await?);
-    if !events.is_empty() {
-        output::line("")?;
-    }
-    events.iter().try_for_each(|line| output::line(line))
-}
-
-async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
-    let wanted = manifest::read(file)?;
-    ebbtide_plan::check(&wanted.spec).map_err(|error| anyhow!(error))?;
-    let backend = Backend::connect(place).await?;
-    let namespace = namespace(&wanted, place, &backend);
-    let name = wanted.name_any();
-    if !backend.is_there(&namespace, &name).await? {
-        return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
-    }
-    let cluster = backend.get(&namespace, &name).await?;
-    let mut differences = differences(&cluster.spec, &wanted.spec);
-    if differences.is_empty() {
-        return output::line("nothing differs");
-    }
-    differences.sort_by_key(|it| it.class);
-    let mut last = None;
-    for difference in differences {
-        if last.replace(difference.class) != Some(difference.class) {
-            output::line(&format!("{}:", backend.effect(difference.class)))?;
-        }
-        output::line(&format!("  {difference}"))?;
-    }
-    Ok(())
-}
-
 /// The namespace that a manifest goes to.
-fn namespace(cluster: &Cluster, place: &Place, backend: &Backend) -> String {
+pub(crate) fn namespace(cluster: &Cluster, place: &Place, backend: &Backend) -> String {
     let named = place.namespace.clone().or_else(|| cluster.namespace());
     named.unwrap_or_else(|| backend.namespace())
-}
-
-async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow::Result<()> {
-    let backend = Backend::connect(place).await?;
-    let cluster = backend.get(&backend.namespace(), name).await?;
-    let mut logs = backend.logs(&cluster).await?;
-    if let Some(wanted) = pod {
-        let pods: Vec<String> = logs.iter().map(|(pod, _)| pod.clone()).collect();
-        logs.retain(|(pod, _)| pod.ends_with(wanted));
-        if logs.is_empty() {
-            bail!("{name} has no pod whose name ends with {wanted}; it has {}", pods.join(", "));
-        }
-    }
-    let lines = logs.iter().flat_map(|(pod, log)| story::of_log(pod, log)).collect();
-    story::in_order(lines).iter().try_for_each(|line| output::line(line))
 }

@@ -8,6 +8,7 @@ mod job;
 mod manifest;
 mod node;
 mod output;
+mod show;
 mod story;
 mod top;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use clap::ValueEnum;
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, ClusterJob};
 use kube::ResourceExt as _;
 use serde::Serialize;
 
@@ -54,6 +54,24 @@ pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
             format!("{:?}", status.phase),
             status.workers.ready.to_string(),
             status.workers.desired.to_string(),
+            status.message.unwrap_or_default().replace('\n', " "),
+        ]
+    }));
+    columns(&rows).iter().try_for_each(|row| line(row))
+}
+
+/// Prints jobs, one a line.
+pub(crate) fn jobs(jobs: &[ClusterJob]) -> anyhow::Result<()> {
+    let mut rows =
+        vec![["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "MESSAGE"].map(str::to_owned)];
+    rows.extend(jobs.iter().map(|job| {
+        let status = job.status.clone().unwrap_or_default();
+        [
+            job.namespace().unwrap_or_default(),
+            job.name_any(),
+            format!("{:?}", status.phase),
+            job.cluster_name().unwrap_or_default().to_owned(),
+            status.failures.total.to_string(),
             status.message.unwrap_or_default().replace('\n', " "),
         ]
     }));

@@ -44,7 +44,7 @@ pub(crate) async fn top(backend: &Backend, scope: Scope) -> anyhow::Result<()> {
 }
 
 /// A line for all of them, a head, and a line for each: those that ask for most first.
-fn rows(Listed { clusters, unreadable }: &Listed, now: Timestamp) -> Vec<String> {
+fn rows(Listed { objects: clusters, unreadable }: &Listed<Cluster>, now: Timestamp) -> Vec<String> {
     let mut asking: Vec<(&Cluster, Requested)> =
         clusters.iter().map(|cluster| (cluster, Requested::by(cluster))).collect();
     asking.sort_by(|(one, asks), (other, more)| {
@@ -201,14 +201,14 @@ NAMESPACE  NAME   PHASE     READY  WANTED  MAX  CPU  MEMORY  IDLE  AGE
 rates      large  Starting  2      3       4    2.5  7Gi           3h   waits long
 rates      small  Ready     0      0       4    1    1Gi     10m   3h";
         let odd = vec!["cluster odd cannot be read".to_owned()];
-        let listed = Listed { clusters: vec![small, large], unreadable: odd };
+        let listed = Listed { objects: vec![small, large], unreadable: odd };
         assert_eq!(rows(&listed, now).join("\n"), format!("{told}\ncluster odd cannot be read"));
     }
 
     #[test]
     fn one_is_no_plural() {
         let alone = cluster("alone", &json!({ "phase": "Ready", "workers": { "ready": 1 } }));
-        let listed = Listed { clusters: vec![alone], unreadable: Vec::new() };
+        let listed = Listed { objects: vec![alone], unreadable: Vec::new() };
         let told = rows(&listed, Timestamp::UNIX_EPOCH);
         assert!(told[0].starts_with("1 cluster, 1 worker ready, "), "{}", told[0]);
     }

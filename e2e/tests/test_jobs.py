@@ -96,6 +96,11 @@ def test_a_program_runs_beside_its_cluster_and_nothing_is_left_of_either(
     assert (code, out) == (0, f"{float(mean().compute())!r} of ['--seed', '7']\n"), err
     assert "the program ended with exit code 0" in err
     kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
+    code, out, _ = runs("ebbtide", "jobs", "-n", namespace)
+    assert code == 0
+    head, (row,) = out.splitlines()[0].split(), out.splitlines()[1:]
+    assert head == ["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "MESSAGE"]
+    assert row.split()[:5] == [namespace, "job", "Succeeded", "job", "0"]
     told = kubectl("get", "clusterjob/job", "-n", namespace)
     assert "Succeeded" in told
     events = kubectl("events", "-n", namespace, "--for=clusterjob/job")

@@ -15,9 +15,9 @@ use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
-use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
-use kube::{Api, Client, Config, ResourceExt as _};
+use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
@@ -112,21 +112,26 @@ impl Kubernetes {
         in_time("get", self.clusters(namespace).get(name)).await
     }
 
-    pub(super) async fn list(&self, scope: Scope) -> anyhow::Result<Listed> {
+    pub(super) async fn list<K>(&self, scope: Scope) -> anyhow::Result<Listed<K>>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+        K: Clone + Debug + DeserializeOwned,
+    {
         let client = self.client.clone();
-        let clusters: Api<DeserializeGuard<Cluster>> = if scope.all_namespaces {
+        let all: Api<DeserializeGuard<K>> = if scope.all_namespaces {
             Api::all(client)
         } else {
             Api::namespaced(client, &self.namespace)
         };
-        let found = in_time("list", clusters.list(&ListParams::default())).await?.items;
-        let mut listed = Listed::default();
+        let found = in_time("list", all.list(&ListParams::default())).await?.items;
+        let mut listed = Listed { objects: Vec::new(), unreadable: Vec::new() };
+        let kind = K::kind(&()).to_lowercase();
         for DeserializeGuard(read) in found {
             match read {
-                Ok(cluster) => listed.clusters.push(cluster),
+                Ok(object) => listed.objects.push(object),
                 Err(InvalidObject { error, metadata }) => {
                     let name = metadata.name.unwrap_or_default();
-                    listed.unreadable.push(format!("cluster {name} cannot be read: {error}"));
+                    listed.unreadable.push(format!("{kind} {name} cannot be read: {error}"));
                 }
             }
         }

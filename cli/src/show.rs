@@ -1,0 +1,106 @@
+//! What there is, as it is by now.
+
+use std::path::Path;
+
+use anyhow::{anyhow, bail};
+use ebbtide_plan::change::differences;
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use crate::backend::{Backend, Listed, Scope};
+use crate::command::{Place, namespace};
+use crate::output::{self, Format};
+use crate::{manifest, story};
+
+pub(crate) async fn get(
+    name: Option<&str>,
+    scope: Scope,
+    format: Option<Format>,
+    place: &Place,
+) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let namespace = backend.namespace();
+    if name.is_some() && scope.all_namespaces {
+        bail!("--all-namespaces lists clusters; one of them has its namespace: --namespace NAME");
+    }
+    match (name, format) {
+        (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
+        (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
+        (None, format) => {
+            let Listed { objects, unreadable } = backend.list(scope).await?;
+            for it in &unreadable {
+                output::tell(it);
+            }
+            match format {
+                Some(format) => output::value(&objects, format),
+                None => output::table(&objects),
+            }
+        }
+    }
+}
+
+pub(crate) async fn jobs(
+    scope: Scope,
+    format: Option<Format>,
+    place: &Place,
+) -> anyhow::Result<()> {
+    let Listed { objects, unreadable } = Backend::connect(place).await?.jobs(scope).await?;
+    for it in &unreadable {
+        output::tell(it);
+    }
+    match format {
+        Some(format) => output::value(&objects, format),
+        None => output::jobs(&objects),
+    }
+}
+
+pub(crate) async fn describe(name: &str, place: &Place) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let cluster = backend.get(&backend.namespace(), name).await?;
+    output::line(&story::describe(&cluster, Timestamp::now()))?;
+    let events = story::in_order(backend.events(&cluster).await?);
+    if !events.is_empty() {
+        output::line("")?;
+    }
+    events.iter().try_for_each(|line| output::line(line))
+}
+
+pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
+    let wanted = manifest::read(file)?;
+    ebbtide_plan::check(&wanted.spec).map_err(|error| anyhow!(error))?;
+    let backend = Backend::connect(place).await?;
+    let namespace = namespace(&wanted, place, &backend);
+    let name = wanted.name_any();
+    if !backend.is_there(&namespace, &name).await? {
+        return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
+    }
+    let cluster = backend.get(&namespace, &name).await?;
+    let mut differences = differences(&cluster.spec, &wanted.spec);
+    if differences.is_empty() {
+        return output::line("nothing differs");
+    }
+    differences.sort_by_key(|it| it.class);
+    let mut last = None;
+    for difference in differences {
+        if last.replace(difference.class) != Some(difference.class) {
+            output::line(&format!("{}:", backend.effect(difference.class)))?;
+        }
+        output::line(&format!("  {difference}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow::Result<()> {
+    let backend = Backend::connect(place).await?;
+    let cluster = backend.get(&backend.namespace(), name).await?;
+    let mut logs = backend.logs(&cluster).await?;
+    if let Some(wanted) = pod {
+        let pods: Vec<String> = logs.iter().map(|(pod, _)| pod.clone()).collect();
+        logs.retain(|(pod, _)| pod.ends_with(wanted));
+        if logs.is_empty() {
+            bail!("{name} has no pod whose name ends with {wanted}; it has {}", pods.join(", "));
+        }
+    }
+    let lines = logs.iter().flat_map(|(pod, log)| story::of_log(pod, log)).collect();
+    story::in_order(lines).iter().try_for_each(|line| output::line(line))
+}
