@@ -27,7 +27,7 @@ from table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = Path(os.environ["KUBECONFIG"]).parent
-LIMIT = 600
+LIMIT = 1800
 AT_ONCE = 32
 # A server may end connections that nobody uses.
 IDLE_MAX = 10

@@ -1,7 +1,7 @@
 """The operator at scale, in numbers: many clusters whose pods kwok plays, beside as many bare pods.
 
-Run it with `e2e/scale-cluster net python3 e2e/bench/scale_operator.py [CLUSTERS..]`, 100 and then
-1,000 if not said. Each cluster is a scheduler and three workers; one process speaks the real
+Run it with `e2e/scale-cluster net python3 e2e/bench/scale_operator.py [CLUSTERS..]`, 100, 1,000 and
+then 3,000 if not said. Each cluster is a scheduler and three workers; one process speaks the real
 contract for all schedulers. The operator has the rights of the chart and no others. It starts where
 the API server is warm: the bare pods of the same size come first.
 """
@@ -34,6 +34,8 @@ WORKERS = 3
 PODS = 1 + WORKERS
 HOSTILE = 100
 IDLE = 60
+#: Of the first size.
+IDLE_FIRST = 600
 DEMANDS = 100
 METRICS = "http://127.0.0.1:8080/metrics"
 BIN = ROOT / ".tools" / "bin"
@@ -211,8 +213,8 @@ def p99(values: list[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
-def rise(api: Api, table: Table, size: int, names: list[str], run: Program) -> None:
-    """Create clusters, beside as many bare pods."""
+def rise(api: Api, table: Table, size: int, names: list[str], run: Program) -> dict[str, float]:
+    """Create clusters, beside as many bare pods. Tell what each cost."""
     created, ready = bare(api, size * PODS)
     pods = Seen(api, "/api/v1/pods", is_ready, OURS)
     clusters = Seen(api, f"{GROUP}/clusters", is_cluster_ready)
@@ -237,12 +239,18 @@ def rise(api: Api, table: Table, size: int, names: list[str], run: Program) -> N
     )
     pods.end()
     clusters.end()
+    return {
+        "seconds until Ready": up / size,
+        "seconds of bare pods until ready": ready / size,
+        "CPU seconds of the operator": used / size,
+        "requests of the operator": requests / size,
+    }
 
 
-def rest(table: Table, size: int) -> None:
+def rest(table: Table, size: int, seconds: float) -> None:
     """See that nothing is asked for when nothing happens."""
     before, start = counts(), time.perf_counter()
-    time.sleep(IDLE)
+    time.sleep(seconds)
     after, idle = counts(), time.perf_counter() - start
     head = f"{size} clusters, {idle:.0f} s without news"
     table.add(f"{head}, writes", "1", after.writes() - before.writes(), goal="<= 0")
@@ -300,15 +308,16 @@ def demand(api: Api, table: Table, size: int, schedulers: Program) -> None:
     table.add(f"{size} clusters, lines of the hostile refused", "1", refused, goal="> 0")
 
 
-def measure(api: Api, table: Table, size: int) -> None:
-    """Measure one size."""
+def measure(api: Api, table: Table, size: int, idle: float) -> dict[str, float]:
+    """Measure one size. Tell what each cluster cost, and how much memory all took."""
     run = operator()
     schedulers = speaking("scale")
     wait("the operator leads", lambda it: it.of("is_leader") == 1)
     try:
         with namespaces(api, "scale") as names:
-            rise(api, table, size, names, run)
-            rest(table, size)
+            cost = rise(api, table, size, names, run)
+            rest(table, size, idle)
+            cost["memory of the operator"] = run.peak() / size
             run = again(table, size, run)
             demand(api, table, size, schedulers)
             pods = Seen(api, "/api/v1/pods", is_ready, OURS)
@@ -324,6 +333,14 @@ def measure(api: Api, table: Table, size: int) -> None:
     finally:
         run.end()
         schedulers.end()
+    return cost
+
+
+def grow(table: Table, small: int, large: int, costs: dict[int, dict[str, float]]) -> None:
+    """Tell how much dearer each cluster is where there are more of them."""
+    for what, cost in costs[large].items():
+        growth = cost / costs[small][what]
+        table.add(f"{large} clusters to {small}, each: {what}", "1", growth)
 
 
 def main() -> None:
@@ -334,8 +351,12 @@ def main() -> None:
     table.add("load of this machine at the start", "1", os.getloadavg()[0])
     # A young API server ends watches of whoever cannot follow: it learns how much there is to keep.
     bare(api, 400)
-    for size in [int(it) for it in sys.argv[1:]] or [100, 1000]:
-        measure(api, table, size)
+    sizes = [int(it) for it in sys.argv[1:]] or [100, 1000, 3000]
+    costs: dict[int, dict[str, float]] = {}
+    for nth, size in enumerate(sizes):
+        costs[size] = measure(api, table, size, IDLE if nth else IDLE_FIRST)
+        if nth:
+            grow(table, sizes[nth - 1], size, costs)
     if not table.is_met():
         raise SystemExit(1)
 

@@ -25,8 +25,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::lines::{Lines, say};
 
-/// Schedulers at once: 1,000 clusters, each with a new connection before its old one is closed.
-const CONNECTIONS_MAX: usize = 4096;
+/// Schedulers at once: 4,000 clusters, each with a new connection before its old one is closed.
+const CONNECTIONS_MAX: usize = 8192;
 
 /// Wait after a connection could not be accepted.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
