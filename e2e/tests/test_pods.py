@@ -194,7 +194,7 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
     assert "mean is not there" in diff(lambda spec: None)
     with up(manifest(), namespace):
         assert diff(lambda spec: None) == "nothing differs\n"
-        assert "is refused while the cluster lives" in diff(
+        assert "is refused from then on" in diff(
             lambda spec: spec["environment"].update(packages=["zarr"])
         )
         told = diff(changed)

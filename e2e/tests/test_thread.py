@@ -125,15 +125,50 @@ def test_the_api_server_refuses_mistakes_in_words(
 def test_what_runs_in_a_cluster_cannot_change_while_it_lives(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
-    kubectl("apply", "-n", namespace, "-f", str(manifest()))
-    for change, words in [
-        (lambda spec: spec["environment"].update(packages=["zarr"]), "environment cannot change"),
-        (lambda spec: spec.update(environment=None, image="a"), "image cannot change"),
-    ]:
-        refused = kubectl("apply", "-n", namespace, "-f", str(manifest(change)), check=False)
-        assert words in refused and "delete the cluster and create it again" in refused
-    # What may change does.
-    kubectl("apply", "-n", namespace, "-f", str(manifest(lambda s: s["workers"][0].update(max=7))))
+    with up(manifest(), namespace):
+        begun = ("get", "ebb", "mean", "-n", namespace, "-o", "jsonpath={.status.startedAt}")
+        assert kubectl(*begun)
+        for change, words in [
+            (lambda spec: spec["environment"].update(packages=["a"]), "environment cannot change"),
+            (lambda spec: spec.update(environment=None, image="a"), "image cannot change"),
+        ]:
+            refused = kubectl("apply", "-n", namespace, "-f", str(manifest(change)), check=False)
+            assert words in refused and "delete the cluster and create it again" in refused
+        # What may change does.
+        wider = manifest(lambda spec: spec["workers"][0].update(max=7))
+        kubectl("apply", "-n", namespace, "-f", str(wider))
+
+
+def test_a_wrong_package_and_a_wrong_image_are_corrected_where_they_are(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def apply(change: Callable[[dict], None]) -> None:
+        kubectl("apply", "-n", namespace, "-f", str(manifest(change)))
+
+    def ready_because(reason: str) -> Callable[[list[dict]], bool]:
+        def is_so(clusters: list[dict]) -> bool:
+            conditions = [
+                it for all in clusters for it in all.get("status", {}).get("conditions", [])
+            ]
+            return any(it["type"] == "Ready" and it["reason"] == reason for it in conditions)
+
+        return is_so
+
+    with told(namespace, "clusters") as clusters:
+        apply(lambda spec: spec["environment"].update(packages=["nunpy"]))
+        clusters.wait(ready_because("EnvironmentNotPacked"), "the list is not packed")
+        nowhere = f"registry.invalid/nowhere@sha256:{'0' * 64}"
+        apply(lambda spec: spec.update(environment=None, image=nowhere))
+        clusters.wait(ready_because("Image"), "the image is nowhere")
+        changes = run("ebbtide", "diff", str(manifest()), "-n", namespace)
+        assert "holds until the scheduler has answered for the first time" in changes
+        apply(lambda spec: None)
+        clusters.wait(ready_because("SchedulerAnswers"), "it is corrected")
+        assert len(clusters.made) == 1
+    story = run("ebbtide", "describe", "mean", "-n", namespace)
+    assert "the image changed before anything ran" in story
+    with eb.Cluster("mean", namespace=namespace) as cluster:
+        assert cluster.submit(int).result(60) == 0
     run("ebbtide", "down", "mean", "-n", namespace)
 
 

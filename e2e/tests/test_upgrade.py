@@ -59,6 +59,52 @@ def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
         assert before.items() <= pods(namespace).items()
 
 
+#: What the status of a cluster did not tell in every release.
+LATER = ("credentials", "phaseSince", "phases", "startedAt")
+
+
+@contextmanager
+def older_definition() -> Iterator[None]:
+    """Have the definition of a release that did not know all of a status, meanwhile."""
+
+    def define(change: Callable[[dict], None]) -> None:
+        definition = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))
+        change(definition["spec"])
+        kubectl("replace", "-f", "-", input=json.dumps(definition))
+        kubectl("wait", "crd", "clusters.ebbtide.dev", "--for=condition=Established")
+
+    spec = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))["spec"]
+
+    def forget(spec: dict) -> None:
+        schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
+        for field in LATER:
+            del schema["properties"]["status"]["properties"][field]
+        rules = schema["x-kubernetes-validations"]
+        rules[:] = [it for it in rules if not any(field in it["rule"] for field in LATER)]
+
+    define(forget)
+    try:
+        yield
+    finally:
+        define(lambda now: now.update(spec))
+
+
+@on_the_dev_cluster
+def test_under_an_older_definition_clusters_work_and_under_the_newer_one_they_are_as_they_were(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    status = ("get", "ebb", "mean", "-n", namespace, "-o", "jsonpath={.status}")
+    with older_definition():
+        run("ebbtide", "up", str(manifest()), "-n", namespace)
+        before = pods(namespace)
+        works(namespace, 2)
+        assert not set(LATER) & set(json.loads(kubectl(*status)))
+    works(namespace, 3)
+    assert before.items() <= pods(namespace).items()
+    assert set(LATER) - {"phases"} <= set(json.loads(kubectl(*status)))
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
 @on_the_dev_cluster
 def test_clusters_outlive_the_chart_and_are_taken_up_again_when_it_comes_back(
     namespace: str, manifest: Callable[..., Path], tmp_path: Path

@@ -48,11 +48,11 @@ pub const GROUP: &str = "ebbtide.dev";
     shortname = "ebb",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
-    validation = Rule::new("has(self.spec.image) == has(oldSelf.spec.image) && (!has(self.spec.image) || self.spec.image == oldSelf.spec.image)")
-        .message("image cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
+    validation = Rule::new("!has(self.status) || !has(self.status.startedAt) || has(self.spec.image) == has(oldSelf.spec.image) && (!has(self.spec.image) || self.spec.image == oldSelf.spec.image)")
+        .message("image cannot change once the scheduler has answered: workers would differ; delete the cluster and create it again")
         .field_path(".spec.image"),
-    validation = Rule::new("has(self.spec.environment) == has(oldSelf.spec.environment) && (!has(self.spec.environment) || self.spec.environment == oldSelf.spec.environment)")
-        .message("environment cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
+    validation = Rule::new("!has(self.status) || !has(self.status.startedAt) || has(self.spec.environment) == has(oldSelf.spec.environment) && (!has(self.spec.environment) || self.spec.environment == oldSelf.spec.environment)")
+        .message("environment cannot change once the scheduler has answered: workers would differ; delete the cluster and create it again")
         .field_path(".spec.environment"),
     validation = Rule::new("self.spec.engine == oldSelf.spec.engine")
         .message("engine cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
@@ -97,13 +97,13 @@ pub const GROUP: &str = "ebbtide.dev";
     .message("minWorkers must not be greater than max of the first group")
     .field_path(".minWorkers"))]
 pub struct ClusterSpec {
-    /// Packages that everything in this cluster runs with. Give this or `image`. It cannot change
-    /// while the cluster lives.
+    /// Packages that everything in this cluster runs with. Give this or `image`. It can be corrected
+    /// until the scheduler has answered for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<EnvironmentSpec>,
     /// Image that everything in this cluster runs, with Ebbtide installed. Give this or
-    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node. It
-    /// cannot change while the cluster lives.
+    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node. It can
+    /// be corrected until the scheduler has answered for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,

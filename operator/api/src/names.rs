@@ -21,6 +21,8 @@ pub const INDEX: &str = "ebbtide.dev/index";
 
 /// Annotation: which settings a pod was made from.
 pub const MADE_FROM: &str = "ebbtide.dev/made-from";
+/// Annotation: the image that a pod was made with, whatever others make of it.
+pub const IMAGE: &str = "ebbtide.dev/image";
 /// Annotation: the program that a job's pod runs, which it reads as a file.
 pub const SCRIPT: &str = "ebbtide.dev/script";
 

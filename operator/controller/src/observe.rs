@@ -25,6 +25,9 @@ const SECRET_BELIEF: Duration = Duration::from_mins(1);
 /// yet.
 const CREATED_BELIEF: Duration = Duration::from_secs(10);
 
+/// How long it is believed that a definition has not changed that keeps less of a status than was written.
+const KEPT_BELIEF: Duration = Duration::from_hours(1);
+
 /// How long a status waits that says no more than other counts: pods come and go in numbers.
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 
@@ -59,7 +62,8 @@ impl SlimPod {
     /// Leaves out what nobody here asks for: people's annotations may be long.
     pub(crate) fn slim(&mut self) {
         self.metadata.managed_fields = None;
-        self.annotations_mut().retain(|key, _| key == names::MADE_FROM);
+        self.annotations_mut()
+            .retain(|key, _| [names::MADE_FROM, names::IMAGE].contains(&key.as_str()));
     }
 }
 
@@ -87,7 +91,7 @@ struct Belief {
     /// How often in a row something went wrong.
     failures: u32,
     /// The status that was written last, until a watch shows it.
-    written: Option<(ClusterStatus, Instant)>,
+    written: Option<Written>,
     /// Whether any was.
     has_written: bool,
     /// Since when another status waits to be written, and that status.
@@ -100,6 +104,17 @@ struct Belief {
     pods: BTreeMap<String, (PodSeen, Instant)>,
     /// A job as it was written last.
     job: Option<ClusterJob>,
+}
+
+/// A status that was written.
+#[derive(Debug)]
+struct Written {
+    status: ClusterStatus,
+    /// What the API server kept of it: less, if its definition is an older one.
+    kept: Option<ClusterStatus>,
+    /// Which version of the cluster that made, and of which generation.
+    version: (Option<String>, Option<i64>),
+    at: Instant,
 }
 
 /// How often something may be done: a stock that fills up again.
@@ -158,13 +173,18 @@ impl Beliefs {
         belief.there.iter().map(|(what, since)| (what.clone(), rest(what, *since))).collect()
     }
 
-    /// A status of a cluster was written.
-    pub(crate) fn wrote(&self, cluster: &Cluster, status: &ClusterStatus) {
+    /// A status of a cluster was written, and this is what the cluster is now.
+    pub(crate) fn wrote(&self, status: &ClusterStatus, cluster: Cluster) {
         let uid = cluster.metadata.uid.clone().unwrap_or_default();
         let mut all = self.lock();
-        let belief = all.entry(key(cluster)).or_default();
+        let belief = all.entry(key(&cluster)).or_default();
         belief.be_about(&uid);
-        belief.written = Some((status.clone(), Instant::now()));
+        belief.written = Some(Written {
+            status: status.clone(),
+            kept: cluster.status,
+            version: (cluster.metadata.resource_version, cluster.metadata.generation),
+            at: Instant::now(),
+        });
         belief.has_written = true;
         (belief.waits_since, belief.waiting) = (None, None);
     }
@@ -232,6 +252,7 @@ impl Beliefs {
             uid: pod.uid().unwrap_or_default(),
             labels: pod.labels().clone(),
             made_from: pod.annotations().get(names::MADE_FROM).cloned(),
+            image: pod.annotations().get(names::IMAGE).cloned(),
             created_at: pod.creation_timestamp().map(|time| time.0),
             ..PodSeen::default()
         };
@@ -250,18 +271,25 @@ impl Beliefs {
         belief.pods.values().map(|(pod, since)| (pod.clone(), rest(since))).collect()
     }
 
-    /// A cluster with the status that was written last, if no watch has shown it yet.
+    /// A cluster with the status that was written last, if no watch has shown it yet or an older definition
+    /// keeps less of it: writing it again would change nothing.
     pub(crate) fn with_written(&self, key: &Key, cluster: &Cluster) -> Cluster {
         let mut cluster = cluster.clone();
         let mut all = self.lock();
         let Some(belief) = all.get_mut(key) else { return cluster };
         belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
-        let is_news = |it: &(ClusterStatus, Instant)| {
-            cluster.status.as_ref() != Some(&it.0) && it.1.elapsed() < CREATED_BELIEF
+        let is_news = |it: &Written| {
+            let shown = cluster.status.as_ref();
+            let belief = if shown == it.kept.as_ref() { KEPT_BELIEF } else { CREATED_BELIEF };
+            shown != Some(&it.status) && it.at.elapsed() < belief
         };
         belief.written = belief.written.take().filter(is_news);
-        if let Some((status, _)) = &belief.written {
-            cluster.status = Some(status.clone());
+        if let Some(written) = &belief.written {
+            let (version, generation) = &written.version;
+            if cluster.status != written.kept && cluster.metadata.generation == *generation {
+                cluster.metadata.resource_version.clone_from(version);
+            }
+            cluster.status = Some(written.status.clone());
         }
         cluster
     }
@@ -419,6 +447,7 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
         uid: pod.uid().unwrap_or_default(),
         labels: pod.labels().clone(),
         made_from: pod.annotations().get(names::MADE_FROM).cloned(),
+        image: pod.annotations().get(names::IMAGE).cloned(),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
         phase,
         created_at,
@@ -495,7 +524,7 @@ mod tests {
         cluster.metadata.uid = Some("u-1".to_owned());
         let (beliefs, key) = (Beliefs::default(), key(&cluster));
         let written = ClusterStatus { phase: Phase::Ready, ..ClusterStatus::default() };
-        beliefs.wrote(&cluster, &written);
+        beliefs.wrote(&written, Cluster { status: Some(written.clone()), ..cluster.clone() });
         assert_eq!(beliefs.with_written(&key, &cluster).status, Some(written));
         cluster.metadata.uid = Some("u-2".to_owned());
         assert_eq!(beliefs.with_written(&key, &cluster).status, None);

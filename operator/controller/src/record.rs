@@ -1,4 +1,4 @@
-//! One status write, then events: what people are told is what the server has acknowledged.
+//! One status write, then events: what people are told of was done.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(crate) async fn record(
     status: &ClusterStatus,
     changes: &[Change],
 ) -> Result<Option<Duration>, CallError> {
-    let mut wait = None;
+    let (mut wait, mut written) = (None, Ok(()));
     if cluster.status.as_ref() != Some(status) {
         let is_urgent = is_urgent(cluster.status.as_ref(), status);
         if !is_urgent {
@@ -47,7 +47,7 @@ pub(crate) async fn record(
                 .filter(|it| !it.is_zero());
         }
         match wait {
-            None => write(context, cluster, status).await?,
+            None => written = write(context, cluster, status).await,
             Some(_) => context.beliefs.waits(cluster, status),
         }
     }
@@ -62,7 +62,7 @@ pub(crate) async fn record(
         }
         tell(context, cluster, &told).await;
     }
-    Ok(wait)
+    written.map(|()| wait)
 }
 
 async fn write(
@@ -72,19 +72,26 @@ async fn write(
 ) -> Result<(), CallError> {
     let clusters: Api<Cluster> =
         Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let document = json!({
+    // From then on the spec keeps its image: it must be the one that was read.
+    let starts = status.started_at.is_some()
+        && cluster.status.as_ref().is_none_or(|it| it.started_at.is_none());
+    let version = cluster.resource_version().filter(|_| starts);
+    let mut document = json!({
         "apiVersion": Cluster::api_version(&()),
         "kind": Cluster::kind(&()),
         "metadata": { "uid": cluster.uid() },
         "status": status,
     });
+    if let Some(version) = version {
+        document["metadata"]["resourceVersion"] = json!(version);
+    }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let name = cluster.name_any();
     let patch = Patch::Apply(document);
     let writing = clusters.patch_status(&name, &params, &patch);
     match call("write the status", writing).await {
-        Ok(_) => {
-            context.beliefs.wrote(cluster, status);
+        Ok(written) => {
+            context.beliefs.wrote(status, written);
             count_phase(context, cluster, status);
             Ok(())
         }

@@ -292,6 +292,7 @@ impl Supervisor {
             uid: self.next_uid.to_string(),
             labels: pod.labels().clone(),
             made_from: pod.annotations().get(ebbtide_api::names::MADE_FROM).cloned(),
+            image: pod.annotations().get(ebbtide_api::names::IMAGE).cloned(),
             phase: PodPhase::Running,
             created_at: Some(Timestamp::now()),
             ..PodSeen::default()

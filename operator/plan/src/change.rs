@@ -15,6 +15,8 @@ pub enum Class {
     NextPods,
     /// Pods go and others come.
     Recreate,
+    /// It holds as long as nothing ran. From then on the API server refuses it.
+    UntilStarted,
     /// The API server refuses it.
     Immutable,
 }
@@ -23,8 +25,8 @@ pub enum Class {
 const CLASSES: [(&str, Class); 13] = [
     ("access", Class::Live),
     ("engine", Class::Immutable),
-    ("environment", Class::Immutable),
-    ("image", Class::Immutable),
+    ("environment", Class::UntilStarted),
+    ("image", Class::UntilStarted),
     ("lifetime", Class::Live),
     ("minWorkers", Class::Live),
     ("scaling", Class::Live),
@@ -59,6 +61,10 @@ impl Class {
                  is made again"
             }
             Self::Recreate => "a group that is new comes, one that is gone goes with its workers",
+            Self::UntilStarted => {
+                "holds until the scheduler has answered for the first time, and is refused from then \
+                 on; delete the cluster and create it again"
+            }
             Self::Immutable => {
                 "is refused while the cluster lives; delete the cluster and create it again"
             }
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(differences(&old, &old), []);
         let new = spec(|spec| {
             spec["image"] = json!("j");
+            spec["engine"] = json!("dask");
             spec["lifetime"] = json!({ "idle": { "after": "1h" } });
             spec["workers"][0]["max"] = json!(7);
             spec["workers"][0]["resources"]["nvidia.com/gpu"] = json!(1);
@@ -181,7 +188,8 @@ mod tests {
         assert_eq!(
             told,
             [
-                "Immutable spec.image: i -> j",
+                "Immutable spec.engine: ebbtide -> dask",
+                "UntilStarted spec.image: i -> j",
                 "Live spec.lifetime.idle.after: 20m -> 1h",
                 "Live spec.workers[w].max: 4 -> 7",
                 "NextPods spec.workers[w].pod.env[A].name: nothing -> A",

@@ -29,8 +29,10 @@ pub(crate) struct Children {
     pub(crate) ended: Vec<ObjectRef>,
     /// How many of those that run were made from settings that are others now.
     pub(crate) behind: usize,
-    /// Pods that did not start and were made from settings that are others now.
-    pub(crate) outdated: Vec<ObjectRef>,
+    /// Whether the scheduler is one that stays.
+    pub(crate) has_scheduler: bool,
+    /// Pods that were made from what is other now, and need not stay, and why.
+    pub(crate) outdated: Vec<(ObjectRef, &'static str)>,
     /// Why the scheduler cannot start, or ended, with its name.
     pub(crate) of_scheduler: Option<(String, Trouble)>,
     pub(crate) next_look: Option<Duration>,
@@ -69,7 +71,13 @@ impl Workers {
 }
 
 impl Children {
-    pub(crate) fn sort(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Self {
+    /// With an image, pods of another one go whatever they do.
+    pub(crate) fn sort(
+        cluster: &Cluster,
+        observed: &Observed,
+        image: Option<&str>,
+        now: Timestamp,
+    ) -> Self {
         let groups = cluster.spec.workers.iter().map(|group| Workers::of(&group.name));
         let mut children = Self { groups: groups.collect(), ..Self::default() };
         let scheduler = names::scheduler(&cluster.name_any());
@@ -78,15 +86,21 @@ impl Children {
                 children.end(pod, now);
             }
             if pod.name == scheduler {
-                children.take_scheduler(cluster, observed, pod);
+                children.take_scheduler(cluster, observed, image, pod);
             } else {
-                children.take_worker(cluster, observed, pod);
+                children.take_worker(cluster, observed, image, pod);
             }
         }
         children
     }
 
-    fn take_scheduler(&mut self, cluster: &Cluster, observed: &Observed, pod: &PodSeen) {
+    fn take_scheduler(
+        &mut self,
+        cluster: &Cluster,
+        observed: &Observed,
+        image: Option<&str>,
+        pod: &PodSeen,
+    ) {
         let spec = &cluster.spec.scheduler;
         let from = made_from(&spec.resources, &spec.pod);
         let trouble = pod.trouble.as_ref().filter(|_| !pod.is_deleting);
@@ -95,14 +109,21 @@ impl Children {
         self.of_scheduler = trouble.map(|it| (pod.name.clone(), it.clone()));
         self.is_scheduler_held = true;
         // It starts again and again in the same pod, and counts as running meanwhile.
-        let is_due = is_outdated(pod, &from) || is_stuck && is_behind(pod, &from);
-        if !is_over(pod) && observed.demand.is_none() && is_due {
-            self.outdated.push(pod_ref(pod));
-        }
+        let is_changed = is_outdated(pod, &from) || is_stuck && is_behind(pod, &from);
+        let is_changed = is_changed && observed.demand.is_none();
+        let why = why_outdated(cluster, pod, image, is_changed);
+        self.has_scheduler = !is_over(pod) && why.is_none();
+        self.outdated.extend(why.filter(|_| !is_over(pod)).map(|why| (pod_ref(pod), why)));
         self.behind += usize::from(is_alive(pod) && is_behind(pod, &from));
     }
 
-    fn take_worker(&mut self, cluster: &Cluster, observed: &Observed, pod: &PodSeen) {
+    fn take_worker(
+        &mut self,
+        cluster: &Cluster,
+        observed: &Observed,
+        image: Option<&str>,
+        pod: &PodSeen,
+    ) {
         let Some(name) = pod.labels.get(names::WORKER_GROUP) else { return };
         let Some(index) = index(cluster, name, pod) else { return };
         let spec = cluster.spec.workers.iter().find(|it| it.name == *name);
@@ -112,9 +133,8 @@ impl Children {
         let is_outdated = from.as_ref().is_some_and(|from| is_outdated(pod, from));
         let is_behind = from.as_ref().is_none_or(|from| is_behind(pod, from));
         self.behind += usize::from(is_alive(pod) && is_behind && !is_outdated);
-        if is_outdated && !is_registered && !is_over(pod) {
-            self.outdated.push(pod_ref(pod));
-        }
+        let why = why_outdated(cluster, pod, image, is_outdated && !is_registered);
+        self.outdated.extend(why.filter(|_| !is_over(pod)).map(|why| (pod_ref(pod), why)));
         let workers = self.group(name);
         if let Some(trouble) = pod.trouble.as_ref().filter(|_| !pod.is_deleting) {
             workers.troubles.push((pod.name.clone(), trouble.clone()));
@@ -123,7 +143,7 @@ impl Children {
             workers.failed += usize::from(!pod.is_deleting);
             workers.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
             workers.held.push(index);
-        } else if is_outdated && !is_registered {
+        } else if why.is_some() {
             workers.held.push(index);
         } else {
             workers.living.insert(index, Worker { pod: pod_ref(pod), is_registered });
@@ -152,8 +172,7 @@ impl Children {
     /// Pods that ended give their names free.
     pub(crate) fn clear_away(&self) -> impl Iterator<Item = Change> {
         let ended = self.ended.iter().map(|pod| (pod, "it has ended"));
-        let outdated =
-            self.outdated.iter().map(|pod| (pod, "its settings changed before it started"));
+        let outdated = self.outdated.iter().map(|(pod, why)| (pod, *why));
         ended.chain(outdated).map(|(pod, why)| Change { op: Op::DeletePod(pod.clone()), why })
     }
 }
@@ -173,6 +192,21 @@ fn is_behind(pod: &PodSeen, from: &String) -> bool {
 
 fn is_outdated(pod: &PodSeen, from: &String) -> bool {
     pod.phase == PodPhase::Pending && is_behind(pod, from)
+}
+
+/// Why a pod is to go that was made from what is other now, if it is.
+fn why_outdated(
+    cluster: &Cluster,
+    pod: &PodSeen,
+    image: Option<&str>,
+    is_changed: bool,
+) -> Option<&'static str> {
+    // One that does not tell it is of an earlier operator.
+    let told = cluster.status.as_ref().and_then(|it| it.image.as_deref());
+    let made_with = pod.image.as_deref().or(told);
+    let is_of_another = image.zip(made_with).is_some_and(|(wanted, made_with)| wanted != made_with);
+    let changed = is_changed.then_some("its settings changed before it started");
+    is_of_another.then_some("the image changed before anything ran").or(changed)
 }
 
 fn is_stillborn(pod: &PodSeen) -> bool {

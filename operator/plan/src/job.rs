@@ -18,11 +18,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
+use crate::image::{self, Image};
 use crate::job::attempt::{Ended, Lost, attempt};
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
-use crate::{Image, ObjectRef, PodPhase, PodSeen, Site, image, settings};
+use crate::{ObjectRef, PodPhase, PodSeen, Site, settings};
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
@@ -418,7 +419,8 @@ fn begin(
     }
     let status = cluster.status.as_ref();
     let is_ready = status.is_some_and(|it| it.phase == Phase::Ready);
-    let (true, Image::Known { image, .. }) = (is_ready, image(cluster, site)) else {
+    let kept = status.and_then(|it| it.image.clone());
+    let (true, Image::Known { image, .. }) = (is_ready, image::of(cluster, kept, site)) else {
         let told = status.and_then(|it| it.message.as_deref()).unwrap_or("it starts");
         return wait(Vec::new(), format!("cluster {name}: {told}"));
     };

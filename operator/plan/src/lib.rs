@@ -7,6 +7,7 @@
 
 pub mod change;
 mod children;
+mod image;
 pub mod job;
 mod lifetime;
 mod network;
@@ -29,7 +30,7 @@ use ebbtide_api::{
 };
 use ebbtide_contract::demand::{Group, SILENT_SECONDS};
 use ebbtide_contract::view::Demand;
-use ebbtide_environment::{Key, Request, RequestError};
+use ebbtide_environment::{Request, RequestError};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -38,6 +39,7 @@ use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
+use crate::image::Image;
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
 pub use crate::secrets::{SecretWanted, client_secret};
 pub use crate::status::is_urgent;
@@ -119,6 +121,8 @@ pub struct PodSeen {
     pub labels: BTreeMap<String, String>,
     /// The settings that it was made from, as the annotation [`names::MADE_FROM`] has them.
     pub made_from: Option<String>,
+    /// The image that it was made with, as the annotation [`names::IMAGE`] has it.
+    pub image: Option<String>,
     /// Whether it is being deleted.
     pub is_deleting: bool,
     /// How far it is.
@@ -234,13 +238,6 @@ pub struct ObjectRef {
     pub uid: String,
 }
 
-/// The image that a cluster runs, or why there is none.
-enum Image {
-    Known { image: String, key: Option<Key> },
-    NotPacked { key: Key, message: String },
-    Refused { message: String },
-}
-
 /// Plans one step towards `cluster.spec`.
 pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
     let plan = step(cluster, observed, site, now);
@@ -258,14 +255,17 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         let status = status::degraded(cluster, reason, message, key, now);
         secrets::renewal(cluster, observed, status, now)
     };
-    let (image, key) = match image(cluster, site) {
-        Image::Known { image, key } => (image, key),
+    let kept = image::kept(cluster, observed, now);
+    let is_open = kept.is_none();
+    let (image, key, other) = match image::of(cluster, kept, site) {
+        Image::Known { image, key, other } => (image, key, other),
         Image::NotPacked { key, message } => {
             return refused("EnvironmentNotPacked", &message, Some(key));
         }
         Image::Refused { message } => return refused("InvalidSpec", &message, None),
     };
-    let children = children::Children::sort(cluster, observed, now);
+    let due = is_open.then_some(image.as_str());
+    let children = children::Children::sort(cluster, observed, due, now);
     let idle = lifetime::idle(cluster, observed, now);
     let targets = scaling::targets(cluster, &children, observed, &idle, now);
 
@@ -300,6 +300,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         observed,
         site,
         image: &image,
+        other: other.as_deref(),
         key,
         idle: &idle,
         targets: &targets,
@@ -307,7 +308,8 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     });
     let status = ClusterStatus { credentials, ..status };
     let at_once = are_more_due.then_some(Duration::from_secs(1));
-    let looks = [children.next_look, idle.next_look, at_once, secret_look];
+    let image_look = image::next_look(cluster, observed, now);
+    let looks = [children.next_look, idle.next_look, at_once, secret_look, image_look];
     let looks = looks.into_iter().chain(targets.iter().map(|it| it.next_look));
     Plan { changes, status, next_look: looks.flatten().min() }
 }
@@ -319,38 +321,11 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
 
 /// Whether anything can be made of a spec, wherever: if not, why.
 pub fn check(spec: &ClusterSpec) -> Result<(), String> {
-    source(spec).map(drop)
-}
-
-/// Where the image of a cluster comes from.
-enum Source<'a> {
-    Given(&'a str),
-    Packed(Request),
-}
-
-fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     check_workers(&spec.workers)?;
     check_least(spec)?;
     check_access(spec)?;
     settings::check(spec)?;
-    match (&spec.image, &spec.environment) {
-        (Some(image), None) => Ok(Source::Given(image)),
-        (None, Some(environment)) => {
-            let request = request(environment);
-            request.map(Source::Packed).map_err(|error| format!("spec.environment: {error}"))
-        }
-        (Some(_), Some(_)) | (None, None) => {
-            Err("spec: give either image or environment".to_owned())
-        }
-    }
-}
-
-fn image(cluster: &Cluster, site: &Site) -> Image {
-    match source(&cluster.spec) {
-        Ok(Source::Given(image)) => Image::Known { image: image.to_owned(), key: None },
-        Ok(Source::Packed(request)) => packed(&request, site),
-        Err(message) => Image::Refused { message },
-    }
+    image::check(spec)
 }
 
 /// The worker groups of a cluster, as its scheduler must know them.
@@ -409,27 +384,6 @@ fn check_access(spec: &ClusterSpec) -> Result<(), String> {
         labels.iter().try_for_each(|(key, value)| settings::check_label(key, value))
     };
     checked.map_err(|error| format!("spec.access.namespaces.matchLabels: {error}"))
-}
-
-fn packed(request: &Request, site: &Site) -> Image {
-    let key = request.key();
-    match site.environments.get(key.as_str()) {
-        Some(Ok(image)) => return Image::Known { image: image.clone(), key: Some(key) },
-        Some(Err(reason)) => {
-            let message = format!("spec.environment: {reason}");
-            return Image::NotPacked { key, message };
-        }
-        None => {}
-    }
-    let packages: Vec<&str> = request.packages().collect();
-    let message = format!(
-        "spec.environment: no image is packed with the key {key}; an administrator packs what \
-         `ebbtide env packages` lists and adds the image under that key to environments in the \
-         chart's values. It is for python {} with {}",
-        request.python(),
-        if packages.is_empty() { "no packages".to_owned() } else { packages.join(", ") },
-    );
-    Image::NotPacked { key, message }
 }
 
 /// Each `host:port` at which a cluster's scheduler is reached, the one that lasts first.

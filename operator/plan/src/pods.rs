@@ -98,7 +98,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
     let name = cluster.name_any();
     let (resources, settings) = (&cluster.spec.scheduler.resources, &cluster.spec.scheduler.pod);
     let wanted = Wanted {
-        metadata: own(metadata(cluster, names::scheduler(&name)), resources, settings),
+        metadata: own(metadata(cluster, names::scheduler(&name)), context, resources, settings),
         role: Role::Scheduler.as_str(),
         command: process(Role::Scheduler),
         args: Vec::new(),
@@ -140,7 +140,7 @@ fn worker(context: &Context<'_>, group: &WorkerGroup, index: u32) -> Pod {
     let name = cluster.name_any();
     let (resources, settings) = (&group.resources, &group.pod);
     let pod_name = names::worker(&name, &group.name, index);
-    let mut metadata = own(metadata(cluster, pod_name), resources, settings);
+    let mut metadata = own(metadata(cluster, pod_name), context, resources, settings);
     metadata.labels.get_or_insert_default().extend([
         (names::WORKER_GROUP.to_owned(), group.name.clone()),
         (names::INDEX.to_owned(), index.to_string()),
@@ -209,9 +209,15 @@ fn process(role: Role) -> Vec<String> {
 }
 
 /// Metadata that tell what a pod is made from.
-fn own(mut metadata: ObjectMeta, resources: &Resources, settings: &PodSettings) -> ObjectMeta {
+fn own(
+    mut metadata: ObjectMeta,
+    context: &Context<'_>,
+    resources: &Resources,
+    settings: &PodSettings,
+) -> ObjectMeta {
     let made_from = (names::MADE_FROM.to_owned(), made_from(resources, settings));
-    metadata.annotations = Some(BTreeMap::from([made_from]));
+    let image = (names::IMAGE.to_owned(), context.image.to_owned());
+    metadata.annotations = Some(BTreeMap::from([made_from, image]));
     metadata
 }
 

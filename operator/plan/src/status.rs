@@ -28,7 +28,9 @@ pub(crate) struct Facts<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) site: &'a Site,
     pub(crate) image: &'a str,
-    pub(crate) key: Option<Key>,
+    /// The image that its spec asks for and that it cannot have any more.
+    pub(crate) other: Option<&'a str>,
+    pub(crate) key: Option<String>,
     pub(crate) idle: &'a Idle,
     /// One for each group of the children.
     pub(crate) targets: &'a [Target],
@@ -50,7 +52,7 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         (Phase::Degraded, trouble.1.cause.as_str(), words(trouble))
     } else if let Some(waits) = waits.filter(|_| is_short) {
         (Phase::Starting, waits.1.cause.as_str(), words(waits))
-    } else if observed.demand.is_none() {
+    } else if observed.demand.is_none() || !children.has_scheduler {
         (Phase::Starting, "SchedulerStarting", "waiting for the scheduler to answer".to_owned())
     } else if let Some((min, GroupStatus { name, workers, .. })) = lacking {
         let message = format!("{} of {min} workers of {name} are registered", workers.ready);
@@ -62,14 +64,15 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         phase,
         message: if phase == Phase::Ready {
             let of_pods = trouble.or(waits).map(|it| bounded(&words(it)));
-            of_pods.or_else(|| (homeless > 0).then(|| fits_nowhere(homeless)))
+            let of_pods = of_pods.or_else(|| (homeless > 0).then(|| fits_nowhere(homeless)));
+            of_pods.or_else(|| keeps(facts))
         } else {
             Some(bounded(&message))
         },
         observed_generation: cluster.metadata.generation,
         conditions: vec![
             ready_condition(cluster, phase, (reason, &message), facts.now),
-            pending_change(cluster, children.behind, facts.now),
+            pending_change(facts),
         ],
         workers: sum(&groups),
         replicas: groups
@@ -78,8 +81,9 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         selector: Some(selector(cluster)),
         groups,
         scheduler_address: scheduler_addresses(cluster, facts.site).into_iter().next(),
-        environment_key: facts.key.as_ref().map(ToString::to_string),
+        environment_key: facts.key.clone(),
         image: Some(facts.image.to_owned()),
+        started_at: started_at(facts),
         idle_since: facts.idle.since.and_then(whole_seconds),
         jobs: match &observed.demand {
             Some(demand) if !demand.is_busy() => Some(jobs(demand)),
@@ -87,6 +91,13 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         },
         ..ClusterStatus::default()
     }
+}
+
+/// When its scheduler answered for the first time.
+fn started_at(facts: &Facts<'_>) -> Option<Time> {
+    let known = facts.cluster.status.as_ref().and_then(|it| it.started_at.clone());
+    let answers = facts.observed.demand.is_some() && facts.children.has_scheduler;
+    known.or_else(|| whole_seconds(facts.now).filter(|_| answers))
 }
 
 /// How long a cluster that was ready counts as ready though its scheduler has no connection: when an
@@ -120,11 +131,18 @@ pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Pla
     }
 }
 
-/// A plan whose status does not forget what the cluster's Secrets hold.
+/// A plan whose status does not forget what the cluster's Secrets hold, and what it runs.
 pub(crate) fn mindful(cluster: &Cluster, plan: Plan) -> Plan {
-    let before = cluster.status.as_ref().and_then(|it| it.credentials.clone());
-    let credentials = plan.status.credentials.clone().or(before);
-    Plan { status: ClusterStatus { credentials, ..plan.status }, ..plan }
+    let Some(before) = &cluster.status else { return plan };
+    let next = plan.status.clone();
+    let image = before.image.clone().filter(|_| before.started_at.is_some());
+    let status = ClusterStatus {
+        credentials: next.credentials.or_else(|| before.credentials.clone()),
+        started_at: next.started_at.or_else(|| before.started_at.clone()),
+        image: next.image.or(image),
+        ..plan.status
+    };
+    Plan { status, ..plan }
 }
 
 /// Whether a status says more than other counts, and people wait for it.
@@ -135,7 +153,8 @@ pub fn is_urgent(before: Option<&ClusterStatus>, next: &ClusterStatus) -> bool {
         conditions.map(|it| (it.type_.clone(), it.status.clone(), it.reason.clone())).collect()
     };
     let decided = |it: &ClusterStatus| {
-        (it.phase, it.observed_generation, it.image.clone(), it.credentials.clone())
+        let (image, credentials) = (it.image.clone(), it.credentials.clone());
+        (it.phase, it.observed_generation, it.started_at.is_some(), image, credentials)
     };
     decided(before) != decided(next) || told(before) != told(next)
 }
@@ -299,8 +318,21 @@ fn ready_condition(
     condition(cluster, READY, phase == Phase::Ready, told, now)
 }
 
-fn pending_change(cluster: &Cluster, behind: usize, now: Timestamp) -> Condition {
-    let message = match behind {
+/// What is to be done for an image that a cluster cannot have any more.
+fn keeps(facts: &Facts<'_>) -> Option<String> {
+    let (image, other) = (facts.image, facts.other?);
+    Some(bounded(&format!(
+        "it has begun with the image {image} and keeps it; for {other} delete the cluster and \
+         create it again"
+    )))
+}
+
+fn pending_change(facts: &Facts<'_>) -> Condition {
+    let Facts { cluster, now, .. } = *facts;
+    if let Some(message) = keeps(facts) {
+        return condition(cluster, PENDING_CHANGE, true, ("OtherImage", &message), now);
+    }
+    let message = match facts.children.behind {
         0 => return condition(cluster, PENDING_CHANGE, false, ("UpToDate", ""), now),
         1 => "1 pod was made from other settings; the next one has these".to_owned(),
         many => format!("{many} pods were made from other settings; the next ones have these"),

@@ -18,7 +18,7 @@ use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, Troub
 
 const KEY: &str = "8c2aeba76bf85828ecd6dd46a2ca218c46ad1b13c9b828b278b557b39c265910";
 
-fn cluster(change: impl FnOnce(&mut Value)) -> Cluster {
+pub(crate) fn cluster(change: impl FnOnce(&mut Value)) -> Cluster {
     let mut spec = json!({
         "environment": { "python": "3.11", "packages": ["pandas", "numpy"] },
         "workers": [{ "name": "w", "resources": { "cpu": "2", "memory": "4Gi" }, "max": 4 }],
@@ -45,9 +45,9 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 /// A namespace in which whatever is planned happens at once.
-struct World {
-    cluster: Cluster,
-    observed: Observed,
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) observed: Observed,
     seconds: i64,
     told: String,
     is_gone: bool,
@@ -55,12 +55,12 @@ struct World {
 }
 
 impl World {
-    fn new(cluster: Cluster) -> Self {
+    pub(crate) fn new(cluster: Cluster) -> Self {
         let observed = Observed::default();
         Self { cluster, observed, seconds: 0, told: String::new(), is_gone: false, uids: 0 }
     }
 
-    fn step(&mut self) -> Plan {
+    pub(crate) fn step(&mut self) -> Plan {
         let plan = plan(&self.cluster, &self.observed, &site(), at(self.seconds));
         for change in &plan.changes {
             writeln!(self.told, "{:>5}s {change}", self.seconds).unwrap();
@@ -95,6 +95,7 @@ impl World {
                     uid: self.uids.to_string(),
                     labels: pod.labels().clone(),
                     made_from: pod.annotations().get(names::MADE_FROM).cloned(),
+                    image: pod.annotations().get(names::IMAGE).cloned(),
                     ..PodSeen::default()
                 });
             }
@@ -115,7 +116,7 @@ impl World {
     }
 
     /// Everything that was created runs, and workers register.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let demand = self.observed.demand.get_or_insert_default();
         for pod in &mut self.observed.pods {
             pod.phase = PodPhase::Running;
@@ -125,7 +126,7 @@ impl World {
         }
     }
 
-    fn queue(&mut self, tasks: u64, core_seconds: f64) {
+    pub(crate) fn queue(&mut self, tasks: u64, core_seconds: f64) {
         self.queue_for(&["w"], tasks, core_seconds);
     }
 
@@ -562,3 +563,5 @@ fn a_pod_with_old_settings_that_is_going_is_a_pending_change_until_it_is_gone() 
     world.observed.pods.remove(1);
     assert_eq!(pending(world.after(1)), "False");
 }
+
+mod releases;

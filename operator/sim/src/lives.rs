@@ -97,6 +97,13 @@ fn is_open_to(store: &Store, teams: &[&str]) -> bool {
 async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     let cluster = |memory| with_groups(memory, conditions.groups);
     let most = if conditions.groups == 1 { 3 } else { 5 };
+    if conditions.is_corrected {
+        let mut wrong = cluster("1Gi");
+        wrong["spec"]["image"] = json!("image@sha256:0");
+        world.apply(&wrong);
+        let has_pods = |store: &Store| store.list(kinds::POD).next().is_some();
+        world.until("its first pod is made", has_pods).await?;
+    }
     world.apply(&cluster("1Gi"));
     world.until("it is ready", |store| is_ready(store, 1)).await?;
     if conditions.is_tight {
@@ -266,6 +273,10 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
     for (about, conditions) in [
         ("two worker groups and one fault", Conditions { groups: 2, ..quiet.clone() }),
         ("no room for a while and one fault", Conditions { is_tight: true, ..quiet.clone() }),
+        (
+            "an image that is corrected and one fault",
+            Conditions { is_corrected: true, ..quiet.clone() },
+        ),
         ("another authority and one fault", Conditions { is_renewed: true, ..quiet.clone() }),
         (
             "another authority, two operators and one fault",

@@ -69,7 +69,7 @@ pub fn judge(
                 return Ok(());
             }
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-            not_at_work(meant, heard.get(asked.who))
+            not_at_work(store, meant, heard.get(asked.who))
         }
         (verb, kind) => Err(format!("{verb:?} of {} {}", kind.plural, asked.name)),
     }
@@ -222,14 +222,24 @@ fn ours(store: &Store, object: &Value) -> Result<(), String> {
 }
 
 /// Whether a worker that works, as the operator was told, is not deleted before it was let go.
-fn not_at_work(pod: &Value, schedulers: Option<&Schedulers>) -> Result<(), String> {
+fn not_at_work(store: &Store, pod: &Value, schedulers: Option<&Schedulers>) -> Result<(), String> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let uid = label(pod, names::CLUSTER_UID).unwrap_or_default();
     let is_going = pod["metadata"]["deletionTimestamp"].is_string();
     let Some(demand) = schedulers.and_then(|it| it.demand(uid)) else { return Ok(()) };
     let is_released = demand.retired.get(name) == Some(&Outcome::Released);
-    if demand.workers.contains_key(name) && !is_released && !is_going && !is_over(pod) {
+    let is_wrong = is_of_a_corrected_image(store, pod, uid);
+    if demand.workers.contains_key(name) && !(is_released || is_going || is_wrong || is_over(pod)) {
         return Err(format!("{name} is deleted at work"));
     }
     Ok(())
+}
+
+/// Whether a pod is of an image that was corrected before its cluster began.
+fn is_of_a_corrected_image(store: &Store, pod: &Value, uid: &str) -> bool {
+    let cluster = store.list(kinds::CLUSTER).find(|it| it["metadata"]["uid"] == uid);
+    cluster.is_some_and(|it| {
+        let made_with = &pod["metadata"]["annotations"][names::IMAGE];
+        it["status"]["startedAt"].is_null() && it["spec"]["image"] != *made_with
+    })
 }

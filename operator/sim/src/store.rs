@@ -2,7 +2,7 @@
 //!
 //! Pure: time and uids come from counters and arguments. One namespace stands for all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -59,6 +59,8 @@ pub struct Store {
     uids: u64,
     /// The first version from which a watch may begin.
     compacted: u64,
+    /// Fields of a cluster's status that its definition does not have.
+    undefined: BTreeSet<String>,
 }
 
 /// Of metadata what nobody else writes.
@@ -85,6 +87,11 @@ impl Store {
     /// The first version from which a watch may begin.
     pub fn compacted(&self) -> u64 {
         self.compacted
+    }
+
+    /// Takes a field of a cluster's status out of the definition.
+    pub fn undefine(&mut self, field: &str) {
+        self.undefined.insert(field.to_owned());
     }
 
     /// Forgets how things became what they are.
@@ -223,6 +230,9 @@ impl Store {
         check_same(kind, name, &there, document)?;
         let mut next = Value::clone(&there);
         next["status"] = document["status"].clone();
+        if let Some(status) = next["status"].as_object_mut() {
+            status.retain(|field, _| !self.undefined.contains(field));
+        }
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 

@@ -114,6 +114,46 @@ fn another_authority_and_others_who_may_reach_it_hold_in_the_end_whatever_goes_w
 }
 
 #[test]
+fn an_image_that_is_corrected_before_anything_ran_is_what_runs_whatever_goes_wrong_once() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    let is_meant =
+        |it: &(String, Vec<Conditions>)| it.0 == "an image that is corrected and one fault";
+    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
+    // Who sees the correction late must not say that the cluster has begun.
+    let is_late = |it: &Conditions| matches!(it.faults[..], [Fault::Event(_, EventFault::Held(_))]);
+    let worlds = worlds.into_iter().enumerate();
+    let worlds = worlds.filter(|(nth, it)| nth % step(3) == 0 || is_late(it));
+    let worlds: Vec<Conditions> = worlds.map(|(_, it)| it).collect();
+    assert!(worlds.len() > 100);
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
+fn under_a_definition_from_before_an_operator_works_and_comes_to_rest() {
+    let fields = ["credentials", "idleSince", "jobs", "phaseSince", "phases", "startedAt"];
+    for undefined in [&fields[..], &fields[..1], &fields[3..4], &fields[5..]] {
+        within(|| async move {
+            let world = World::new(&Conditions::quiet());
+            world.server.change(|store, _| undefined.iter().for_each(|it| store.undefine(it)));
+            world.apply(&cluster("1Gi"));
+            let has_pods = |store: &Store| store.list(kinds::POD).next().is_some();
+            world.until("its first pod is made", has_pods).await.unwrap();
+            let label = json!({ "metadata": { "labels": { "team": "rates" } } });
+            let labelled = world.server.change(|it, _| it.merge(kinds::CLUSTER, "risk", &label));
+            assert!(labelled.is_ok());
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+            world.rest(Duration::from_mins(10)).await.unwrap();
+            let before = world.children();
+            world.restart(0);
+            world.rest(Duration::from_mins(10)).await.unwrap();
+            assert_eq!(world.children(), before);
+            world.queue(3);
+            world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_list_of_clusters_from_before_a_crash_hides_nothing() {
     let quiet = Conditions::quiet();
     let expected = play(&quiet).unwrap();

@@ -59,6 +59,8 @@ pub struct Conditions {
     pub is_tight: bool,
     /// Whether another authority takes over while there is work.
     pub is_renewed: bool,
+    /// Whether its image was wrong at first.
+    pub is_corrected: bool,
     /// Whether jobs are lived through, and not clusters alone.
     pub has_jobs: bool,
 }
@@ -103,6 +105,7 @@ impl Conditions {
             groups: 1,
             is_tight: false,
             is_renewed: false,
+            is_corrected: false,
             has_jobs: false,
         }
     }
