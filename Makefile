@@ -40,7 +40,7 @@ python: wheel
 programs:
 	@$(STAGE) programs e2e/kube/build.sh
 
-chart: programs
+chart: setup programs
 	@$(STAGE) chart scripts/chart
 
 e2e: wheel
