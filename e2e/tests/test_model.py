@@ -471,31 +471,19 @@ class Asker:
         self.get(kind, name)
 
     def status(self, kind: str, name: str) -> None:
-        """Write a status as the operator does: applied for clusters, replaced for jobs."""
+        """Write a status as the operator does: over one that was read."""
         key, choice = (kind, name), self.random.choice("ab")
         said, which = STATUS[kind](choice), self.random.choice(["last", "last", "first"])
-        uids = self.sides.uids()
-        wrong = self.random.random() < 0.2 and bool(uids)
-        uid = self.random.choice(uids) if wrong else None
-        applies = kind == "clusters"
 
         def body(side: str) -> dict:
             last = copy.deepcopy(self.sides.seen[side].get(key, Seen()).last)
-            if applies:
-                own = last.get("metadata", {}).get("uid")
-                metadata = {"name": name, "uid": own if uid is None else uid[side]}
-                return {**types(kind), "metadata": metadata, "status": said}
             last.setdefault("metadata", {"name": name})
             version = self.version(side, key, which)
             if version is not None:
                 last["metadata"]["resourceVersion"] = version
             return last | types(kind) | {"status": said}
 
-        if applies:
-            path = self.sides.path(kind, name, "status", fieldManager="ebbtide", force="true")
-            self.sides.ask("PATCH", path, body, "application/apply-patch+yaml")
-        else:
-            self.sides.ask("PUT", self.sides.path(kind, name, "status"), body)
+        self.sides.ask("PUT", self.sides.path(kind, name, "status"), body)
         self.get(kind, name)
 
     def delete(self, kind: str, name: str) -> None:

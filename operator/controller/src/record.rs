@@ -6,18 +6,15 @@ use ebbtide_api::{Cluster, ClusterStatus};
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::{Change, Op, is_urgent};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Patch, PatchParams};
+use kube::api::PostParams;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
-use serde_json::json;
 
 use crate::api_call::{CallError, call};
 use crate::known::key;
 use crate::metrics::{Class, Phase};
 use crate::reconcile::Context;
-
-const FIELD_MANAGER: &str = "ebbtide-operator";
 
 /// Reason of the event that a cluster goes.
 const GOES: &str = "Idle";
@@ -65,6 +62,7 @@ pub(crate) async fn record(
     written.map(|()| wait)
 }
 
+/// Writes a status over the one that was read. Whoever read an older one, or an older spec, writes nothing.
 async fn write(
     context: &Context,
     cluster: &Cluster,
@@ -72,23 +70,10 @@ async fn write(
 ) -> Result<(), CallError> {
     let clusters: Api<Cluster> =
         Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    // From then on the spec keeps its image: it must be the one that was read.
-    let starts = status.started_at.is_some()
-        && cluster.status.as_ref().is_none_or(|it| it.started_at.is_none());
-    let version = cluster.resource_version().filter(|_| starts);
-    let mut document = json!({
-        "apiVersion": Cluster::api_version(&()),
-        "kind": Cluster::kind(&()),
-        "metadata": { "uid": cluster.uid() },
-        "status": status,
-    });
-    if let Some(version) = version {
-        document["metadata"]["resourceVersion"] = json!(version);
-    }
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let name = cluster.name_any();
-    let patch = Patch::Apply(document);
-    let writing = clusters.patch_status(&name, &params, &patch);
+    let mut next = cluster.clone();
+    next.status = Some(status.clone());
+    let (name, params) = (cluster.name_any(), PostParams::default());
+    let writing = clusters.replace_status(&name, &params, &next);
     match call("write the status", writing).await {
         Ok(written) => {
             context.beliefs.wrote(status, written);

@@ -49,15 +49,22 @@ pub(crate) fn of(cluster: &Cluster, kept: Option<String>, site: &Site) -> Image 
         Err(message) => return Image::Refused { message },
     };
     match (kept, wanted) {
-        (Some(kept), Image::NotPacked { key, .. }) => {
-            Image::Known { image: kept, key: Some(key.to_string()), other: None }
+        (Some(image), Image::NotPacked { key, .. }) => {
+            let told = key_of(cluster);
+            let other = Some(format!("the package list {key}"));
+            let other = other.filter(|_| told.as_deref() != Some(key.as_str()));
+            Image::Known { image, key: told, other }
         }
         (Some(kept), Image::Known { image, .. }) if kept != image => {
-            let key = cluster.status.as_ref().and_then(|it| it.environment_key.clone());
-            Image::Known { image: kept, key, other: Some(image) }
+            Image::Known { image: kept, key: key_of(cluster), other: Some(image) }
         }
         (_, wanted) => wanted,
     }
+}
+
+/// The key of the package list of what a cluster runs, as its status tells it.
+fn key_of(cluster: &Cluster) -> Option<String> {
+    cluster.status.as_ref().and_then(|it| it.environment_key.clone())
 }
 
 /// The image that a cluster keeps, once it may have computed anything.

@@ -135,11 +135,10 @@ pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Pla
 pub(crate) fn mindful(cluster: &Cluster, plan: Plan) -> Plan {
     let Some(before) = &cluster.status else { return plan };
     let next = plan.status.clone();
-    let image = before.image.clone().filter(|_| before.started_at.is_some());
     let status = ClusterStatus {
         credentials: next.credentials.or_else(|| before.credentials.clone()),
         started_at: next.started_at.or_else(|| before.started_at.clone()),
-        image: next.image.or(image),
+        image: next.image.or_else(|| before.image.clone()),
         ..plan.status
     };
     Plan { status, ..plan }
@@ -289,7 +288,10 @@ pub(crate) fn stuck(
     let phase = if is_ready { Phase::Starting } else { planned.phase };
     let condition = ready_condition(cluster, phase, (refusal(error), error), now);
     let message = Some(bounded(error));
-    ClusterStatus { phase, message, conditions: vec![condition], ..planned.clone() }
+    // What is there may still be of the image before.
+    let before = cluster.status.as_ref().and_then(|it| it.image.clone());
+    let image = before.or_else(|| planned.image.clone());
+    ClusterStatus { phase, message, conditions: vec![condition], image, ..planned.clone() }
 }
 
 /// As much of a message as a status takes.
@@ -321,10 +323,15 @@ fn ready_condition(
 /// What is to be done for an image that a cluster cannot have any more.
 fn keeps(facts: &Facts<'_>) -> Option<String> {
     let (image, other) = (facts.image, facts.other?);
-    Some(bounded(&format!(
-        "it has begun with the image {image} and keeps it; for {other} delete the cluster and \
-         create it again"
-    )))
+    let status = facts.cluster.status.as_ref();
+    Some(bounded(&if status.is_some_and(|it| it.started_at.is_some()) {
+        format!(
+            "it has begun with the image {image} and keeps it; for {other} delete the cluster and \
+             create it again"
+        )
+    } else {
+        format!("it may have begun with the image {image}; if it has not, {other} follows")
+    }))
 }
 
 fn pending_change(facts: &Facts<'_>) -> Condition {

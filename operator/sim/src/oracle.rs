@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ebbtide_api::names;
 use ebbtide_contract::demand::Outcome;
+use ebbtide_contract::view::Demand;
 use ebbtide_listener::Schedulers;
 use serde_json::Value;
 
@@ -31,18 +32,14 @@ pub fn judge(
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
         (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
         (Verb::Replace, kinds::SECRET) => of_the_same_owner(store, asked),
-        // It is the job's memory.
-        (Verb::Replace, kinds::CLUSTER_JOB) => {
+        (Verb::Replace, kinds::CLUSTER | kinds::CLUSTER_JOB) => {
             let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
             let wrong = || format!("the status of {} is written over any other", asked.name);
-            is_of_a_version.then_some(()).ok_or_else(wrong)
-        }
-        (Verb::Apply, kinds::CLUSTER) => {
-            if is_whole {
-                told_truly(store, asked)
-            } else {
-                Ok(())
+            is_of_a_version.then_some(()).ok_or_else(wrong)?;
+            if is_whole && asked.kind == kinds::CLUSTER {
+                told_truly(store, asked)?;
             }
+            Ok(())
         }
         (Verb::Create, kinds::POD) if label(asked.body, names::ROLE) == Some("job") => {
             only_one_attempt(store, asked.body)?;
@@ -228,7 +225,7 @@ fn not_at_work(store: &Store, pod: &Value, schedulers: Option<&Schedulers>) -> R
     let is_going = pod["metadata"]["deletionTimestamp"].is_string();
     let Some(demand) = schedulers.and_then(|it| it.demand(uid)) else { return Ok(()) };
     let is_released = demand.retired.get(name) == Some(&Outcome::Released);
-    let is_wrong = is_of_a_corrected_image(store, pod, uid);
+    let is_wrong = is_of_a_corrected_image(store, pod, uid, &demand);
     if demand.workers.contains_key(name) && !(is_released || is_going || is_wrong || is_over(pod)) {
         return Err(format!("{name} is deleted at work"));
     }
@@ -236,7 +233,10 @@ fn not_at_work(store: &Store, pod: &Value, schedulers: Option<&Schedulers>) -> R
 }
 
 /// Whether a pod is of an image that was corrected before its cluster began.
-fn is_of_a_corrected_image(store: &Store, pod: &Value, uid: &str) -> bool {
+fn is_of_a_corrected_image(store: &Store, pod: &Value, uid: &str, demand: &Demand) -> bool {
+    if demand.jobs > 0 || demand.clients > 0 {
+        return false;
+    }
     let cluster = store.list(kinds::CLUSTER).find(|it| it["metadata"]["uid"] == uid);
     cluster.is_some_and(|it| {
         let made_with = &pod["metadata"]["annotations"][names::IMAGE];

@@ -24,8 +24,6 @@ pub enum Verb {
     Replace,
     /// A merge patch.
     Merge,
-    /// A server-side apply of a status.
-    Apply,
     /// That an object goes.
     Delete,
 }
@@ -74,14 +72,12 @@ pub(crate) fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<C
     let query = query(uri.query().unwrap_or_default());
     let text = |name| headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default();
     let is_watch = query.get("watch").is_some_and(|it| it == "true");
-    let is_apply = text(header::CONTENT_TYPE).contains("apply-patch");
     let verb = match (method.as_str(), name) {
         ("GET", None) if is_watch => Verb::Watch,
         ("GET", None) => Verb::List,
         ("GET", Some(_)) => Verb::Get,
         ("POST", None) => Verb::Create,
         ("PUT", Some(_)) => Verb::Replace,
-        ("PATCH", Some(_)) if is_apply => Verb::Apply,
         ("PATCH", Some(_)) => Verb::Merge,
         ("DELETE", Some(_)) => Verb::Delete,
         _ => return None,

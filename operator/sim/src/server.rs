@@ -259,7 +259,7 @@ impl Server {
         match call.verb {
             Verb::Watch => Ok(self.watch(call)),
             Verb::List => Ok(self.list(&call)),
-            Verb::Get | Verb::Create | Verb::Replace | Verb::Merge | Verb::Apply | Verb::Delete => {
+            Verb::Get | Verb::Create | Verb::Replace | Verb::Merge | Verb::Delete => {
                 if call.verb == Verb::Get {
                     Ok(self.carry_out(&call, &body))
                 } else {
@@ -390,7 +390,6 @@ impl Server {
             Verb::Create => store.create(kind, body.clone(), now),
             Verb::Replace => store.replace(kind, name, body, call.is_status),
             Verb::Merge => store.merge(kind, name, body),
-            Verb::Apply => store.apply_status(kind, name, body),
             Verb::Delete => store.delete(kind, name, &request::deletion(body), now),
             Verb::List | Verb::Watch => unreachable!("both are answered elsewhere"),
         });

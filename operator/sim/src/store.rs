@@ -193,6 +193,11 @@ impl Store {
         let mut next = if is_status { Value::clone(&there) } else { object.clone() };
         if is_status {
             next["status"] = object["status"].clone();
+            if kind == kinds::CLUSTER
+                && let Some(status) = next["status"].as_object_mut()
+            {
+                status.retain(|field, _| !self.undefined.contains(field));
+            }
         } else {
             for kept in SERVERS_OWN {
                 next["metadata"][kept] = there["metadata"][kept].clone();
@@ -216,23 +221,6 @@ impl Store {
             next["metadata"][kept] = there["metadata"][kept].clone();
         }
         check_finalizers(kind, name, &there, &next)?;
-        Ok(self.update((kind, name.to_owned()), &there, next))
-    }
-
-    /// Applies a status that one manager owns whole.
-    pub fn apply_status(
-        &mut self,
-        kind: Kind,
-        name: &str,
-        document: &Value,
-    ) -> Result<Arc<Value>, Refusal> {
-        let there = Arc::clone(self.get(kind, name)?);
-        check_same(kind, name, &there, document)?;
-        let mut next = Value::clone(&there);
-        next["status"] = document["status"].clone();
-        if let Some(status) = next["status"].as_object_mut() {
-            status.retain(|field, _| !self.undefined.contains(field));
-        }
         Ok(self.update((kind, name.to_owned()), &there, next))
     }
 

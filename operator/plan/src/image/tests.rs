@@ -95,6 +95,9 @@ fn what_may_have_computed_keeps_its_image_and_so_does_what_comes_to_it() {
         assert_eq!(made(&plan), ["wrong"; 4]);
         assert_eq!(status(&world).image.as_deref(), Some("wrong"));
         assert!(status(&world).started_at.is_some());
+        let message = &status(&world).conditions[1].message;
+        assert!(message.ends_with("if it has not, right follows"), "{message}");
+        world.step();
         let pending = &status(&world).conditions[1];
         assert_eq!((&*pending.type_, &*pending.reason), ("PendingChange", "OtherImage"));
         assert!(pending.message.contains("for right delete the cluster"), "{pending:?}");
@@ -165,4 +168,18 @@ fn a_cluster_that_has_begun_keeps_its_image_whatever_its_package_list_leads_to()
     let plan = look(&mut world, &["c"]);
     assert!(plan.changes.is_empty() && plan.status.started_at.is_some());
     assert_eq!(plan.status.image.as_deref(), Some("b"));
+}
+
+#[test]
+fn a_package_list_that_nobody_packed_and_that_came_too_late_is_not_told_as_what_runs() {
+    let mut world = corrected();
+    world.run();
+    world.observed.demand.as_mut().unwrap().clients = 1;
+    let list = json!({ "python": "3.11", "packages": ["zarr"] });
+    world.cluster.spec.image = None;
+    world.cluster.spec.environment = serde_json::from_value(list).unwrap();
+    world.step();
+    let told = status(&world);
+    assert_eq!((told.image.as_deref(), told.environment_key.as_ref()), (Some("wrong"), None));
+    assert_eq!(told.conditions[1].reason, "OtherImage");
 }
