@@ -107,11 +107,11 @@ pub(crate) async fn look(context: Arc<Context>, key: Key) -> (Key, Next) {
             let class = error.class();
             context.metrics.reconcile_errors.get_or_create(&Class { class }).inc();
             let wait = wait_after(context.beliefs.failed(&key));
-            let held = if error.is_for_nothing() { HELD_LONG } else { wait.min(HELD_MAX) };
-            let wait = wait.max(held);
+            let held = error.held(wait);
+            let wait = wait.max(held.unwrap_or_default());
             let retry_seconds = wait.as_secs_f64();
             tracing::warn!(object = %key, class, %error, retry_seconds, "a reconcile failed");
-            Next { again: Some(wait), held: Some(held) }
+            Next { again: Some(wait), held }
         }
     };
     (key, next)
@@ -160,6 +160,17 @@ async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookErr
 }
 
 impl LookError {
+    /// For how long nothing is a reason to look again, where the next try is after this wait.
+    fn held(&self, wait: Duration) -> Option<Duration> {
+        match self {
+            // What it was read from has changed: that comes, and is to be looked at.
+            Self::Record(error) if error.is_conflict() => None,
+            Self::Apply(_) | Self::Record(_) | Self::Job(_) | Self::Panic(_) => {
+                Some(if self.is_for_nothing() { HELD_LONG } else { wait.min(HELD_MAX) })
+            }
+        }
+    }
+
     /// Whether another try would not help.
     fn is_for_nothing(&self) -> bool {
         match self {
