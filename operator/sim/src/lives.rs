@@ -1,7 +1,7 @@
 //! The life of a cluster, and every world in which it is lived.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -106,6 +106,11 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     }
     world.apply(&cluster("1Gi"));
     world.until("it is ready", |store| is_ready(store, 1)).await?;
+    if conditions.is_corrected {
+        let is_right = |it: &Arc<Value>| it["spec"]["containers"][0]["image"] == "image@sha256:1";
+        let are_right = |store: &Store| store.list(kinds::POD).all(is_right);
+        world.until("all runs the image of now", are_right).await?;
+    }
     if conditions.is_tight {
         world.server.set_quota(Some(TIGHT));
     }
