@@ -6,6 +6,7 @@ use anyhow::{anyhow, bail};
 use ebbtide_plan::change::differences;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
+use serde::Serialize;
 
 use crate::backend::{Backend, Listed, Scope};
 use crate::command::{Place, namespace};
@@ -26,16 +27,7 @@ pub(crate) async fn get(
     match (name, format) {
         (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
         (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
-        (None, format) => {
-            let Listed { objects, unreadable } = backend.list(scope).await?;
-            for it in &unreadable {
-                output::tell(it);
-            }
-            match format {
-                Some(format) => output::value(&objects, format),
-                None => output::table(&objects),
-            }
-        }
+        (None, format) => list(&backend.list(scope).await?, format, output::table),
     }
 }
 
@@ -44,13 +36,22 @@ pub(crate) async fn jobs(
     format: Option<Format>,
     place: &Place,
 ) -> anyhow::Result<()> {
-    let Listed { objects, unreadable } = Backend::connect(place).await?.jobs(scope).await?;
-    for it in &unreadable {
+    let jobs = Backend::connect(place).await?.jobs(scope).await?;
+    list(&jobs, format, output::jobs)
+}
+
+/// Prints all that can be read, and tells of what cannot.
+fn list<K: Serialize>(
+    listed: &Listed<K>,
+    format: Option<Format>,
+    table: impl FnOnce(&[K]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for it in &listed.unreadable {
         output::tell(it);
     }
     match format {
-        Some(format) => output::value(&objects, format),
-        None => output::jobs(&objects),
+        Some(format) => output::value(&listed.objects, format),
+        None => table(&listed.objects),
     }
 }
 

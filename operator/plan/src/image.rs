@@ -89,14 +89,14 @@ pub(crate) fn next_look(
 }
 
 /// Whether a cluster has begun to compute, as its status tells.
-fn is_told_to_have_begun(cluster: &Cluster) -> bool {
+pub(crate) fn is_told_to_have_begun(cluster: &Cluster) -> bool {
     cluster.status.as_ref().is_some_and(|it| it.started_at.is_some())
 }
 
 /// Whether a cluster may have begun though its status does not tell.
 fn may_have_begun(cluster: &Cluster, observed: &Observed, now: Timestamp) -> bool {
     // Of a time when no pod told its image and no status when it began.
-    let is_of_old = |it: &PodSeen| is_well(it) && it.image.is_none();
+    let is_of_old = |it: &PodSeen| it.is_well() && it.image.is_none();
     observed.pods.iter().any(is_of_old)
         || match &observed.demand {
             Some(demand) => demand.jobs > 0 || demand.clients > 0,
@@ -106,7 +106,7 @@ fn may_have_begun(cluster: &Cluster, observed: &Observed, now: Timestamp) -> boo
 
 /// How much longer a scheduler that runs may say nothing.
 fn silence_left(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Option<Duration> {
-    let running = scheduler(cluster, observed).filter(|it| is_well(it))?;
+    let running = scheduler(cluster, observed).filter(|it| it.is_well())?;
     let age = running.created_at.map_or(observed.silent_for, |at| since(at, now));
     Some(SILENCE.saturating_sub(observed.silent_for.min(age))).filter(|it| !it.is_zero())
 }
@@ -115,10 +115,6 @@ fn scheduler<'a>(cluster: &Cluster, observed: &'a Observed) -> Option<&'a PodSee
     let name = names::scheduler(&cluster.name_any());
     let is_alive = |it: &&PodSeen| !it.is_deleting && it.phase != PodPhase::Ended;
     observed.pods.iter().filter(is_alive).find(|it| it.name == name)
-}
-
-fn is_well(pod: &PodSeen) -> bool {
-    pod.phase == PodPhase::Running && !pod.is_deleting && pod.trouble.is_none()
 }
 
 /// Whether a spec says what its image is.

@@ -138,6 +138,11 @@ pub struct PodSeen {
 }
 
 impl PodSeen {
+    /// Whether it runs, stays, and has no trouble.
+    pub(crate) fn is_well(&self) -> bool {
+        self.phase == PodPhase::Running && !self.is_deleting && self.trouble.is_none()
+    }
+
     /// Whether it has not begun, and nothing is known that keeps it: a Secret may be missing.
     fn may_wait_for_secret(&self) -> bool {
         self.phase == PodPhase::Pending && !self.is_deleting && self.trouble.is_none()

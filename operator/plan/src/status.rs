@@ -11,10 +11,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use crate::children::Children;
+use crate::image::is_told_to_have_begun;
 use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
 use crate::trouble::{Trouble, refusal};
-use crate::{Observed, Plan, PodPhase, PodSeen, Site, scheduler_addresses};
+use crate::{Observed, Plan, PodSeen, Site, scheduler_addresses};
 
 const READY: &str = "Ready";
 const PENDING_CHANGE: &str = "PendingChange";
@@ -108,10 +109,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Plan {
     let rest = SILENCE.saturating_sub(observed.silent_for);
     let name = names::scheduler(&cluster.name_any());
-    let is_well = |it: &PodSeen| {
-        let is_running = it.phase == PodPhase::Running && !it.is_deleting;
-        it.name == name && is_running && it.trouble.is_none()
-    };
+    let is_well = |it: &PodSeen| it.name == name && it.is_well();
     let before = cluster.status.as_ref().filter(|it| {
         it.phase == Phase::Ready && it.observed_generation == cluster.metadata.generation
     });
@@ -323,8 +321,7 @@ fn ready_condition(
 /// What is to be done for an image that a cluster cannot have any more.
 fn keeps(facts: &Facts<'_>) -> Option<String> {
     let (image, other) = (facts.image, facts.other?);
-    let status = facts.cluster.status.as_ref();
-    Some(bounded(&if status.is_some_and(|it| it.started_at.is_some()) {
+    Some(bounded(&if is_told_to_have_begun(facts.cluster) {
         format!(
             "it has begun with the image {image} and keeps it; for {other} delete the cluster and \
              create it again"
