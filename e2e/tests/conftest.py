@@ -20,20 +20,14 @@ OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
 # Tests that take hold of the programs of the dev cluster itself. e2e/run leaves them out elsewhere.
 on_the_dev_cluster = pytest.mark.dev_cluster
 # Tests that disturb the cluster of all: they stop operators, API servers, nodes. e2e/run runs the
-# others beside each other first, and then these one after another.
+# others beside each other, and these one after another.
 alone = pytest.mark.alone
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "dev_cluster: takes hold of the dev cluster's own programs")
     config.addinivalue_line("markers", "alone: disturbs what other tests need")
-    config.addinivalue_line("markers", "of_all: tells of all the tests before it")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what tells of all tests where not all of them run."""
-    if len({item.path for item in items}) < len(list(Path(__file__).parent.glob("test_*.py"))):
-        items[:] = [item for item in items if item.get_closest_marker("of_all") is None]
+    config.addinivalue_line("markers", "of_all: tells of all the other tests, on whichever cluster")
 
 
 def run(*command: str, input: str | None = None, check: bool = True) -> str:

@@ -23,21 +23,24 @@ fn step(otherwise: usize) -> usize {
     asked.unwrap_or(otherwise)
 }
 
+/// One of so many of the worlds that are about something.
+fn some_of(about: &str, step: usize) -> Vec<Conditions> {
+    let (_, worlds) = all().unwrap().into_iter().find(|it| it.0 == about).unwrap();
+    worlds.into_iter().step_by(step).collect()
+}
+
 #[test]
 fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
     let expected = play(&Conditions::quiet()).unwrap();
     // `make worlds` plays all of them.
-    let (_, worlds) = all().unwrap().swap_remove(0);
-    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step(1)).collect();
+    let worlds = some_of("one fault", step(1));
     play_all(&worlds, &expected).unwrap();
 }
 
 #[test]
 fn whatever_somebody_takes_away_at_any_moment_comes_back() {
     let expected = play(&meddled()).unwrap();
-    let is_meant =
-        |it: &(String, Vec<Conditions>)| it.0 == "somebody who takes away what clusters have";
-    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
+    let worlds = some_of("somebody who takes away what clusters have", 1);
     play_all(&worlds, &expected).unwrap();
 }
 
@@ -106,9 +109,7 @@ fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anythin
 #[test]
 fn another_authority_and_others_who_may_reach_it_hold_in_the_end_whatever_goes_wrong_once() {
     let expected = play(&Conditions::quiet()).unwrap();
-    let is_meant = |it: &(String, Vec<Conditions>)| it.0 == "another authority and one fault";
-    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
-    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step(3)).collect();
+    let worlds = some_of("another authority and one fault", step(3));
     assert!(worlds.len() > 100);
     play_all(&worlds, &expected).unwrap();
 }
@@ -116,10 +117,7 @@ fn another_authority_and_others_who_may_reach_it_hold_in_the_end_whatever_goes_w
 #[test]
 fn an_image_that_is_corrected_before_anything_ran_is_what_runs_whatever_goes_wrong_once() {
     let expected = play(&Conditions::quiet()).unwrap();
-    let is_meant =
-        |it: &(String, Vec<Conditions>)| it.0 == "an image that is corrected and one fault";
-    let (_, worlds) = all().unwrap().into_iter().find(is_meant).unwrap();
-    let worlds: Vec<Conditions> = worlds.into_iter().step_by(step(1)).collect();
+    let worlds = some_of("an image that is corrected and one fault", step(1));
     assert!(worlds.len() > 100);
     play_all(&worlds, &expected).unwrap();
 }
