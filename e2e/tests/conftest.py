@@ -27,7 +27,9 @@ alone = pytest.mark.alone
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "dev_cluster: takes hold of the dev cluster's own programs")
     config.addinivalue_line("markers", "alone: disturbs what other tests need")
-    config.addinivalue_line("markers", "of_all: tells of all the other tests, on whichever cluster")
+    config.addinivalue_line(
+        "markers", "last: looks at what all others did, or at the whole machine"
+    )
 
 
 def run(*command: str, input: str | None = None, check: bool = True) -> str:

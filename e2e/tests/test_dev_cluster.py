@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import KUBE, alone, kubectl, on_the_dev_cluster, run
 
-pytestmark = [on_the_dev_cluster, alone]
+# It looks at the whole machine: no other test runs meanwhile.
+pytestmark = [on_the_dev_cluster, alone, pytest.mark.last]
 
 SPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 UIDS = ("get", "nodes,pods", "-n", "kube-system", "-o", "jsonpath={.items[*].metadata.uid}")
