@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, OPERATOR, alone, kubectl, mean, on_the_dev_cluster, resize, run, up
+from conftest import (
+    KUBE,
+    OPERATOR,
+    alone,
+    kubectl,
+    mean,
+    objects,
+    on_the_dev_cluster,
+    resize,
+    run,
+    up,
+)
 from watch import owner, short, told
 
 pytestmark = alone
@@ -25,7 +36,7 @@ pytestmark = alone
 def test_the_way_through_the_api_server_is_cut_in_the_middle(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
-    large = mean((20_000, 4000))
+    large, before = mean((20_000, 4000)), objects(namespace)
     with up(manifest(), namespace):
         with eb.Cluster("mean", namespace=namespace) as cluster:
             cut = threading.Event()
@@ -40,6 +51,7 @@ def test_the_way_through_the_api_server_is_cut_in_the_middle(
             bits = cluster._compute([large._expression], cut_once)[0]
         assert cut.is_set()
         assert bits == large.compute().tobytes()
+    assert objects(namespace) == before
 
 
 @contextmanager

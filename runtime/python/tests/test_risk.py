@@ -49,6 +49,17 @@ def test_any_number_of_workers_gives_the_same_digest_and_another_seed_another(
     assert not set(other) & set(expected.splitlines())
 
 
+def test_the_demo_rises_from_no_worker_and_tells_what_its_workers_took() -> None:
+    done = subprocess.run(
+        [EXAMPLE.parent / "run", "local"], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout == (EXAMPLE / "expected.txt").read_text()
+    told = re.findall(r"^(\S+) +([\d,]+) MiB(?: at most)?$", done.stderr, re.MULTILINE)
+    (what, scenarios), *workers = [(name, float(it.replace(",", ""))) for name, it in told]
+    assert what == "scenarios" and workers
+    assert all(0 < peak < scenarios / 10 for _, peak in workers)
+
+
 #: The example, which keeps its figures as they are before it prints them.
 KEEPING = """
 import sys
