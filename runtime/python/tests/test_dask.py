@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import time
 import urllib.error
@@ -120,11 +121,26 @@ def test_a_scheduler_that_stands_still_is_neither_idle_nor_dead(
     ebbtide("down", "still")
 
 
+def follow(address: str, origin: str) -> str:
+    """Ask as a page of some origin does that follows a cluster. Give what is answered."""
+    host, port = address.removeprefix("http://").split("/")[0].split(":")
+    lines = [
+        "GET /status/ws HTTP/1.1", f"Host: {host}:{port}", f"Origin: {origin}",
+        "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    ]  # fmt: skip
+    with socket.create_connection((host, int(port)), timeout=20) as stream:
+        stream.sendall("\r\n".join([*lines, "", ""]).encode())
+        return stream.recv(64).split()[1].decode()
+
+
 def test_the_dashboard_of_a_cluster_of_this_machine_is_where_it_is(plain: None) -> None:
     told = ebbtide("dashboard", "plain")
     assert told.startswith("http://127.") and told.endswith(":8787/status\n")
     with urllib.request.urlopen(told.strip(), timeout=20) as answer:
         assert b"bokeh.min.js" in answer.read()
+    assert follow(told.strip(), told.strip().removesuffix("/status")) == "101"
+    assert follow(told.strip(), "http://elsewhere.example") == "403"
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(told.strip().replace("/status", "/proxy/8787/127.0.0.1/status"))
 
