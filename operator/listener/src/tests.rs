@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Offender, Refused, Schedulers, serve};
+use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Offender, PENALIZED_MAX, Refused, Schedulers, serve};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -73,6 +73,18 @@ impl Operator {
         connection
     }
 
+    /// Waits until so many refusals are counted for this reason, and sees that there are no others.
+    async fn counts(&self, reason: &'static str, count: u64) {
+        let all = async {
+            while self.schedulers.refused().get(reason) != Some(&count) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = timeout(PATIENCE, all).await;
+        let refused = self.schedulers.refused();
+        assert!(counted.is_ok() && refused.len() == 1, "{refused:?}");
+    }
+
     async fn hear(&mut self, uid: &str) {
         let heard = timeout(PATIENCE, self.news.recv()).await.unwrap();
         assert_eq!(heard.as_deref(), Some(uid));
@@ -103,6 +115,7 @@ async fn only_schedulers_are_heard() {
         let mut connection = operator.connect("a", role).await;
         assert!(is_closed(&mut connection).await, "{role:?}");
     }
+    operator.counts("tls", 2).await;
 }
 
 #[tokio::test]
@@ -119,6 +132,7 @@ async fn a_cluster_has_a_few_connections_and_others_have_theirs() {
     }
     let mut one_more = operator.connect("a", Role::Scheduler).await;
     assert!(is_closed(&mut one_more).await);
+    operator.counts("connections", 1).await;
     operator.scheduler("b", 1).await;
     assert!(operator.schedulers.demand("b").is_some());
 }
@@ -148,6 +162,21 @@ async fn what_no_scheduler_says_ends_its_connection_and_its_demand() {
         operator.hear("a").await;
         assert_eq!(operator.schedulers.demand("a"), None);
     }
+    operator.counts("line", 4).await;
+}
+
+#[tokio::test]
+async fn a_line_that_is_cut_off_is_none() {
+    let mut operator = Operator::start().await;
+    let mut connection = operator.scheduler("a", 1).await;
+    connection
+        .write_all(b"{\"type\":\"retired\",\"worker\":\"w\",\"outcome\":\"kept\"}")
+        .await
+        .unwrap();
+    connection.shutdown().await.unwrap();
+    operator.hear("a").await;
+    assert_eq!(operator.schedulers.demand("a"), None);
+    operator.counts("line", 1).await;
 }
 
 #[tokio::test]
@@ -260,6 +289,17 @@ async fn who_was_refused_waits_and_nobody_else_does() {
     schedulers.refuse(address(2), &of_cluster);
     assert_eq!(wait(Offender::Address(address(2))).await, Duration::ZERO);
     assert!(!wait(Offender::Cluster("a".to_owned())).await.is_zero());
+    let many = (0..PENALIZED_MAX).map(|_| {
+        let schedulers = schedulers.clone();
+        tokio::spawn(async move { schedulers.bear(Offender::Address(address(1))).await })
+    });
+    let many: Vec<_> = many.collect();
+    tokio::task::yield_now().await;
+    assert!(!schedulers.bear(Offender::Address(address(1))).await, "as many as may wait");
+    assert_eq!(schedulers.refused().get("penalty"), Some(&1));
+    for one in many {
+        assert!(one.await.unwrap());
+    }
     schedulers.absolve(address(1));
     assert_eq!(wait(Offender::Address(address(1))).await, Duration::ZERO);
 }
