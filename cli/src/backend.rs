@@ -6,7 +6,7 @@ pub(crate) mod local;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use ebbtide_api::{Cluster, ClusterJob};
+use ebbtide_api::Cluster;
 use ebbtide_plan::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
@@ -100,9 +100,10 @@ impl Backend {
         }
     }
 
-    pub(crate) async fn jobs(&self, scope: Scope) -> anyhow::Result<Listed<ClusterJob>> {
+    /// Where jobs are kept when nobody follows them.
+    pub(crate) fn kept(&self) -> anyhow::Result<&Kubernetes> {
         match self {
-            Self::Kubernetes(kubernetes) => kubernetes.list(scope).await,
+            Self::Kubernetes(kubernetes) => Ok(kubernetes),
             Self::Local { .. } => {
                 bail!("`ebbtide run` follows programs on this machine to their end; none is kept")
             }

@@ -35,8 +35,8 @@ const UNSEEN_MAX: Duration = Duration::from_secs(15);
     version,
     arg_required_else_help = true,
     after_help = "Exit codes: 0, done; 1, it did not work, and standard error says why; 2, the \
-                  command line is wrong. `up --run` and `run` end with the program's own code, or \
-                  with 128 and the number of the signal that ended it."
+                  command line is wrong. `up --run`, `run` and `follow` end with the program's own \
+                  code, or with 128 and the number of the signal that ended it."
 )]
 pub(crate) struct Ebbtide {
     #[command(subcommand)]
@@ -68,7 +68,7 @@ pub(crate) enum Command {
         on: On,
         /// Name of the job, and of the cluster that is made for it. Default: the manifest's name and a
         /// few letters.
-        #[arg(long, value_parser = cluster_name)]
+        #[arg(long, value_parser = object_name)]
         name: Option<String>,
         /// How often it is tried again when it ends with another exit code than 0.
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=100))]
@@ -85,31 +85,21 @@ pub(crate) enum Command {
     /// Take a cluster down and wait until it is gone.
     Down {
         /// Name of the cluster.
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
         #[command(flatten)]
         place: Place,
     },
     /// List clusters, or show one.
-    Get {
-        /// Name of the cluster.
-        #[arg(value_parser = cluster_name)]
-        name: Option<String>,
-        #[command(flatten)]
-        scope: Scope,
-        /// Print for programs.
-        #[arg(short, long)]
-        output: Option<Format>,
-        #[command(flatten)]
-        place: Place,
-    },
-    /// List jobs. Those on this machine are followed by `run` and not kept.
-    Jobs {
-        #[command(flatten)]
-        scope: Scope,
-        /// Print for programs.
-        #[arg(short, long)]
-        output: Option<Format>,
+    Get(Listing),
+    /// List jobs, or show one. Those on this machine are followed by `run` and not kept.
+    Jobs(Listing),
+    /// Print what a job's program has printed and prints, from the beginning, and end with its exit code.
+    /// The job goes on when this is interrupted. On Kubernetes alone.
+    Follow {
+        /// Name of the job.
+        #[arg(value_parser = object_name)]
+        name: String,
         #[command(flatten)]
         place: Place,
     },
@@ -123,7 +113,7 @@ pub(crate) enum Command {
     /// Tell what a cluster is, what it waits for, and what happened to it.
     Describe {
         /// Name of the cluster.
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
         #[command(flatten)]
         place: Place,
@@ -138,7 +128,7 @@ pub(crate) enum Command {
     /// Print what its scheduler and workers have said, in the order of time.
     Logs {
         /// Name of the cluster.
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
         /// Only of the scheduler or worker whose name ends so, like `scheduler` or `general-0`.
         #[arg(short, long)]
@@ -150,7 +140,7 @@ pub(crate) enum Command {
     /// Ctrl-C. For clusters with `engine: dask`.
     Dashboard {
         /// Name of the cluster.
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
         /// Port of this machine. Default: any that is free.
         #[arg(long)]
@@ -178,7 +168,7 @@ pub(crate) enum Command {
     /// standard input ends. For the Python package.
     #[command(hide = true)]
     Endpoint {
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
         #[command(flatten)]
         place: Place,
@@ -195,7 +185,7 @@ pub(crate) enum Command {
         folder: PathBuf,
         #[arg(value_parser = namespace_name)]
         namespace: String,
-        #[arg(value_parser = cluster_name)]
+        #[arg(value_parser = object_name)]
         name: String,
     },
 }
@@ -223,6 +213,21 @@ pub(crate) enum EnvCommand {
     },
 }
 
+/// What is listed, or which one is shown.
+#[derive(Args)]
+pub(crate) struct Listing {
+    /// Show this one alone.
+    #[arg(value_parser = object_name)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) scope: Scope,
+    /// Print for programs.
+    #[arg(short, long)]
+    pub(crate) output: Option<Format>,
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
 /// What a program computes on.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
@@ -231,7 +236,7 @@ pub(crate) struct On {
     #[arg(long)]
     pub(crate) cluster: Option<PathBuf>,
     /// Name of a cluster that is there, and stays.
-    #[arg(long, value_parser = cluster_name)]
+    #[arg(long, value_parser = object_name)]
     pub(crate) on: Option<String>,
 }
 
@@ -247,8 +252,8 @@ pub(crate) struct Place {
     pub(crate) backend: Option<Kind>,
 }
 
-fn cluster_name(text: &str) -> Result<String, String> {
-    names::check_cluster(text).map(|()| text.to_owned())
+fn object_name(text: &str) -> Result<String, String> {
+    names::check_object(text).map(|()| text.to_owned())
 }
 
 fn namespace_name(text: &str) -> Result<String, String> {
@@ -304,10 +309,9 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             backend.down(&backend.namespace(), &name).await?;
             output::line(&format!("{name} is gone"))?;
         }
-        Command::Get { name, scope, output, place } => {
-            show::get(name.as_deref(), scope, output, &place).await?;
-        }
-        Command::Jobs { scope, output, place } => show::jobs(scope, output, &place).await?,
+        Command::Get(listing) => show::get(&listing).await?,
+        Command::Jobs(listing) => show::jobs(&listing).await?,
+        Command::Follow { name, place } => return Box::pin(job::follow(&name, &place)).await,
         Command::Top { scope, place } => top::top(&Backend::connect(&place).await?, scope).await?,
         Command::Describe { name, place } => show::describe(&name, &place).await?,
         Command::Diff { file, place } => show::diff(&file, &place).await?,

@@ -11,6 +11,7 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhas
 use kube::ResourceExt as _;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -21,7 +22,7 @@ use crate::{manifest, node, output};
 /// How long a job that ended can be looked at, in seconds.
 const KEPT_SECONDS: i32 = 86_400;
 
-/// How long the rest of what a program printed may take when it has ended.
+/// How long no more may come of what a program printed that has ended.
 const REST_MAX: Duration = Duration::from_secs(20);
 
 /// How long the API server may not answer, and how long until it is asked again.
@@ -133,7 +134,7 @@ async fn on_kubernetes(
         return Ok(ExitCode::SUCCESS);
     }
     let ended = tokio::select! {
-        ended = followed(kubernetes, namespace, &job) => ended,
+        ended = followed(kubernetes, namespace, &job, true) => ended,
         asked = &mut asked => Ended::Asked(asked),
     };
     match &ended {
@@ -147,14 +148,25 @@ async fn on_kubernetes(
         }
         Ended::Code(_) | Ended::Gone | Ended::Unseen(_) => {}
     }
-    let ended = match ended {
-        Ended::Code(code) => code,
-        Ended::Asked(signal) => 128 + signal.as_raw(),
-        Ended::Refused(words) => bail!("{words}"),
-        Ended::Gone => bail!("{name} was deleted meanwhile"),
-        Ended::Unseen(error) => return Err(error.context(format!("{name} goes on unseen"))),
+    ended.exit_code(&name)
+}
+
+/// The same of a job that is there, and stays.
+pub(crate) async fn follow(name: &str, place: &Place) -> anyhow::Result<ExitCode> {
+    let asked = node::asked_to_end();
+    let backend = Backend::connect(place).await?;
+    let (kubernetes, namespace) = (backend.kept()?, backend.namespace());
+    let job = kubernetes.job(name).await?;
+    if job.spec.schedule.is_some() {
+        bail!(
+            "{name} is a schedule, and each of its runs a job of its own: `ebbtide jobs` lists them"
+        );
+    }
+    let ended = tokio::select! {
+        ended = followed(kubernetes, &namespace, &job, false) => ended,
+        asked = asked => Ended::Asked(asked),
     };
-    Ok(ExitCode::from(code(ended)))
+    ended.exit_code(name)
 }
 
 fn code(code: i32) -> u8 {
@@ -175,8 +187,28 @@ enum Ended {
     Asked(Signal),
 }
 
-/// Follows a job to its end: what it waits for, and what it prints.
-async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Ended {
+impl Ended {
+    /// What this process ends with, or why nobody knows the program's end.
+    fn exit_code(self, name: &str) -> anyhow::Result<ExitCode> {
+        let ended = match self {
+            Self::Code(code) => code,
+            Self::Asked(signal) => 128 + signal.as_raw(),
+            Self::Refused(words) => bail!("{words}"),
+            Self::Gone => bail!("{name} was deleted meanwhile"),
+            Self::Unseen(error) => return Err(error.context(format!("{name} goes on unseen"))),
+        };
+        Ok(ExitCode::from(code(ended)))
+    }
+}
+
+/// Follows a job to its end: what it waits for, and what it prints. What was made to be followed is not
+/// waited for when nothing can come of it; what is there may be mended by others.
+async fn followed(
+    kubernetes: &Kubernetes,
+    namespace: &str,
+    job: &ClusterJob,
+    is_ours: bool,
+) -> Ended {
     let name = job.name_any();
     let (mut job, mut told) = (job.clone(), None);
     let mut printer = Printer { kubernetes, namespace, job: &name, attempts: 0, printing: None };
@@ -187,7 +219,7 @@ async fn followed(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) ->
             output::tell(&format!("{name}: {}", message.as_deref().unwrap_or_default()));
             told = message;
         }
-        if let Some(refused) = refusal(kubernetes, namespace, &job).await {
+        if is_ours && let Some(refused) = refusal(kubernetes, namespace, &job).await {
             return Ended::Refused(refused);
         }
         printer.print(&status).await;
@@ -232,7 +264,39 @@ struct Printer<'a> {
     job: &'a str,
     /// Attempts whose output is printed, the one at work left out.
     attempts: u32,
-    printing: Option<JoinHandle<anyhow::Result<()>>>,
+    printing: Option<Printing>,
+}
+
+/// What one attempt prints, on its way.
+struct Printing {
+    task: JoinHandle<anyhow::Result<()>>,
+    /// Told of every line.
+    lines: watch::Receiver<()>,
+}
+
+impl Printing {
+    /// Waits for its end for as long as there comes more. Gives why it may not be whole, if so.
+    async fn rest(mut self) -> Option<String> {
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut self.task => break ended,
+                more = timeout(REST_MAX, self.lines.changed()) => match more {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break (&mut self.task).await,
+                    Err(_) => {
+                        self.task.abort();
+                        return Some(format!(": nothing came for {REST_MAX:?}"));
+                    }
+                },
+            }
+        };
+        match ended {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!(": {error:#}")),
+            Err(_) => Some(String::new()),
+        }
+    }
 }
 
 impl Printer<'_> {
@@ -260,22 +324,19 @@ impl Printer<'_> {
         }
         let (kubernetes, namespace) = (self.kubernetes.clone(), self.namespace.to_owned());
         let pod = names::attempt(self.job, self.attempts);
-        let print = async move { kubernetes.follow(&namespace, &pod).await };
-        self.printing = Some(tokio::spawn(print));
+        let (told, lines) = watch::channel(());
+        let print = async move { kubernetes.follow(&namespace, &pod, &told).await };
+        self.printing = Some(Printing { task: tokio::spawn(print), lines });
     }
 
     /// Waits for the rest of what an attempt printed that has ended.
     async fn finish(&mut self) {
-        let Some(mut printing) = self.printing.take() else { return };
+        let Some(printing) = self.printing.take() else { return };
         self.attempts += 1;
         let nth = self.attempts;
-        let why = match timeout(REST_MAX, &mut printing).await {
-            Ok(Ok(Ok(()))) => return,
-            Ok(Ok(Err(error))) => format!(": {error:#}"),
-            Ok(Err(_)) | Err(_) => String::new(),
-        };
-        printing.abort();
-        output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
+        if let Some(why) = printing.rest().await {
+            output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
+        }
     }
 }
 

@@ -8,36 +8,47 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde::Serialize;
 
-use crate::backend::{Backend, Listed, Scope};
-use crate::command::{Place, namespace};
+use crate::backend::{Backend, Listed};
+use crate::command::{Listing, Place, namespace};
 use crate::output::{self, Format};
 use crate::{manifest, story};
 
-pub(crate) async fn get(
-    name: Option<&str>,
-    scope: Scope,
-    format: Option<Format>,
-    place: &Place,
-) -> anyhow::Result<()> {
-    let backend = Backend::connect(place).await?;
-    let namespace = backend.namespace();
-    if name.is_some() && scope.all_namespaces {
-        bail!("--all-namespaces lists clusters; one of them has its namespace: --namespace NAME");
-    }
-    match (name, format) {
-        (Some(name), Some(format)) => output::value(&backend.get(&namespace, name).await?, format),
-        (Some(name), None) => output::table(&[backend.get(&namespace, name).await?]),
-        (None, format) => list(&backend.list(scope).await?, format, output::table),
+pub(crate) async fn get(listing: &Listing) -> anyhow::Result<()> {
+    let backend = Backend::connect(&listing.place).await?;
+    match one(listing, "clusters")? {
+        Some(name) => {
+            let cluster = backend.get(&backend.namespace(), name).await?;
+            show(&cluster, listing.output, output::table)
+        }
+        None => list(&backend.list(listing.scope).await?, listing.output, output::table),
     }
 }
 
-pub(crate) async fn jobs(
-    scope: Scope,
+pub(crate) async fn jobs(listing: &Listing) -> anyhow::Result<()> {
+    let backend = Backend::connect(&listing.place).await?;
+    match one(listing, "jobs")? {
+        Some(name) => show(&backend.kept()?.job(name).await?, listing.output, output::jobs),
+        None => list(&backend.kept()?.list(listing.scope).await?, listing.output, output::jobs),
+    }
+}
+
+/// Which one is asked for, if not all.
+fn one<'a>(listing: &'a Listing, what: &str) -> anyhow::Result<Option<&'a str>> {
+    if listing.name.is_some() && listing.scope.all_namespaces {
+        bail!("--all-namespaces lists {what}; one of them has its namespace: --namespace NAME");
+    }
+    Ok(listing.name.as_deref())
+}
+
+fn show<K: Serialize>(
+    object: &K,
     format: Option<Format>,
-    place: &Place,
+    table: impl FnOnce(&[K]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let jobs = Backend::connect(place).await?.jobs(scope).await?;
-    list(&jobs, format, output::jobs)
+    match format {
+        Some(format) => output::value(object, format),
+        None => table(std::slice::from_ref(object)),
+    }
 }
 
 /// Prints all that can be read, and tells of what cannot.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import alone, kubectl, mean, objects
+from conftest import alone, kubectl, mean, objects, run
 from test_pods import LENT, workers
 
 LIMIT = 120
@@ -101,6 +101,8 @@ def test_a_program_runs_beside_its_cluster_and_nothing_is_left_of_either(
     head, (row,) = out.splitlines()[0].split(), out.splitlines()[1:]
     assert head == ["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "MESSAGE"]
     assert row.split()[:5] == [namespace, "job", "Succeeded", "job", "0"]
+    known = yaml.safe_load(run("ebbtide", "jobs", "job", "-n", namespace, "-o", "yaml"))
+    assert (known["kind"], known["status"]["phase"]) == ("ClusterJob", "Succeeded")
     told = kubectl("get", "clusterjob/job", "-n", namespace)
     assert "Succeeded" in told
     events = kubectl("events", "-n", namespace, "--for=clusterjob/job")
@@ -122,6 +124,7 @@ def test_a_program_that_fails_is_tried_as_often_as_asked_and_its_exit_code_is_to
     assert "attempt 2 went wrong: " in err
     known = status(namespace)
     assert (known["phase"], known["exitCode"], known["failures"]["exit"]) == ("Failed", 3, 2)
+    assert runs("ebbtide", "follow", "job", "-n", namespace)[:2] == (3, "it tries\nit tries\n")
     kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
 
 
@@ -132,6 +135,11 @@ def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_an
     spec = {"cluster": spec_of(manifest()), "script": LONG, "retries": {"backoffSeconds": 0}}
     apply(namespace, spec)
     wait(namespace, "{.status.phase}=Running")
+    asks = ["ebbtide", "follow", "job", "-n", namespace]
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None and follower.stdout.readline() == "it runs\n"
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(LIMIT) == 128 + signal.SIGINT
     first = status(namespace)["pod"]["name"]
     for pod in kubectl("get", "pods", "-n", "ebbtide", "-o", "name").split():
         kubectl("delete", "-n", "ebbtide", pod, "--grace-period=0", "--force")
@@ -152,12 +160,12 @@ def test_who_interrupts_a_run_takes_everything_down(
     namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
 ) -> None:
     asks = command(program(LONG), manifest(), namespace, "--name", "job")
-    with subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None and run.stderr is not None
-        assert run.stdout.readline() == "it runs\n"
-        run.send_signal(signal.SIGINT)
-        assert run.wait(LIMIT) == 128 + signal.SIGINT
-        assert "job is gone" in run.stderr.read()
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None and it.stderr is not None
+        assert it.stdout.readline() == "it runs\n"
+        it.send_signal(signal.SIGINT)
+        assert it.wait(LIMIT) == 128 + signal.SIGINT
+        assert "job is gone" in it.stderr.read()
     left = objects(namespace)
     assert not any("job" in it.split("/")[1] for it in left), left
 
@@ -204,15 +212,16 @@ def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
         apply(namespace, {"clusterRef": {"name": "nobody"}, "script": "1"}, name)
     apply(namespace, spec)
     wait(namespace, "{.status.phase}=Scheduled")
+    assert "job is a schedule" in runs("ebbtide", "follow", "job", "-n", namespace)[2]
     # A minute begins within a minute.
     until(lambda: "exists and is not this job's" in status(namespace)["message"])
     for name in taken:
         assert status(namespace, name)["phase"] == "Pending"
         kubectl("delete", f"clusterjob/{name}", "-n", namespace)
     wait(namespace, "{.status.active[0]}")
-    [run] = status(namespace)["active"]
-    wait(namespace, "{.status.phase}=Succeeded", run)
-    log = kubectl("logs", status(namespace, run)["pod"]["name"], "-n", namespace)
+    [latest] = status(namespace)["active"]
+    wait(namespace, "{.status.phase}=Succeeded", latest)
+    log = kubectl("logs", status(namespace, latest)["pod"]["name"], "-n", namespace)
     assert log == f"{float(mean().compute())!r} of []\n"
     kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
     assert kubectl("get", "clusterjobs", "-n", namespace, "-o", "name") == ""

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, LogParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, changed, in_time};
@@ -32,6 +33,10 @@ impl Kubernetes {
     ) -> anyhow::Result<ClusterJob> {
         let jobs = self.jobs(namespace);
         in_time("create the job", jobs.create(&PostParams::default(), job)).await
+    }
+
+    pub(crate) async fn job(&self, name: &str) -> anyhow::Result<ClusterJob> {
+        in_time("get the job", self.jobs(&self.namespace).get(name)).await
     }
 
     /// The job with this uid as soon as it differs from this version of it. None when it is gone.
@@ -73,12 +78,17 @@ impl Kubernetes {
             .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
     }
 
-    /// Prints what a pod says until it has ended, and all of it.
+    /// Prints what a pod says until it has ended, and all of it, and tells of every line.
     ///
     /// # Errors
     ///
     /// Something of it could not be read.
-    pub(crate) async fn follow(&self, namespace: &str, pod: &str) -> anyhow::Result<()> {
+    pub(crate) async fn follow(
+        &self,
+        namespace: &str,
+        pod: &str,
+        lines: &watch::Sender<()>,
+    ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let (mut last, mut failures) = (None, 0);
         loop {
@@ -88,7 +98,7 @@ impl Kubernetes {
             let is_gone = matches!(phase, Ok(None));
             let is_over =
                 phase.is_ok_and(|it| it.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it)));
-            match print(&pods, pod, &mut last).await {
+            match print(&pods, pod, &mut last, lines).await {
                 Ok(()) if is_over => return Ok(()),
                 Err(error) if is_gone => return Err(error),
                 Err(error) if is_over => {
@@ -106,7 +116,12 @@ impl Kubernetes {
 }
 
 /// Prints a log from where it broke off to its end.
-async fn print(pods: &Api<Pod>, pod: &str, last: &mut Option<Timestamp>) -> anyhow::Result<()> {
+async fn print(
+    pods: &Api<Pod>,
+    pod: &str,
+    last: &mut Option<Timestamp>,
+    lines: &watch::Sender<()>,
+) -> anyhow::Result<()> {
     let before = *last;
     let params = LogParams {
         follow: true,
@@ -122,6 +137,7 @@ async fn print(pods: &Api<Pod>, pod: &str, last: &mut Option<Timestamp>) -> anyh
         if log.read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
+        lines.send_replace(());
         let space = line.iter().position(|it| *it == b' ').unwrap_or(line.len());
         let time = str::from_utf8(&line[..space]).ok().and_then(|it| it.parse().ok());
         // It begins with what was read before.

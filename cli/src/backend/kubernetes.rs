@@ -112,7 +112,7 @@ impl Kubernetes {
         in_time("get", self.clusters(namespace).get(name)).await
     }
 
-    pub(super) async fn list<K>(&self, scope: Scope) -> anyhow::Result<Listed<K>>
+    pub(crate) async fn list<K>(&self, scope: Scope) -> anyhow::Result<Listed<K>>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
         K: Clone + Debug + DeserializeOwned,

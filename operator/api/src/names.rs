@@ -47,12 +47,12 @@ const LIFE_DIGITS: usize = 16;
 /// Longest name of an object.
 const NAME_MAX: usize = 253;
 
-/// Whether this can be a cluster's name: a DNS subdomain, as Kubernetes has it.
-pub fn check_cluster(name: &str) -> Result<(), String> {
+/// Whether this can be the name of a cluster or job: a DNS subdomain, as Kubernetes has it.
+pub fn check_object(name: &str) -> Result<(), String> {
     let is_right = name.len() <= NAME_MAX && name.split('.').all(is_label);
     is_right.then_some(()).ok_or_else(|| {
         format!(
-            "{name:?} is no name of a cluster; expected lower-case letters, digits, '-' and '.', \
+            "{name:?} is no name; expected lower-case letters, digits, '-' and '.', \
              beginning and ending with a letter or digit, {NAME_MAX} at most"
         )
     })
@@ -141,19 +141,19 @@ pub fn run(job: &str, minute: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{attempt, check_cluster, check_group, check_namespace, child, of_life, worker};
+    use super::{attempt, check_group, check_namespace, check_object, child, of_life, worker};
 
     #[test]
     fn names_that_kubernetes_would_refuse_are_refused() {
         for name in ["", ".", "..", "/home", "a/b", "A", "a.", "-a", "a-", "a..b", "a b"] {
-            assert!(check_cluster(name).is_err(), "{name}");
+            assert!(check_object(name).is_err(), "{name}");
             assert!(check_namespace(name).is_err(), "{name}");
             assert!(check_group(name).is_err(), "{name}");
         }
-        assert_eq!(check_cluster("a.b-1"), Ok(()));
+        assert_eq!(check_object("a.b-1"), Ok(()));
         assert_eq!(check_namespace("team-1"), Ok(()));
         assert!(check_namespace("a.b").is_err() && check_group("1a").is_err());
-        assert!(check_group(&"x".repeat(21)).is_err() && check_cluster(&"x".repeat(254)).is_err());
+        assert!(check_group(&"x".repeat(21)).is_err() && check_object(&"x".repeat(254)).is_err());
     }
 
     #[test]

@@ -52,3 +52,5 @@ def test_a_run_that_cannot_be_is_refused_in_words(
     assert "--cluster <CLUSTER>|--on <ON>" in told
     told = ebbtide("run", str(program), "--cluster", manifest(), "--detach", check=False)
     assert "a program on this machine is followed to its end" in told
+    for asked in (["jobs"], ["jobs", "a"], ["follow", "a"]):
+        assert "none is kept" in ebbtide(*asked, check=False)
