@@ -6,12 +6,13 @@ STAGE = scripts/stage
 # What the worlds of the operator are built of.
 OPERATOR = operator runtime/contract images/environment
 
-.PHONY: help setup check worlds mutants wheel python programs chart e2e test demo bench crds dev-cluster dev-cluster-down
+.PHONY: help setup check deny worlds mutants wheel python programs chart e2e test demo bench crds dev-cluster dev-cluster-down
 
 help:
 	@echo "make demo [BACKEND=kubernetes]  from nothing to a number, and the cluster is gone again"
-	@echo "make test                       everything: check, mutants, python, chart, e2e"
+	@echo "make test                       everything: check, deny, worlds, mutants, python, chart, e2e"
 	@echo "make check                      formatting, and unit tests of what passes the lints"
+	@echo "make deny                       licenses, versions and sources of all dependencies"
 	@echo "make worlds                     20,000 worlds in which an operator meets every fault"
 	@echo "make mutants                    breaks core and operator on purpose: a test notices each time"
 	@echo "make wheel | python             the Python package, into .tools | with its types, doctests and tests"
@@ -30,6 +31,9 @@ check: setup
 	@$(STAGE) format cargo fmt --all --check
 	@$(STAGE) build cargo build --workspace --locked --quiet
 	@$(STAGE) unit cargo test --workspace --locked --quiet
+
+deny: setup
+	@$(STAGE) deny scripts/deny
 
 wheel: setup
 	@$(STAGE) wheel scripts/wheel
@@ -56,7 +60,7 @@ mutants: setup
 worlds: setup
 	@$(STAGE) worlds --of "$(OPERATOR)" scripts/worlds
 
-test: check worlds mutants python chart e2e
+test: check deny worlds mutants python chart e2e
 
 # The programs of the Kubernetes are built beside ours.
 demo:
