@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use ebbtide_api::{Cluster, names};
+use ebbtide_api::{Cluster, check_fields, names};
 use kube::Resource as _;
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -73,11 +74,13 @@ fn parse(text: &str) -> anyhow::Result<Cluster> {
         );
     }
     serde_saphyr::from_str::<Fields>(text)?;
+    let whole: Value = serde_saphyr::from_str(text)?;
+    check_fields(&whole["spec"]).map_err(|error| anyhow!(error))?;
     let cluster: Cluster = serde_saphyr::from_str(text)?;
     let Some(name) = cluster.metadata.name.as_deref() else {
         bail!("metadata.name is missing; every cluster has a name");
     };
-    let checked = names::check_cluster(name);
+    let checked = names::check_object(name);
     checked.map_err(|error| anyhow!("metadata.name: {error}"))?;
     if let Some(namespace) = &cluster.metadata.namespace {
         let checked = names::check_namespace(namespace);
@@ -111,10 +114,11 @@ spec:
             ("v1alpha1", "v1", "expected apiVersion ebbtide.dev/v1alpha1"),
             ("name: risk", "nome: risk", "unknown field `nome`"),
             ("metadata: { name: risk }", "metadata: {}", "metadata.name is missing"),
-            ("name: risk", "name: ../..", "metadata.name: \"../..\" is no name of a cluster"),
+            ("name: risk", "name: ../..", "metadata.name: \"../..\" is no name"),
             ("name: risk", "name: a, namespace: /", "metadata.namespace: \"/\""),
             ("spec:", "suspend: true\nspec:", "unknown field `suspend`"),
-            ("workers:", "wokers:", "wokers"),
+            ("workers:", "wokers:", "unknown field `spec.wokers`, expected one of `access`, "),
+            ("max: 2", "max: 2, pod: { x: 1 }", "unknown field `spec.workers[0].pod.x`"),
             ("1Gi", "1Zi", "\"1Zi\" is not an amount"),
             ("max: 2", "max: two", "line 7"),
         ] {

@@ -55,6 +55,9 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
     row("namespace", &cluster.namespace().unwrap_or_default());
     if let Some(created) = cluster.creation_timestamp() {
         row("age", &age(created.0, now));
+        if let Some(max) = &cluster.spec.lifetime.max {
+            row("goes", &format!("when it is {} old", max.after));
+        }
     }
     if let Some(condition) = status.conditions.iter().find(|it| it.type_ == "Ready") {
         let since = age(condition.last_transition_time.0, now);
@@ -77,6 +80,7 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
         ("scheduler", &status.scheduler_address),
         ("environment", &status.environment_key),
         ("image", &status.image),
+        ("digest", &status.image_digest),
     ] {
         if let Some(value) = value {
             row(what, value);

@@ -35,6 +35,12 @@ def test_an_operator_and_a_cluster_run_in_images_that_dockerfiles_made(
         with up(manifest(ours), namespace), eb.Cluster("mean", namespace=namespace) as cluster:
             assert mean().compute() == expected
             assert cluster.submit(version).result().startswith("/opt/environment/")
+            pulled = "--for=jsonpath={.status.imageDigest}"
+            kubectl("wait", "ebb/mean", "-n", namespace, pulled, "--timeout=30s")
+            digest = kubectl(
+                "get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.imageDigest}"
+            )
+            assert digest.startswith("sha256:")
         found = json.loads(kubectl("get", "pods", "-n", "ebbtide", "-o", "json"))["items"]
         images = {one["image"] for it in found for one in it["spec"]["containers"]}
         assert f"{REGISTRY}/operator:docker" in images

@@ -65,7 +65,7 @@ def test_the_ebb_takes_the_workers_when_the_work_is_done_and_then_the_cluster(
         workers = {it["metadata"]["uid"] for it in pods.made if "general" in short(it)}
         assert workers and all(pods.gone[worker] < cluster for worker in workers)
     reasons = kubectl("get", "events", "-n", namespace, "-o", "jsonpath={.items[*].reason}")
-    assert {"Retiring", "Idle"} <= set(reasons.split())
+    assert {"Retiring", "DeletedCluster"} <= set(reasons.split())
     if left := objects(namespace) - before:
         kubectl("wait", "--for=delete", *left, "-n", namespace, "--timeout=30s")
     assert objects(namespace) == before

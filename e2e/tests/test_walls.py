@@ -271,6 +271,37 @@ def test_who_is_let_in_by_the_manifest_reaches_the_clients_port_and_no_other(
             assert python(KNOCK, ip) == "timed out\n"
 
 
+def test_what_somebody_opens_is_closed_again_and_told(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    """Whoever may edit policies and Services may do so by mistake."""
+
+    def specs() -> str:
+        found = kubectl("get", "networkpolicies,services", "-n", namespace, "-o", "json")
+        keep = ("ingress", "selector", "type", "podSelector")
+        made = {
+            it["metadata"]["name"]: {key: it["spec"].get(key) for key in keep}
+            for it in json.loads(found)["items"]
+        }
+        return json.dumps(made, sort_keys=True)
+
+    with up(manifest(), namespace):
+        before = specs()
+        for what, spec in [
+            ("networkpolicies", {"ingress": [{}]}),
+            ("services", {"selector": {"app": "another"}}),
+        ]:
+            for name in kubectl("get", what, "-n", namespace, "-o", "name").split():
+                patch = ("--type=merge", "-p", json.dumps({"spec": spec}))
+                kubectl("patch", name, "-n", namespace, *patch)
+        until(specs, before)
+        with eb.Cluster("mean", namespace=namespace):
+            bits = mean().compute()
+        assert bits == mean().compute()
+        events = kubectl("events", "-n", namespace, "--for=cluster/mean")
+        assert "Restoring" in events, events
+
+
 def frame(header: bytes, header_bytes: int | None = None, payload_bytes: int = 0) -> bytes:
     """Make a frame whose lengths may be lies, without its payload."""
     length = len(header) if header_bytes is None else header_bytes

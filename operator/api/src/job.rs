@@ -59,7 +59,7 @@ pub const SCHEDULED_NAME_MAX: usize = 240;
         description = "Time since the job was made."
     )
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.cluster) != has(self.clusterRef)")
     .message("give either cluster or clusterRef: a cluster is made for the job and goes with it, a reference names one that is there"))]
 #[x_kube(validation = Rule::new("has(self.command) != has(self.script)")
@@ -121,7 +121,7 @@ pub struct ClusterJobSpec {
 
 /// A cluster of the same namespace.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ClusterRef {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
@@ -130,7 +130,7 @@ pub struct ClusterRef {
 
 /// How often a job is tried again, by what went wrong.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Retries {
     /// When the program ends with another exit code than 0. Default: 0.
     #[serde(default)]
@@ -154,7 +154,7 @@ pub struct Retries {
 
 /// When to run, again and again.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Schedule {
     /// Minute, hour, day of the month, month and day of the week, as crontab has them: `"0 18 * * 1-5"`
     /// is six in the evening from Monday to Friday.

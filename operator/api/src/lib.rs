@@ -10,6 +10,7 @@ pub mod names;
 pub mod pod;
 mod resources;
 pub mod status;
+mod strict;
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,7 @@ pub use crate::job::{ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase};
 pub use crate::pod::PodSettings;
 pub use crate::resources::Resources;
 pub use crate::status::{ClusterStatus, MESSAGE_MAX, Phase, WorkerCounts};
+pub use crate::strict::check_fields;
 
 /// Most worker groups of a cluster.
 pub const GROUPS_MAX: usize = 16;
@@ -90,7 +92,7 @@ pub const GROUP: &str = "ebbtide.dev";
         description = "Time since the cluster was made."
     )
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.image) != has(self.environment)")
     .message("give either image or environment: an image is used as it is, an environment is a package list that is looked up"))]
 #[x_kube(validation = Rule::new("!has(self.minWorkers) || self.minWorkers <= self.workers[0].max")
@@ -150,7 +152,7 @@ pub enum Engine {
 /// Who may reach the scheduler over the network. What they must prove stays the same: they need the
 /// certificate and the token of the cluster's clients.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Access {
     /// Pods of these namespaces.
     pub namespaces: NamespaceSelector,
@@ -158,7 +160,7 @@ pub struct Access {
 
 /// Namespaces by their labels.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct NamespaceSelector {
     /// Labels that a namespace must have, all of them. Every namespace has its name as
     /// `kubernetes.io/metadata.name`.
@@ -168,7 +170,7 @@ pub struct NamespaceSelector {
 
 /// A package list.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EnvironmentSpec {
     /// Version of Python, like `"3.11"`. Write it in quotes: 3.10 without them is the number 3.1.
     #[schemars(length(min = 3, max = 8), regex(pattern = r"^[0-9]+\.[0-9]+$"))]
@@ -181,7 +183,7 @@ pub struct EnvironmentSpec {
 
 /// The scheduler.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SchedulerSpec {
     /// What it may use. Default: 1 core and 1 GiB. A change holds when the scheduler is made again.
     #[serde(default = "scheduler_resources")]
@@ -193,7 +195,7 @@ pub struct SchedulerSpec {
 
 /// A kind of worker.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.min) || self.min <= self.max")
     .message("min must not be greater than max")
     .field_path(".min"))]
@@ -217,7 +219,7 @@ pub struct WorkerGroup {
 
 /// How the number of workers follows the queue.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Scaling {
     /// Aim to finish the known queue in so many seconds. Default: 10.
     #[serde(default = "ten")]
@@ -230,7 +232,7 @@ pub struct Scaling {
 
 /// How fewer workers come about.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ScaleDown {
     /// How long there must be no work before workers are retired. Default: `30s`.
     #[serde(default = "thirty_seconds")]
@@ -243,17 +245,31 @@ pub struct ScaleDown {
 
 /// When the cluster goes.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[derive(Default)]
 pub struct Lifetime {
     /// What happens when there is no work.
     #[serde(default)]
     pub idle: Idle,
+    /// How long the cluster may be there, whatever it does. Default: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<MaxAge>,
+}
+
+/// How long a cluster may be there, whatever it does.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MaxAge {
+    /// How long since it was created. Of a cluster that is made for a job: since the job began.
+    pub after: Length,
+    /// What happens then. Default: `Delete`.
+    #[serde(default)]
+    pub then: AtLast,
 }
 
 /// What happens when there is no work.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Idle {
     /// How long there must be no work. Default: `20m`.
     #[serde(default = "twenty_minutes")]

@@ -32,7 +32,7 @@ fn bound_integers(schema: &mut Schema) {
 
 /// What people may set of a pod. A change holds for pods that are made from then on.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[schemars(transform = bound_integers)]
 pub struct PodSettings {
     /// Labels beside those of Ebbtide.
@@ -104,7 +104,7 @@ pub struct PodSettings {
 
 /// A Secret of this namespace.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PullSecret {
     /// Its name.
     #[schemars(length(min = 1, max = 253))]
@@ -113,7 +113,7 @@ pub struct PullSecret {
 
 /// A variable. Without a value it is empty.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!self.name.startsWith('EBBTIDE_')")
     .message("names that begin with EBBTIDE_ are taken by Ebbtide itself").field_path(".name"))]
 #[x_kube(validation = Rule::new("!(has(self.value) && has(self.valueFrom))")
@@ -134,7 +134,7 @@ pub struct Variable {
 
 /// Where a variable's value is.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.configMapKeyRef) != has(self.secretKeyRef)")
     .message("give either configMapKeyRef or secretKeyRef"))]
 pub struct VariableSource {
@@ -148,7 +148,7 @@ pub struct VariableSource {
 
 /// Every key of a ConfigMap or Secret as a variable.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.configMapRef) != has(self.secretRef)")
     .message("give either configMapRef or secretRef"))]
 pub struct Variables {
@@ -166,7 +166,7 @@ pub struct Variables {
 
 /// Something that can be mounted: a name and one source.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("[has(self.configMap), has(self.secret), has(self.emptyDir), \
     has(self.persistentVolumeClaim), has(self.projected), has(self.ephemeral)].filter(it, it).size() == 1")
     .message("give exactly one of configMap, secret, emptyDir, persistentVolumeClaim, projected and ephemeral"))]
@@ -198,7 +198,7 @@ pub struct PodVolume {
 
 /// An empty folder that goes with the pod.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct EmptyDir {
     /// What it lies on. Default: the node's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -217,7 +217,7 @@ pub enum Medium {
 
 /// Several ConfigMaps and Secrets in one folder.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Projected {
     /// Permissions of the files, a number: 292 is 0444.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -230,7 +230,7 @@ pub struct Projected {
 
 /// A part of a projected folder.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.configMap) != has(self.secret)")
     .message("give either configMap or secret"))]
 pub struct Projection {
@@ -244,7 +244,7 @@ pub struct Projection {
 
 /// A claim that is made for each pod.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ephemeral {
     /// How large it is, like `100Gi`.
     pub storage: Amount,
@@ -256,7 +256,7 @@ pub struct Ephemeral {
 
 /// Where a volume is mounted.
 #[derive(Clone, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// The volume's name.
     #[schemars(length(min = 1, max = 63))]
@@ -275,7 +275,7 @@ pub struct Mount {
 
 /// A program that runs to its end before the process starts.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct InitContainer {
     /// Its name.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
@@ -315,7 +315,7 @@ pub struct InitContainer {
 
 /// Which nodes, and which pods of this namespace, a pod wants to be near to or far from.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct PodPlacement {
     /// Which nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -330,7 +330,7 @@ pub struct PodPlacement {
 
 /// Pods of this namespace to be near to or far from.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Neighbours {
     /// All of these must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -344,7 +344,7 @@ pub struct Neighbours {
 
 /// Pods of this namespace with certain labels, in the same zone or on the same node.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Neighbour {
     /// Which pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,7 +356,7 @@ pub struct Neighbour {
 
 /// Pods to be near to or far from, and how much that counts.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WeightedNeighbour {
     /// From 1 to 100.
     #[schemars(range(min = 1, max = 100))]

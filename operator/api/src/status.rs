@@ -5,7 +5,8 @@ use std::ops::AddAssign;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest message of a status, in characters.
 pub const MESSAGE_MAX: usize = 1024;
@@ -18,14 +19,14 @@ pub const CAUSES_MAX: usize = 4;
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// What the cluster is doing.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "known")]
     pub phase: Phase,
     /// Since when it does so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase_since: Option<MicroTime>,
     /// How long it did what it did before.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["phase".into()]))]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "those_known")]
     #[schemars(length(max = 8))]
     pub phases: Vec<PhaseTime>,
     /// What it waits for, or what goes wrong beside it, in words.
@@ -73,6 +74,10 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image: Option<String>,
+    /// Digest of the image that its scheduler runs: the same name may be another image's tomorrow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub image_digest: Option<String>,
     /// Which certificates its Secrets hold: the authority's edition and how often they were renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -85,6 +90,41 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub jobs: Option<i64>,
+}
+
+/// Something that this version knows, or that another one wrote.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written<T> {
+    Known(T),
+    Other(IgnoredAny),
+}
+
+impl<T> Written<T> {
+    fn known(self) -> Option<T> {
+        match self {
+            Self::Known(it) => Some(it),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+/// What another version wrote that this one does not know is not there: a status is written anew anyway.
+fn known<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Written::deserialize(deserializer)?.known().unwrap_or_default())
+}
+
+fn those_known<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let all = Vec::<Written<T>>::deserialize(deserializer)?;
+    Ok(all.into_iter().filter_map(Written::known).collect())
 }
 
 /// What a cluster is doing.
@@ -177,7 +217,7 @@ pub struct GroupStatus {
     pub idle_since: Option<Time>,
     /// Why some of its pods cannot work, the commonest first.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "those_known")]
     #[schemars(length(max = CAUSES_MAX))]
     pub causes: Vec<CauseCount>,
 }

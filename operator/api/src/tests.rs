@@ -1,7 +1,8 @@
 use kube::CustomResourceExt as _;
 use serde_json::json;
 
-use crate::{Amount, Cluster, ClusterJob, ClusterSpec, Length};
+use crate::status::Cause;
+use crate::{Amount, Cluster, ClusterJob, ClusterSpec, Length, Phase, check_fields};
 
 #[test]
 fn the_definition_is_what_is_committed() {
@@ -25,9 +26,39 @@ fn the_smallest_manifest_gets_its_defaults() {
 }
 
 #[test]
-fn an_unknown_field_is_refused_by_name() {
-    let refused = serde_json::from_value::<ClusterSpec>(json!({ "workers": [], "wokers": 3 }));
-    assert!(refused.unwrap_err().to_string().contains("unknown field `wokers`"));
+fn what_a_person_wrote_that_is_no_field_is_refused_by_name() {
+    for (spec, words) in [
+        (json!({ "wokers": [] }), "unknown field `spec.wokers`, expected one of `access`, "),
+        (json!({ "workers": [{ "pod": { "x": 1 } }] }), "unknown field `spec.workers[0].pod.x`"),
+        (json!({ "scheduler": { "resources": { "x": {} } } }), ""),
+        (json!({ "scheduler": { "pod": { "labels": { "x": 1 } } } }), ""),
+    ] {
+        let refused = check_fields(&spec).err().unwrap_or_default();
+        assert!(refused.starts_with(words) && refused.is_empty() == words.is_empty(), "{refused}");
+    }
+}
+
+#[test]
+fn what_another_version_wrote_is_let_be_and_the_rest_is_read() {
+    let workers = json!([{ "name": "w", "resources": { "cpu": 2, "memory": "8Gi" }, "max": 4,
+        "pod": { "gang": true } }]);
+    let mut cluster = json!({
+        "metadata": { "name": "risk" },
+        "spec": { "image": "a", "workers": workers, "lifetime": { "schedule": {} } },
+    });
+    let known: Cluster = serde_json::from_value(cluster.clone()).unwrap();
+    assert_eq!(known.spec.workers[0].max, 4);
+    let cause = |it: &str| json!({ "cause": it, "pods": 1, "message": "" });
+    let phase = |it: &str| json!({ "phase": it, "milliseconds": 7 });
+    cluster["status"] = json!({
+        "phase": "Suspended",
+        "phases": [phase("Suspended"), phase("Ready")],
+        "replicas": 3,
+        "groups": [{ "name": "w", "causes": [cause("Preempted"), cause("Exit")] }],
+    });
+    let status = serde_json::from_value::<Cluster>(cluster).unwrap().status.unwrap();
+    assert_eq!((status.phase, status.replicas, status.phases.len()), (Phase::Starting, 3, 1));
+    assert_eq!(status.groups[0].causes[0].cause, Cause::Exit);
 }
 
 #[test]

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
-use ebbtide_plan::{Change, ObjectRef, Op, SecretWanted};
+use ebbtide_plan::{Change, ObjectRef, Op, SecretWanted, says_policy, says_service};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
@@ -30,6 +30,12 @@ pub(crate) enum ApplyError {
     Mint(#[from] AuthorityError),
     #[error("{kind} {name} exists and is not this cluster's; remove or rename it")]
     Foreign { kind: &'static str, name: String },
+    #[error(
+        "{kind} {name} has lost the label {}: {}; give it back, or delete the {kind}",
+        names::MANAGED_BY,
+        names::MANAGER
+    )]
+    Unlabelled { kind: &'static str, name: String },
     #[error("{kind} {name} is of an earlier cluster of this name and is about to go")]
     Earlier { kind: &'static str, name: String },
     #[error(
@@ -72,6 +78,7 @@ async fn apply_others(
         Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => Step::Needed,
         Op::CreatePod(_) => Step::Pods,
         Op::DeleteNetworkPolicy(_)
+        | Op::DeleteService(_)
         | Op::DeletePod(_)
         | Op::Retire { .. }
         | Op::DeleteCluster { .. } => Step::Others,
@@ -128,8 +135,13 @@ async fn carry_out(
             "renew secret"
         }
         Op::CreateNetworkPolicy(policy) => {
-            create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
-            context.beliefs.learn(cluster, observe::network_policy(&policy.name_any()));
+            let made = create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
+            let what = observe::network_policy(&policy.name_any());
+            if let Some(made) = made {
+                let says = [&made, policy].map(|it| it.spec.as_ref().map(says_policy));
+                context.beliefs.says(cluster, &what, says);
+            }
+            context.beliefs.learn(cluster, what);
             "create network policy"
         }
         Op::DeleteNetworkPolicy(ObjectRef { name, uid }) => {
@@ -138,9 +150,19 @@ async fn carry_out(
             context.beliefs.unlearn(cluster, &observe::network_policy(name));
             "delete network policy"
         }
+        Op::DeleteService(ObjectRef { name, uid }) => {
+            delete::<Service>(context, "delete a service", &namespace, (name, uid)).await?;
+            context.beliefs.unlearn(cluster, &observe::service(name));
+            "delete service"
+        }
         Op::CreateService(service) => {
-            create::<Service>(context, cluster, "service", service).await?;
-            context.beliefs.learn(cluster, observe::service(&service.name_any()));
+            let made = create::<Service>(context, cluster, "service", service).await?;
+            let what = observe::service(&service.name_any());
+            if let Some(made) = made {
+                let says = [&made, service].map(|it| it.spec.as_ref().map(says_service));
+                context.beliefs.says(cluster, &what, says);
+            }
+            context.beliefs.learn(cluster, what);
             "create service"
         }
         Op::CreatePod(pod) => {
@@ -204,8 +226,8 @@ pub(crate) async fn delete<K: Child>(
 pub(crate) enum Made<K> {
     /// It is new.
     New(K),
-    /// Something of its name is there already, and belongs to these.
-    There(Vec<OwnerReference>),
+    /// Something of its name is there already, and this is known of it.
+    There(Box<ObjectMeta>),
 }
 
 /// Creates an object in its namespace.
@@ -220,7 +242,7 @@ pub(crate) async fn made<K: Child + Serialize>(
         Ok(made) => Ok(Made::New(made)),
         Err(error) if error.is_already_there() => {
             let there = call("read a child", api.get_metadata(&object.name_any())).await?;
-            Ok(Made::There(there.owner_references().to_vec()))
+            Ok(Made::There(Box::new(there.metadata)))
         }
         Err(error) => Err(error),
     }
@@ -233,13 +255,27 @@ async fn create<K: Child + Serialize>(
     kind: &'static str,
     child: &K,
 ) -> Result<Option<K>, ApplyError> {
-    let owners = match made(context, "create a child", child).await? {
+    let there = match made(context, "create a child", child).await? {
         Made::New(made) => return Ok(Some(made)),
-        Made::There(owners) => owners,
+        Made::There(there) => there,
     };
     let (uid, ours, name) = (cluster.uid(), cluster.name_any(), child.name_any());
+    let owners = there.owner_references.unwrap_or_default();
     if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
-        Ok(None)
+        let manager = there.labels.as_ref().and_then(|it| it.get(names::MANAGED_BY));
+        if manager.is_some_and(|it| it == names::MANAGER) {
+            return Ok(None);
+        }
+        // No watch would ever show it. A pod may be at work.
+        if K::kind(&()) != Pod::kind(&()) {
+            let namespace = cluster.namespace().unwrap_or_default();
+            let of = (name.as_str(), there.uid.as_deref().unwrap_or_default());
+            delete::<K>(context, "delete a child", &namespace, of).await?;
+            if let Made::New(made) = made(context, "create a child", child).await? {
+                return Ok(Some(made));
+            }
+        }
+        Err(ApplyError::Unlabelled { kind, name })
     } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
         // The garbage collector takes what has no owner any more.
         Err(ApplyError::Earlier { kind, name })

@@ -7,7 +7,7 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, MESSAGE_MAX};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
+use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
@@ -188,12 +188,16 @@ async fn create<K: Child + Serialize>(
     object: &K,
 ) -> Result<(), JobError> {
     match made(context, "create what a job needs", object).await? {
-        Made::There(owners) if owners.iter().all(|it| Some(&it.uid) != job.uid().as_ref()) => {
+        Made::There(there) if !is_owned(&there, job) => {
             let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
             Err(JobError::Foreign { kind, name })
         }
         Made::New(_) | Made::There(_) => Ok(()),
     }
+}
+
+fn is_owned(object: &ObjectMeta, job: &ClusterJob) -> bool {
+    object.owner_references.iter().flatten().any(|it| Some(&it.uid) == job.uid().as_ref())
 }
 
 /// Writes the status if it differs. It is the job's memory: whoever read an older one writes nothing.

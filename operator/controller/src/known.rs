@@ -9,11 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use ebbtide_api::{Cluster, ClusterJob, names};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
-use crate::observe::SlimPod;
+use crate::observe::{SlimPod, SlimPolicy, SlimService};
 use crate::reconcile::{Guarded, GuardedJob};
 
 /// The longest wish for new credentials that is kept as it was written, in bytes.
@@ -110,7 +109,13 @@ impl Watched for SlimPod {
     }
 }
 
-impl<K: Resource<DynamicType = ()> + Send + Sync> Watched for PartialObjectMeta<K> {
+impl Watched for SlimService {
+    fn whose(&self) -> Vec<Whose> {
+        owners(self)
+    }
+}
+
+impl Watched for SlimPolicy {
     fn whose(&self) -> Vec<Whose> {
         owners(self)
     }
@@ -297,16 +302,14 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use ebbtide_api::{Cluster, names};
-    use k8s_openapi::api::core::v1::Service;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-    use kube::core::PartialObjectMeta;
     use kube::runtime::watcher::Event;
     use kube::{Resource as _, ResourceExt as _};
     use serde_json::json;
 
-    use super::{Guarded, Key, Known, slim_cluster};
+    use super::{Guarded, Key, Known, SlimService, slim_cluster};
 
-    type Child = PartialObjectMeta<Service>;
+    type Child = SlimService;
 
     fn child(namespace: &str, name: &str, owner: &str, version: u32) -> Child {
         let metadata = ObjectMeta {
@@ -322,7 +325,9 @@ mod tests {
             }]),
             ..ObjectMeta::default()
         };
-        Child { types: None, metadata, ..Child::default() }
+        let mut child = Child::default();
+        child.metadata = metadata;
+        child
     }
 
     fn list(known: &Known<Child>, scope: Option<&str>, objects: &[Child]) -> BTreeSet<String> {

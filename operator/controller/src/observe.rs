@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use ebbtide_api::{Cluster, ClusterJob, ClusterStatus, names};
 use ebbtide_plan::queue::Key;
-use ebbtide_plan::{Observed, PodPhase, PodSeen, Trouble, is_own_container};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::core::{ObjectMeta, PartialObjectMeta};
+use ebbtide_plan::{
+    ChildSeen, Observed, PodPhase, PodSeen, Trouble, is_own_container, says_policy, says_service,
+};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, ServiceSpec};
+use k8s_openapi::api::networking::v1::NetworkPolicySpec;
+use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 
 use crate::known::{key, slim_metadata};
@@ -39,15 +41,35 @@ const STATUS_EVERY: Duration = Duration::from_secs(5);
 const EVENTS: u32 = 8;
 const EVENT_EVERY: Duration = Duration::from_secs(30);
 
-/// What is kept of a Service.
-pub(crate) type ServiceMetadata = PartialObjectMeta<Service>;
+/// What is kept of a Service: whose it is, and what it says.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Service")]
+pub(crate) struct SlimService {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default, rename = "spec", deserialize_with = "service_says")]
+    says: Option<String>,
+}
 
-/// What is kept of a network policy.
-pub(crate) type PolicyMetadata = PartialObjectMeta<NetworkPolicy>;
+/// The same of a network policy.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::networking::v1::NetworkPolicy")]
+pub(crate) struct SlimPolicy {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default, rename = "spec", deserialize_with = "policy_says")]
+    says: Option<String>,
+}
+
+fn service_says<'de, D: Deserializer<'de>>(spec: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<ServiceSpec>::deserialize(spec)?.as_ref().map(says_service))
+}
+
+fn policy_says<'de, D: Deserializer<'de>>(spec: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<NetworkPolicySpec>::deserialize(spec)?.as_ref().map(says_policy))
+}
 
 /// Leaves out what nobody here asks for.
-pub(crate) fn slim<K>(object: &mut PartialObjectMeta<K>) {
-    slim_metadata(&mut object.metadata);
+pub(crate) fn slim<K: Resource>(object: &mut K) {
+    slim_metadata(object.meta_mut());
 }
 
 /// What is kept of a pod: 2 KiB where a whole one takes 39.
@@ -88,6 +110,8 @@ struct Belief {
     uid: String,
     /// What was made or found, and since when that is known.
     there: BTreeMap<String, Instant>,
+    /// What of it says something else than it was made with, by the doing of the API server itself.
+    says: BTreeMap<String, String>,
     /// How often in a row something went wrong.
     failures: u32,
     /// The status that was written last, until a watch shows it.
@@ -149,6 +173,30 @@ impl Beliefs {
         let belief = all.entry(key(cluster)).or_default();
         belief.be_about(&uid);
         belief.there.insert(what, Instant::now());
+    }
+
+    /// Something of a cluster was created, and says this, where it should say that. What an API server makes of it
+    /// is nobody's edit.
+    pub(crate) fn says(&self, cluster: &Cluster, what: &str, [says, asked]: [Option<String>; 2]) {
+        let mut all = self.lock();
+        let belief = all.entry(key(cluster)).or_default();
+        belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
+        match says.filter(|says| asked.as_ref() != Some(says)) {
+            Some(says) => belief.says.insert(what.to_owned(), says),
+            None => belief.says.remove(what),
+        };
+    }
+
+    /// What is there, with what it says unless that is the API server's doing.
+    fn child(
+        &self,
+        key: &Key,
+        what: &str,
+        (uid, says): (Option<String>, Option<&String>),
+    ) -> ChildSeen {
+        let all = self.lock();
+        let made = all.get(key).and_then(|it| it.says.get(what));
+        ChildSeen { uid, says: says.filter(|it| made != Some(it)).cloned() }
     }
 
     /// Something of a cluster was deleted.
@@ -343,6 +391,7 @@ impl Belief {
     fn be_about(&mut self, uid: &str) {
         if self.uid != uid {
             self.there.clear();
+            self.says.clear();
             (self.written, self.has_written) = (None, false);
             (self.waits_since, self.waiting) = (None, None);
             self.pods.clear();
@@ -379,10 +428,22 @@ pub(crate) fn observe(
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
     let namespace = key.namespace.as_str();
     let known = context.beliefs.recall(key, uid);
-    let mut services: BTreeSet<String> =
-        context.services.of(namespace, uid).iter().map(|it| it.name_any()).collect();
-    let mut network_policies: BTreeMap<String, Option<String>> =
-        context.policies.of(namespace, uid).iter().map(|it| (it.name_any(), it.uid())).collect();
+    let services = context.services.of(namespace, uid);
+    let mut services: BTreeMap<String, ChildSeen> = services
+        .iter()
+        .map(|it| {
+            let what = service(&it.name_any());
+            (it.name_any(), context.beliefs.child(key, &what, (it.uid(), it.says.as_ref())))
+        })
+        .collect();
+    let policies = context.policies.of(namespace, uid);
+    let mut network_policies: BTreeMap<String, ChildSeen> = policies
+        .iter()
+        .map(|it| {
+            let what = network_policy(&it.name_any());
+            (it.name_any(), context.beliefs.child(key, &what, (it.uid(), it.says.as_ref())))
+        })
+        .collect();
     let mut pods: Vec<PodSeen> =
         context.pods.of(namespace, uid).iter().map(|pod| seen(pod)).collect();
     let (mut secrets, mut doubts) = (BTreeSet::new(), Vec::new());
@@ -391,11 +452,9 @@ pub(crate) fn observe(
             secrets.insert(name.to_owned());
             false
         } else if let Some(name) = what.strip_prefix(SERVICE) {
-            services.insert(name.to_owned())
+            believed(&mut services, name)
         } else if let Some(name) = what.strip_prefix(NETWORK_POLICY) {
-            let is_news = !network_policies.contains_key(name);
-            network_policies.entry(name.to_owned()).or_default();
-            is_news
+            believed(&mut network_policies, name)
         } else {
             false
         };
@@ -417,6 +476,13 @@ pub(crate) fn observe(
         heard_ago: context.schedulers.heard_ago(uid),
     };
     (observed, doubts.into_iter().min())
+}
+
+/// Takes for there what no watch shows. Tells whether that is so.
+fn believed(there: &mut BTreeMap<String, ChildSeen>, name: &str) -> bool {
+    let is_news = !there.contains_key(name);
+    there.entry(name.to_owned()).or_default();
+    is_news
 }
 
 pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
@@ -448,6 +514,7 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
         labels: pod.labels().clone(),
         made_from: pod.annotations().get(names::MADE_FROM).cloned(),
         image: pod.annotations().get(names::IMAGE).cloned(),
+        image_digest: status.and_then(image_digest),
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
         phase,
         created_at,
@@ -457,10 +524,21 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
     }
 }
 
+fn own_container(status: &SlimStatus) -> Option<&ContainerStatus> {
+    status.container_statuses.iter().flatten().find(|it| is_own_container(&it.name))
+}
+
 /// With what our own container ended.
 fn exit_code(status: &SlimStatus) -> Option<i32> {
-    let own = status.container_statuses.iter().flatten().find(|it| is_own_container(&it.name));
-    own.and_then(|it| Some(it.state.as_ref()?.terminated.as_ref()?.exit_code))
+    Some(own_container(status)?.state.as_ref()?.terminated.as_ref()?.exit_code)
+}
+
+/// What our own container's node pulled. Before it runs, some of them name what they were asked for.
+fn image_digest(status: &SlimStatus) -> Option<String> {
+    let own = own_container(status)?;
+    own.state.as_ref()?.running.as_ref()?;
+    let (_, digest) = own.image_id.rsplit_once('@')?;
+    digest.starts_with("sha256:").then(|| digest.to_owned())
 }
 
 /// What is wrong with a container: what it said when it ended, where it is started again and again. People named
@@ -495,7 +573,7 @@ mod tests {
     use ebbtide_api::{Cluster, ClusterStatus, Phase};
     use serde_json::json;
 
-    use super::{Beliefs, trouble};
+    use super::{Beliefs, image_digest, trouble};
     use crate::known::key;
 
     #[test]
@@ -512,6 +590,24 @@ mod tests {
         assert_eq!(told(json!({ "exitCode": 64 })), "CrashLoopBackOff: back-off");
         let words = json!({ "exitCode": 64, "reason": "Error", "message": "no package" });
         assert_eq!(told(words), "Error: exit code 64: no package");
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_image_that_our_own_container_runs() {
+        let told = |name: &str, id: &str, state: &str| {
+            let container = json!({
+                "name": name, "image": "i:1", "imageID": id, "ready": true, "restartCount": 0,
+                "state": { state: {} },
+            });
+            image_digest(
+                &serde_json::from_value(json!({ "containerStatuses": [container] })).unwrap(),
+            )
+        };
+        let digest = Some("sha256:1".to_owned());
+        assert_eq!(told("worker", "registry:5000/i@sha256:1", "running"), digest);
+        assert_eq!(told("worker", "registry:5000/i@sha256:1", "waiting"), None);
+        assert_eq!(told("worker", "registry:5000/i:1", "running"), None);
+        assert_eq!(told("fetch", "registry:5000/i@sha256:1", "running"), None);
     }
 
     #[test]

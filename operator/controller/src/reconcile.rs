@@ -23,7 +23,7 @@ use crate::apply::{Applied, ApplyError, apply};
 use crate::jobs::{self, JobError};
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
-use crate::observe::{Beliefs, PolicyMetadata, ServiceMetadata, SlimPod, observe};
+use crate::observe::{Beliefs, SlimPod, SlimPolicy, SlimService, observe};
 use crate::operator::Clock;
 use crate::record::{record, unreadable};
 
@@ -51,8 +51,8 @@ pub(crate) struct Context {
     pub(crate) clusters: Arc<Known<Guarded>>,
     pub(crate) jobs: Arc<Known<GuardedJob>>,
     pub(crate) pods: Arc<Known<SlimPod>>,
-    pub(crate) services: Arc<Known<ServiceMetadata>>,
-    pub(crate) policies: Arc<Known<PolicyMetadata>>,
+    pub(crate) services: Arc<Known<SlimService>>,
+    pub(crate) policies: Arc<Known<SlimPolicy>>,
     pub(crate) schedulers: Schedulers,
     pub(crate) authority: watch::Receiver<Arc<Authority>>,
     pub(crate) site: Site,
@@ -192,6 +192,7 @@ impl LookError {
                 "foreign"
             }
             Self::Apply(ApplyError::Earlier { .. }) => "earlier",
+            Self::Apply(ApplyError::Unlabelled { .. }) => "unlabelled",
             Self::Panic(_) => "panic",
         }
     }

@@ -15,8 +15,8 @@ use ebbtide_contract::tls::CredentialsError;
 use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{
-    Change, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site, Trouble,
-    client_secret, plan, request,
+    Change, ChildSeen, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, SecretWanted, Site,
+    Trouble, client_secret, plan, request,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -76,10 +76,10 @@ struct Supervisor {
     next_host: u8,
     next_uid: u64,
     processes: BTreeMap<String, Process>,
-    network_policies: BTreeMap<String, Option<String>>,
+    network_policies: BTreeMap<String, ChildSeen>,
     /// How the supervisor proves itself to its scheduler.
     configs: watch::Sender<Arc<ServerConfig>>,
-    services: BTreeSet<String>,
+    services: BTreeMap<String, ChildSeen>,
 }
 
 /// A pod that is a process.
@@ -151,7 +151,7 @@ impl Supervisor {
             processes: BTreeMap::new(),
             network_policies: BTreeMap::new(),
             configs,
-            services: BTreeSet::new(),
+            services: BTreeMap::new(),
         })
     }
 
@@ -222,13 +222,17 @@ impl Supervisor {
                 }
                 // The loopback network is this machine's own; certificates keep strangers out.
                 Op::CreateNetworkPolicy(policy) => {
-                    self.network_policies.insert(policy.name_any(), Some(String::new()));
+                    let seen = ChildSeen { uid: Some(String::new()), says: None };
+                    self.network_policies.insert(policy.name_any(), seen);
                 }
                 Op::DeleteNetworkPolicy(policy) => {
                     self.network_policies.remove(&policy.name);
                 }
                 Op::CreateService(service) => {
-                    self.services.insert(service.name_any());
+                    self.services.insert(service.name_any(), ChildSeen::default());
+                }
+                Op::DeleteService(service) => {
+                    self.services.remove(&service.name);
                 }
                 Op::CreatePod(pod) => self.create_pod(pod),
                 Op::DeletePod(pod) => self.delete_pod(&pod.name, &pod.uid).await,

@@ -111,7 +111,8 @@ fn silence_left(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Optio
     Some(SILENCE.saturating_sub(observed.silent_for.min(age))).filter(|it| !it.is_zero())
 }
 
-fn scheduler<'a>(cluster: &Cluster, observed: &'a Observed) -> Option<&'a PodSeen> {
+/// The pod of its scheduler, if one lives.
+pub(crate) fn scheduler<'a>(cluster: &Cluster, observed: &'a Observed) -> Option<&'a PodSeen> {
     let name = names::scheduler(&cluster.name_any());
     let is_alive = |it: &&PodSeen| !it.is_deleting && it.phase != PodPhase::Ended;
     observed.pods.iter().filter(is_alive).find(|it| it.name == name)

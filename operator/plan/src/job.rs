@@ -248,10 +248,8 @@ fn under_way(
     let known = ClusterJobStatus { started_at: whole_seconds(started_at), ..known };
     let nth = known.failures.count();
     let present = attempt(job, nth, observed, &known);
-    let deadline = job
-        .spec
-        .active_deadline_seconds
-        .map(|seconds| in_seconds(seconds).saturating_sub(since(started_at, now)));
+    let limit = limit(job);
+    let deadline = limit.map(|(length, _)| length.saturating_sub(since(started_at, now)));
     match present {
         Ended::Well => {
             let known = ClusterJobStatus { exit_code: Some(0), ..known };
@@ -265,8 +263,9 @@ fn under_way(
         }
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
         Ended::Not(_) | Ended::NotBegun if deadline.is_some_and(|it| it.is_zero()) => {
-            let message = "it took longer than spec.activeDeadlineSeconds";
-            over(job, known, JobPhase::Failed, ("DeadlineExceeded", message), now)
+            let field = limit.map_or("", |(_, field)| field);
+            let message = format!("it took longer than {field}");
+            over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
         }
         Ended::Not(pod) => {
             let plan = while_there(observed, pod, known);
@@ -290,6 +289,17 @@ fn under_way(
             JobPlan { next_look, ..plan }
         }
     }
+}
+
+/// How long a job may take, and the field that says so.
+fn limit(job: &ClusterJob) -> Option<(Duration, &'static str)> {
+    let own = job.spec.active_deadline_seconds.map(in_seconds);
+    let of_cluster = job.spec.cluster.as_ref().and_then(|it| it.lifetime.max.as_ref());
+    let limits = [
+        own.map(|it| (it, "spec.activeDeadlineSeconds")),
+        of_cluster.map(|it| (it.after.as_duration(), "spec.cluster.lifetime.max.after")),
+    ];
+    limits.into_iter().flatten().min()
 }
 
 /// The end, which is written before anything follows from it.

@@ -40,6 +40,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 use crate::image::Image;
+pub use crate::network::{EDITED, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
 pub use crate::secrets::{SecretWanted, client_secret};
 pub use crate::status::is_urgent;
@@ -77,11 +78,10 @@ pub struct Observed {
     pub secrets: BTreeSet<String>,
     /// The edition of the authority: what it signs with, and whom everybody is to believe.
     pub authority: String,
-    /// Names of the Services that exist and are this cluster's.
-    pub services: BTreeSet<String>,
-    /// Names and uids of the network policies that exist and are this cluster's. What was made a moment ago
-    /// may have no uid yet.
-    pub network_policies: BTreeMap<String, Option<String>>,
+    /// The Services that exist and are this cluster's, by their names.
+    pub services: BTreeMap<String, ChildSeen>,
+    /// The network policies that exist and are this cluster's, by their names.
+    pub network_policies: BTreeMap<String, ChildSeen>,
     /// The pods of this cluster.
     pub pods: Vec<PodSeen>,
     /// What the scheduler says, while it is connected.
@@ -123,6 +123,8 @@ pub struct PodSeen {
     pub made_from: Option<String>,
     /// The image that it was made with, as the annotation [`names::IMAGE`] has it.
     pub image: Option<String>,
+    /// The digest of the image that its own container runs.
+    pub image_digest: Option<String>,
     /// Whether it is being deleted.
     pub is_deleting: bool,
     /// How far it is.
@@ -147,6 +149,15 @@ impl PodSeen {
     fn may_wait_for_secret(&self) -> bool {
         self.phase == PodPhase::Pending && !self.is_deleting && self.trouble.is_none()
     }
+}
+
+/// A Service or a network policy as it was observed. Nothing more is known of what was made a moment ago.
+#[derive(Clone, Debug, Default)]
+pub struct ChildSeen {
+    /// `metadata.uid`.
+    pub uid: Option<String>,
+    /// What it says, as [`says_service`] or [`says_policy`] has it.
+    pub says: Option<String>,
 }
 
 /// How far a pod is.
@@ -214,6 +225,8 @@ pub enum Op {
     CreateNetworkPolicy(Box<NetworkPolicy>),
     /// Delete this very policy.
     DeleteNetworkPolicy(ObjectRef),
+    /// Delete this Service.
+    DeleteService(ObjectRef),
     /// Create this Service.
     CreateService(Box<Service>),
     /// Create this pod.
@@ -245,14 +258,30 @@ pub struct ObjectRef {
 
 /// Plans one step towards `cluster.spec`.
 pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
-    let plan = step(cluster, observed, site, now);
+    let left = lifetime::left(cluster, now);
+    let plan = if left.is_some_and(|it| it.is_zero()) && !is_going(cluster) {
+        let changes = vec![gone(cluster, "it is as old as it may become")];
+        Plan { changes, status: status::expired(cluster, now), next_look: None }
+    } else {
+        step(cluster, observed, site, now)
+    };
     let plan = status::patient(cluster, observed, plan);
     let plan = status::mindful(cluster, plan);
-    Plan { status: times::timed(cluster.status.as_ref(), plan.status, now), ..plan }
+    let next_look = plan.next_look.into_iter().chain(left.filter(|it| !it.is_zero())).min();
+    let status = times::timed(cluster.status.as_ref(), plan.status, now);
+    Plan { status, next_look, ..plan }
+}
+
+fn is_going(cluster: &Cluster) -> bool {
+    cluster.metadata.deletion_timestamp.is_some()
+}
+
+fn gone(cluster: &Cluster, why: &'static str) -> Change {
+    Change { op: Op::DeleteCluster { uid: cluster.uid().unwrap_or_default() }, why }
 }
 
 fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
-    if cluster.metadata.deletion_timestamp.is_some() {
+    if is_going(cluster) {
         // Its children go with it: they carry owner references.
         return Plan { changes: Vec::new(), status: status::deleting(cluster), next_look: None };
     }
@@ -277,9 +306,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     let mut changes = Vec::new();
     let (mut are_more_due, mut secret_look, mut credentials) = (false, None, None);
     if idle.is_over {
-        let uid = cluster.uid().unwrap_or_default();
-        changes
-            .push(Change { op: Op::DeleteCluster { uid }, why: "there was no work for too long" });
+        changes.push(gone(cluster, "there was no work for too long"));
     } else {
         let made = pods::Context { cluster, site, image: &image };
         let workers = pods::workers_due(&made, &children, &targets);
@@ -292,12 +319,14 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         changes.extend(secrets.changes);
         credentials = Some(secrets.edition);
         secret_look = waits.then_some(SECRET_LOOK).into_iter().chain(secrets.next_look).min();
-        changes.extend(network::due(cluster, observed, site));
+        let network = network::due(cluster, observed, site);
+        // No pod comes while nothing says who may reach it.
+        let is_open = network.iter().any(|it| it.why == EDITED);
+        changes.extend(network);
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
         changes.extend(scaling::fewer(cluster, &children, &targets));
-        changes.extend(scheduler);
-        changes.extend(workers);
+        changes.extend(scheduler.into_iter().chain(workers).filter(|_| !is_open));
     }
     let status = status::observed(&status::Facts {
         cluster,
@@ -431,6 +460,7 @@ impl fmt::Display for Change {
                 write!(f, "create network policy {}", policy.name_any())?;
             }
             Op::DeleteNetworkPolicy(policy) => write!(f, "delete network policy {}", policy.name)?,
+            Op::DeleteService(service) => write!(f, "delete service {}", service.name)?,
             Op::CreateService(service) => write!(f, "create service {}", service.name_any())?,
             Op::CreatePod(pod) => write!(f, "create pod {}", pod.name_any())?,
             Op::DeletePod(pod) => write!(f, "delete pod {}", pod.name)?,

@@ -1,10 +1,12 @@
-//! How long there has been no work, and whether that is long enough. Silence is not idleness.
+//! How long there has been no work, and whether that is long enough. Silence is not idleness. And how old a
+//! cluster may become.
 
 use std::time::Duration;
 
 use ebbtide_api::Cluster;
 use ebbtide_contract::view::Demand;
 use jiff::Timestamp;
+use kube::ResourceExt as _;
 
 use crate::{Observed, job};
 
@@ -43,6 +45,15 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
     // Between two lines no time goes by.
     let rest = rest.max(observed.unheard(cluster).min(AGAIN));
     Idle { since: Some(since), is_over, next_look: (!is_over).then_some(rest) }
+}
+
+/// How long until a cluster is as old as it may become.
+pub(crate) fn left(cluster: &Cluster, now: Timestamp) -> Option<Duration> {
+    let after = cluster.spec.lifetime.max.as_ref()?.after.as_duration();
+    let created_at = cluster.creation_timestamp()?.0;
+    let left = after.saturating_sub(since(created_at, now));
+    // One that is made for a job goes with it, and the job is bound by it.
+    (!job::is_made_for_job(cluster)).then_some(left)
 }
 
 /// How much of the time since then is known to have been without work.

@@ -13,13 +13,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-use crate::{Change, ObjectRef, Observed, Op, Site, metadata};
+use serde_json::json;
+
+use crate::{Change, ChildSeen, ObjectRef, Observed, Op, Site, metadata};
+
+/// Why something goes and is made again: somebody who may do so has made it say something else.
+pub const EDITED: &str = "it says something else than it was made with";
 
 /// How the name of the policy begins that says who else may reach the cluster.
 const ACCESS: &str = "access-";
 
 /// What is due: first what is missing, so that nothing is closed for a moment that stays open, then what is open
-/// no more. Policies are told apart by their names: one that is to say something else has another name.
+/// no more. A policy that is to say something else has another name; what says something else than its name stands
+/// for goes, and is missing then.
 pub(crate) fn due(cluster: &Cluster, observed: &Observed, site: &Site) -> Vec<Change> {
     let why = "the cluster has none";
     let wanted: Vec<NetworkPolicy> =
@@ -31,19 +37,67 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed, site: &Site) -> Vec<Ch
         *name == names::child(&cluster.name_any(), &format!("{ACCESS}{says}"))
     };
     let others = there.iter().filter(|(name, _)| is_of_access(name) && !is_wanted(name));
-    let others = others.filter_map(|(name, uid)| {
-        let of = ObjectRef { name: name.clone(), uid: uid.clone()? };
+    let others = others.filter_map(|(name, seen)| {
+        let of = ObjectRef { name: name.clone(), uid: seen.uid.clone()? };
         Some(Change { op: Op::DeleteNetworkPolicy(of), why: "others may reach the cluster now" })
     });
     let others: Vec<Change> = others.collect();
-    let missing = wanted.into_iter().filter(|it| !there.contains_key(&it.name_any()));
-    let created = |it| Change { op: Op::CreateNetworkPolicy(Box::new(it)), why };
-    let mut changes: Vec<Change> = missing.map(created).collect();
-    let services = services(cluster);
-    let missing = services.into_iter().filter(|it| !observed.services.contains(&it.name_any()));
-    changes.extend(missing.map(|it| Change { op: Op::CreateService(Box::new(it)), why }));
+    let mut changes = Vec::new();
+    for policy in wanted {
+        let name = policy.name_any();
+        let says = policy.spec.as_ref().map(says_policy);
+        match there.get(&name) {
+            None => changes.push(Change { op: Op::CreateNetworkPolicy(Box::new(policy)), why }),
+            Some(seen) => {
+                changes.extend(
+                    edited(name, seen, says.as_ref()).map(Op::DeleteNetworkPolicy).map(gone),
+                );
+            }
+        }
+    }
+    for service in services(cluster) {
+        let name = service.name_any();
+        let says = service.spec.as_ref().map(says_service);
+        match observed.services.get(&name) {
+            None => changes.push(Change { op: Op::CreateService(Box::new(service)), why }),
+            Some(seen) => {
+                changes.extend(edited(name, seen, says.as_ref()).map(Op::DeleteService).map(gone));
+            }
+        }
+    }
     changes.extend(others);
     changes
+}
+
+fn gone(op: Op) -> Change {
+    Change { op, why: EDITED }
+}
+
+/// What is there, if it is known to say something else than it should.
+fn edited(name: String, seen: &ChildSeen, says: Option<&String>) -> Option<ObjectRef> {
+    let uid = seen.uid.clone()?;
+    (seen.says.is_some() && seen.says.as_ref() != says).then_some(ObjectRef { name, uid })
+}
+
+/// What a network policy says, as short as can be compared.
+pub fn says_policy(spec: &NetworkPolicySpec) -> String {
+    // It has a form in JSON, in which an API server fills in nothing.
+    names::fingerprint(&serde_json::to_string(spec).unwrap_or_default())
+}
+
+/// What a Service says, as short as can be compared: whom it leads to, where, and who is led. What an API server
+/// fills in is as if it had been there.
+pub fn says_service(spec: &ServiceSpec) -> String {
+    let ports: Vec<_> = spec.ports.iter().flatten().map(|it| (it.port, &it.target_port)).collect();
+    let said = json!({
+        "type": spec.type_.as_deref().unwrap_or("ClusterIP"),
+        "isHeadless": spec.cluster_ip.as_deref() == Some("None"),
+        "selector": spec.selector,
+        "ports": ports,
+        "unready": spec.publish_not_ready_addresses.unwrap_or_default(),
+        "external": (&spec.external_ips, &spec.external_name),
+    });
+    names::fingerprint(&said.to_string())
 }
 
 /// What is open beyond the namespace: the clients' port to whom the spec names, and metrics to whom the site
@@ -74,9 +128,7 @@ fn access(cluster: &Cluster, site: &Site) -> Option<NetworkPolicy> {
         return None;
     }
     let spec = ingress(cluster, rules);
-    // A spec of ours has a form in JSON.
-    let says = names::fingerprint(&serde_json::to_string(&spec).unwrap_or_default());
-    let name = names::child(&cluster.name_any(), &format!("{ACCESS}{says}"));
+    let name = names::child(&cluster.name_any(), &format!("{ACCESS}{}", says_policy(&spec)));
     Some(NetworkPolicy { metadata: metadata(cluster, name), spec: Some(spec) })
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use crate::children::Children;
-use crate::image::is_told_to_have_begun;
+use crate::image::{is_told_to_have_begun, scheduler};
 use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
 use crate::trouble::{Trouble, refusal};
@@ -84,6 +84,7 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
         scheduler_address: scheduler_addresses(cluster, facts.site).into_iter().next(),
         environment_key: facts.key.clone(),
         image: Some(facts.image.to_owned()),
+        image_digest: scheduler(cluster, observed).and_then(|it| it.image_digest.clone()),
         started_at: started_at(facts),
         idle_since: facts.idle.since.and_then(whole_seconds),
         jobs: match &observed.demand {
@@ -307,6 +308,16 @@ pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
         observed_generation: cluster.metadata.generation,
         ..cluster.status.clone().unwrap_or_default()
     }
+}
+
+/// One that is as old as it may become.
+pub(crate) fn expired(cluster: &Cluster, now: Timestamp) -> ClusterStatus {
+    let message = "it is as old as spec.lifetime.max.after";
+    let told = ready_condition(cluster, Phase::Deleting, ("Expired", message), now);
+    let status = deleting(cluster);
+    let others = status.conditions.into_iter().filter(|it| it.type_ != READY);
+    let conditions = std::iter::once(told).chain(others).collect();
+    ClusterStatus { message: Some(message.to_owned()), conditions, ..status }
 }
 
 fn ready_condition(

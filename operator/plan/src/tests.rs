@@ -1,4 +1,5 @@
 mod access;
+mod age;
 mod groups;
 mod renewal;
 mod unheard;
@@ -14,7 +15,10 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::{Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, Trouble, plan};
+use crate::{
+    ChildSeen, Observed, Op, Plan, PodPhase, PodSeen, SchedulerAddress, Site, Trouble, plan,
+    says_policy, says_service,
+};
 
 const KEY: &str = "8c2aeba76bf85828ecd6dd46a2ca218c46ad1b13c9b828b278b557b39c265910";
 
@@ -78,15 +82,22 @@ impl World {
                 self.observed.secrets.insert(secret.name.clone());
             }
             Op::CreateNetworkPolicy(policy) => {
-                let uid = policy.name_any();
-                self.observed.network_policies.insert(policy.name_any(), Some(uid));
+                let says = policy.spec.as_ref().map(says_policy);
+                let seen = ChildSeen { uid: Some(policy.name_any()), says };
+                self.observed.network_policies.insert(policy.name_any(), seen);
             }
             Op::DeleteNetworkPolicy(policy) => {
                 assert_eq!(policy.name, policy.uid);
                 self.observed.network_policies.remove(&policy.name);
             }
             Op::CreateService(service) => {
-                self.observed.services.insert(service.name_any());
+                let says = service.spec.as_ref().map(says_service);
+                let seen = ChildSeen { uid: Some(service.name_any()), says };
+                self.observed.services.insert(service.name_any(), seen);
+            }
+            Op::DeleteService(service) => {
+                assert_eq!(service.name, service.uid);
+                self.observed.services.remove(&service.name);
             }
             Op::CreatePod(pod) => {
                 self.uids += 1;

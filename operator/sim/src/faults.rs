@@ -1,8 +1,13 @@
 //! What goes wrong between an operator and the API server: each at the nth thing of its kind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use ebbtide_api::names;
+use serde_json::{Value, json};
+
 use crate::kinds::{self, Kind};
+use crate::store::Store;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,10 +20,38 @@ pub enum Fault {
     List(usize, usize),
     /// After the nth write somebody takes away everything of a kind that clusters have.
     Taken(usize, Kind),
+    /// After the nth write somebody edits everything of a kind that clusters have.
+    Edited(usize, Kind, Edit),
     /// The operator panics at its nth look at the time: once in each look at a cluster, and more.
     Panic(usize),
     /// The nth request of any kind gets no answer for so long, and is then refused with 503.
     Slow(usize, Duration),
+}
+
+/// What somebody does to an object who may do so.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Edit {
+    /// It says something else.
+    Spec,
+    /// It has no label any more that tells whose it is.
+    Label,
+}
+
+impl Edit {
+    /// Does it to everything of a kind.
+    pub fn all(self, store: &mut Store, kind: Kind) {
+        let patch = match (self, kind == kinds::SERVICE) {
+            (Self::Label, _) => json!({ "metadata": { "labels": { names::MANAGED_BY: null } } }),
+            (Self::Spec, true) => json!({ "spec": { "selector": null } }),
+            (Self::Spec, false) => json!({ "spec": { "ingress": [{}] } }),
+        };
+        let name = |it: &Arc<Value>| it["metadata"]["name"].as_str().map(str::to_owned);
+        let names: Vec<String> = store.list(kind).filter_map(name).collect();
+        for name in names {
+            // One that goes may be gone.
+            drop(store.merge(kind, &name, &patch));
+        }
+    }
 }
 
 /// What becomes of a write.
@@ -53,6 +86,14 @@ pub enum EventFault {
 
 /// What somebody may take away who may do so.
 pub const TAKEN: [Kind; 3] = [kinds::POD, kinds::SERVICE, kinds::NETWORK_POLICY];
+
+/// What somebody may edit who may do so, and what then is as it was.
+pub const EDITED: [(Kind, Edit); 4] = [
+    (kinds::SERVICE, Edit::Spec),
+    (kinds::NETWORK_POLICY, Edit::Spec),
+    (kinds::SERVICE, Edit::Label),
+    (kinds::NETWORK_POLICY, Edit::Label),
+];
 
 /// Every way in which a write can go wrong.
 pub const WRITE_FAULTS: [WriteFault; 9] = [

@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
-use crate::faults::{EVENT_FAULTS, Fault, TAKEN, WRITE_FAULTS, WriteFault};
+use crate::faults::{EDITED, EVENT_FAULTS, Fault, TAKEN, WRITE_FAULTS, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::nodes::FAILURES;
 use crate::server::Counts;
@@ -301,8 +301,11 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
         let begin = Conditions { is_whole: false, ..begin };
         let taken = (0..counts.writes).flat_map(|nth| TAKEN.map(|it| Fault::Taken(nth, it)));
         meddled.extend(taken.map(|it| with(&begin, vec![it])));
+        let edited = (0..counts.writes)
+            .flat_map(|nth| EDITED.map(|(kind, edit)| Fault::Edited(nth, kind, edit)));
+        meddled.extend(edited.map(|it| with(&begin, vec![it])));
     }
-    groups.push(("somebody who takes away what clusters have".to_owned(), meddled));
+    groups.push(("somebody who takes away or edits what clusters have".to_owned(), meddled));
     groups.push(("jobs and whatever goes wrong".to_owned(), with_jobs()?));
     Ok(groups)
 }

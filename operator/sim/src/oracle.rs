@@ -51,7 +51,11 @@ pub fn judge(
         }
         (
             Verb::Delete,
-            kinds::POD | kinds::NETWORK_POLICY | kinds::CLUSTER | kinds::CLUSTER_JOB,
+            kinds::POD
+            | kinds::NETWORK_POLICY
+            | kinds::SERVICE
+            | kinds::CLUSTER
+            | kinds::CLUSTER_JOB,
         ) => {
             let uid = asked.body["preconditions"]["uid"].as_str();
             let uid = uid.ok_or_else(|| format!("{} is deleted by name alone", asked.name))?;
@@ -62,7 +66,7 @@ pub fn judge(
                 return after_its_job(store, meant);
             }
             ours(store, meant)?;
-            if asked.kind == kinds::NETWORK_POLICY {
+            if matches!(asked.kind, kinds::NETWORK_POLICY | kinds::SERVICE) {
                 return Ok(());
             }
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);

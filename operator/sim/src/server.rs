@@ -330,22 +330,25 @@ impl Server {
 
     /// What somebody else does after this write.
     fn meddle(&self, write: usize) {
-        let taken: Vec<Kind> = {
-            let inner = self.lock();
-            let meant = inner.faults.iter().filter_map(|it| {
-                if let Fault::Taken(at, kind) = it
-                    && *at == write
-                {
-                    Some(*kind)
-                } else {
-                    None
+        let faults = self.lock().faults.clone();
+        for fault in faults {
+            match fault {
+                Fault::Taken(at, kind) if at == write => {
+                    self.log(&format!("somebody takes away all {}", kind.plural));
+                    self.change(|store, now| store.delete_all(kind, |_| true, now));
                 }
-            });
-            meant.collect()
-        };
-        for kind in taken {
-            self.log(&format!("somebody takes away all {}", kind.plural));
-            self.change(|store, now| store.delete_all(kind, |_| true, now));
+                Fault::Edited(at, kind, edit) if at == write => {
+                    self.log(&format!("somebody edits {edit:?} of all {}", kind.plural));
+                    self.change(|store, _| edit.all(store, kind));
+                }
+                Fault::Taken(..)
+                | Fault::Edited(..)
+                | Fault::Write(..)
+                | Fault::Event(..)
+                | Fault::List(..)
+                | Fault::Panic(_)
+                | Fault::Slow(..) => {}
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use ebbtide_controller::lease::LEASE;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::faults::{EventFault, Fault};
+use crate::faults::{EDITED, Edit, EventFault, Fault};
 use crate::growth::come_and_go;
 use crate::kinds::{self, Kind};
 use crate::lives::{
@@ -38,9 +38,9 @@ fn whatever_goes_wrong_once_the_end_is_right_and_nobody_is_hurt_on_the_way() {
 }
 
 #[test]
-fn whatever_somebody_takes_away_at_any_moment_comes_back() {
+fn whatever_somebody_takes_away_or_edits_at_any_moment_is_as_it_was() {
     let expected = play(&meddled()).unwrap();
-    let worlds = some_of("somebody who takes away what clusters have", 1);
+    let worlds = some_of("somebody who takes away or edits what clusters have", 1);
     play_all(&worlds, &expected).unwrap();
 }
 
@@ -424,6 +424,59 @@ fn what_somebody_takes_away_comes_back() {
             world.rest(Duration::from_mins(1)).await.unwrap();
         });
     }
+}
+
+#[test]
+fn what_somebody_edits_is_as_it_was_and_told() {
+    for (kind, edit) in EDITED {
+        within(|| async move {
+            let world = World::new(&meddled());
+            world.apply(&cluster("1Gi"));
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+            sleep(Duration::from_mins(5)).await;
+            let before = world.children();
+            world.server.change(|store, _| edit.all(store, kind));
+            sleep(Duration::from_secs(2)).await;
+            world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
+            world.rest(Duration::from_mins(1)).await.unwrap();
+            assert_eq!(world.children(), before, "{edit:?} of {}", kind.plural);
+            let is_told =
+                |store: &Store| store.list(kinds::EVENT).any(|it| it["reason"] == "Restoring");
+            assert_eq!(world.server.look(is_told), edit == Edit::Spec, "{}", kind.plural);
+        });
+    }
+}
+
+#[test]
+fn a_pod_that_lost_its_label_is_told_and_left_at_work_until_it_has_it_again() {
+    within(|| async {
+        let world = World::new(&meddled());
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        sleep(Duration::from_mins(5)).await;
+        let before = world.children();
+        world.server.change(|store, _| Edit::Label.all(store, kinds::POD));
+        let is_told = |store: &Store| {
+            let cluster = store.get(kinds::CLUSTER, "risk");
+            cluster
+                .is_ok_and(|it| it["status"]["message"].to_string().contains("has lost the label"))
+        };
+        world.until("it is told", is_told).await.unwrap();
+        let label = json!({ "metadata": { "labels": { names::MANAGED_BY: names::MANAGER } } });
+        world.server.change(|store, _| {
+            let pods: Vec<String> = store.list(kinds::POD).map(|it| name(it)).collect();
+            for it in &pods {
+                store.merge(kinds::POD, it, &label).unwrap();
+            }
+        });
+        world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
+        assert_eq!(world.children(), before);
+        world.rest(Duration::from_mins(1)).await.unwrap();
+    });
+}
+
+fn name(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap().to_owned()
 }
 
 #[test]

@@ -113,7 +113,7 @@ def test_two_clusters_live_side_by_side_and_are_listed(
     ("name", "options", "words"),
     [
         ("wrong", {"min": 5}, "min 5 is greater than max 3"),
-        ("wrong", {"change": "  wokers: []\n"}, "unknown field `wokers`"),
+        ("wrong", {"change": "  wokers: []\n"}, "unknown field `spec.wokers`, expected"),
         ("wrong", {"change": "  image: a\n"}, "run no images; give environment"),
         ("wrong", {"change": "  lifetime: { idle: { after: soon } }\n"}, "like 90s, 20m or 1h30m"),
     ],
@@ -317,8 +317,8 @@ def test_a_manifest_that_is_refused_leaves_nothing(
     given = Path(manifest(max=1))
     for change, words in [
         (("max: 1", "max: 0"), "max 0 at least 1"),
-        (("name: local", "name: ../up"), "is no name of a cluster"),
-        (("name: local", "name: .."), "is no name of a cluster"),
+        (("name: local", "name: ../up"), "is no name"),
+        (("name: local", "name: .."), "is no name"),
         (('python: "3.11"', 'python: "3.11", packages: ["a=>1"]'), '"a=>1"'),
     ]:
         wrong = tmp_path / "wrong.yaml"
@@ -439,7 +439,7 @@ def test_settings_of_pods_that_cannot_be_are_refused_before_anything_starts(
     state: Path, manifest: Callable[..., str]
 ) -> None:
     refused = ebbtide("up", with_pod(manifest, {"hostNetwork": True}), check=False)
-    assert "unknown field `hostNetwork`" in refused
+    assert "unknown field `spec.workers[0].pod.hostNetwork`" in refused
     mount = {"volumeMounts": [{"name": "v", "mountPath": "/data"}]}
     refused = ebbtide("up", with_pod(manifest, mount), check=False)
     assert "spec.workers[w].pod.volumeMounts: /data: there is no volume v in volumes" in refused

@@ -299,6 +299,18 @@ fn a_job_that_takes_too_long_fails_with_all_that_it_has() {
 }
 
 #[test]
+fn what_bounds_its_cluster_bounds_a_job() {
+    let mut world = World::running(&json!({ "activeDeadlineSeconds": 600 }));
+    let max = json!({ "after": "2m" });
+    let spec = world.job.spec.cluster.as_mut().unwrap();
+    spec.lifetime.max = Some(serde_json::from_value(max).unwrap());
+    assert_eq!(world.plan().next_look, Some(Duration::from_mins(2)));
+    world.now = 120;
+    assert_eq!(world.step().len(), 2, "pod and cluster");
+    assert_eq!(world.message(), "it took longer than spec.cluster.lifetime.max.after");
+}
+
+#[test]
 fn a_job_that_ended_in_time_has_not_taken_too_long_though_nobody_looked() {
     let mut world = World::running(&json!({ "activeDeadlineSeconds": 60 }));
     world.pod_ends(0, None);

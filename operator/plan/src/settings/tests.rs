@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebbtide_api::{Cluster, ClusterJob, ClusterStatus, Phase};
+use ebbtide_api::{Cluster, ClusterJob, ClusterStatus, Phase, check_fields};
 use jiff::Timestamp;
 use kube::{CustomResourceExt as _, ResourceExt as _};
 use serde_json::{Map, Value, json};
@@ -131,6 +131,7 @@ fn smallest(schema: &Value, name: &str) -> Value {
 
 /// The pods of a cluster with such a spec, by role.
 fn pods(spec: Value) -> Result<BTreeMap<String, Value>, String> {
+    check_fields(&spec)?;
     let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
     let mut cluster = Cluster::new("risk", spec);
     cluster.metadata.namespace = Some("rates".to_owned());

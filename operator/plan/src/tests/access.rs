@@ -4,7 +4,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, site};
-use crate::{Observed, Op, Plan, Site, plan};
+use crate::{ChildSeen, Observed, Op, Plan, Site, plan};
 
 fn opened(team: &str) -> Value {
     json!({ "namespaces": { "matchLabels": { "team": team } } })
@@ -76,7 +76,8 @@ fn a_policy_of_a_cluster_that_others_made_stays() {
     let mut world = World::new(cluster(|_| ()));
     world.step();
     for theirs in ["theirs", "risk-2c6ef0-egress", "access-1"] {
-        world.observed.network_policies.insert(theirs.to_owned(), Some(String::new()));
+        let seen = ChildSeen { uid: Some(String::new()), says: None };
+        world.observed.network_policies.insert(theirs.to_owned(), seen);
     }
     assert_eq!(policies(&world.step()), [""; 0]);
 }

@@ -7,11 +7,13 @@ use ebbtide_contract::view::WorkerView;
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, site};
-use crate::{PodPhase, PodSeen, plan};
+use crate::{ChildSeen, PodPhase, PodSeen, plan};
 
 /// A cluster with one worker, as an operator of some time left it.
 struct Left {
     children: [&'static str; 6],
+    /// What the last three say: a policy and two Services.
+    says: [&'static str; 3],
     /// Names, roles, and from which settings they were made.
     pods: [(&'static str, &'static str, &'static str); 2],
     image: Option<&'static str>,
@@ -31,14 +33,15 @@ fn all() -> [Left; 2] {
         ("risk-2c6ef0-scheduler", "scheduler", "01fc182d85f273af"),
         ("risk-2c6ef0-w-0", "worker", "99c2b8c0e5de7f75"),
     ];
+    let says = ["fccae9c49ad3fa41", "f4281983ed3d81e4", "deeaf40881be5b36"];
     let image = "registry/env@sha256:1";
     let status = json!({ "phase": "Ready", "observedGeneration": 3, "image": image });
     let mut begun = status.clone();
     begun["startedAt"] = json!("2026-11-01T00:00:00Z");
     [
         // Before pods told their image.
-        Left { children, pods, image: None, status },
-        Left { children, pods, image: Some(image), status: begun },
+        Left { children, says, pods, image: None, status },
+        Left { children, says, pods, image: Some(image), status: begun },
     ]
 }
 
@@ -48,8 +51,10 @@ fn as_it_was(left: &Left) -> World {
     let children = left.children.map(str::to_owned);
     let observed = &mut world.observed;
     observed.secrets.extend(children[..3].iter().cloned());
-    observed.network_policies.insert(children[3].clone(), Some("u-p".to_owned()));
-    observed.services.extend(children[4..].iter().cloned());
+    let seen = |says: &str| ChildSeen { uid: Some("u-p".to_owned()), says: Some(says.to_owned()) };
+    observed.network_policies.insert(children[3].clone(), seen(left.says[0]));
+    let services = children[4..].iter().zip(&left.says[1..]);
+    observed.services.extend(services.map(|(name, says)| (name.clone(), seen(says))));
     let pods = left.pods.iter().map(|(name, role, made_from)| {
         let mut labels = BTreeMap::from([(names::ROLE.to_owned(), (*role).to_owned())]);
         if *role == "worker" {
