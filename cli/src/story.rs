@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use ebbtide_api::Cluster;
 use ebbtide_api::status::GroupStatus;
+use ebbtide_plan::job::is_made_for_job;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
@@ -55,7 +56,8 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
     row("namespace", &cluster.namespace().unwrap_or_default());
     if let Some(created) = cluster.creation_timestamp() {
         row("age", &age(created.0, now));
-        if let Some(max) = &cluster.spec.lifetime.max {
+        let max = cluster.spec.lifetime.max.as_ref();
+        if let Some(max) = max.filter(|_| !is_made_for_job(cluster)) {
             row("goes", &format!("when it is {} old", max.after));
         }
     }

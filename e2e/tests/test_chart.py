@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import kubectl, run
+from conftest import alone, kubectl, on_the_dev_cluster, run
 
 RENDERED = Path(__file__).parents[2] / "charts" / "ebbtide" / "rendered"
 
@@ -39,13 +39,16 @@ def definition(kind: str) -> dict:
 def there(*objects: dict) -> Iterator[None]:
     """Have these meanwhile."""
     made = yaml.safe_dump_all(objects)
-    kubectl("create", "-f", "-", input=made)
     try:
+        kubectl("create", "-f", "-", input=made)
         yield
     finally:
         kubectl("delete", "--ignore-not-found", "-f", "-", input=made)
 
 
+# Tests beside it look at all kinds that there are.
+@alone
+@on_the_dev_cluster
 def test_the_api_server_takes_every_rendering() -> None:
     # What renderings take for granted.
     kinds = [definition(it) for it in ("PodMonitor", "PrometheusRule", "ServiceMonitor")]

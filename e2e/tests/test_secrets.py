@@ -60,11 +60,12 @@ def test_what_secrets_hold_is_in_no_object_log_or_argument(
             small = mean((4000, 1000))
             assert small.compute() == small.compute()
             assert cluster.submit(lambda: __import__("os").environ["LENT"]).result(60) == canary
+        secret = words(namespace)
         # Those that come in the place of others, too.
         kubectl("delete", "secrets", "-n", namespace, "-l", "app.kubernetes.io/managed-by=ebbtide")
         with eb.Cluster("mean", namespace=namespace):
             assert small.compute() == small.compute()
-        secret = words(namespace)
+        secret |= words(namespace)
         assert canary in secret and len(secret) > 8
         for where, text in told(namespace):
             found = [it for it in secret if it in text]

@@ -14,7 +14,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - { apiGroups: [ebbtide.dev], resources: [clusters/finalizers, clusterjobs/finalizers], verbs: [update] }
 - { apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete] }
 - { apiGroups: [""], resources: [secrets], verbs: [create, update] }
-- { apiGroups: [""], resources: [services], verbs: [get, list, watch, create, delete] }
-- { apiGroups: [networking.k8s.io], resources: [networkpolicies], verbs: [get, list, watch, create, delete] }
+- { apiGroups: [""], resources: [services], verbs: [get, list, watch, create, update] }
+- { apiGroups: [networking.k8s.io], resources: [networkpolicies], verbs: [get, list, watch, create, update, delete] }
 - { apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch] }
 {{- end }}

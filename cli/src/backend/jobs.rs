@@ -137,12 +137,12 @@ async fn print(
         if log.read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
         }
-        lines.send_replace(());
         let space = line.iter().position(|it| *it == b' ').unwrap_or(line.len());
         let time = str::from_utf8(&line[..space]).ok().and_then(|it| it.parse().ok());
         // It begins with what was read before.
         is_known = is_known && time.is_some_and(|time| Some(time) <= before);
         if !is_known {
+            lines.send_replace(());
             *last = time.or(*last);
             output::bytes(line.get(space + 1..).unwrap_or_default())?;
         }

@@ -257,10 +257,11 @@ pub struct Lifetime {
 }
 
 /// How long a cluster may be there, whatever it does.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MaxAge {
     /// How long since it was created. Of a cluster that is made for a job: since the job began.
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("would take the cluster away at once; leave max out"))]
     pub after: Length,
     /// What happens then. Default: `Delete`.
     #[serde(default)]

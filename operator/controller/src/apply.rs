@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
-use ebbtide_plan::{Change, ObjectRef, Op, SecretWanted, says_policy, says_service};
+use ebbtide_plan::{
+    Change, ObjectRef, Op, SecretWanted, restore_service, says_policy, says_service,
+};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
@@ -31,11 +33,13 @@ pub(crate) enum ApplyError {
     #[error("{kind} {name} exists and is not this cluster's; remove or rename it")]
     Foreign { kind: &'static str, name: String },
     #[error(
-        "{kind} {name} has lost the label {}: {}; give it back, or delete the {kind}",
+        "{kind} {name} lacks the label {}: {}; give it back, or delete the {kind}",
         names::MANAGED_BY,
         names::MANAGER
     )]
     Unlabelled { kind: &'static str, name: String },
+    #[error("somebody keeps changing {kind} {name}; it is set right again in a while")]
+    Fought { kind: &'static str, name: String },
     #[error("{kind} {name} is of an earlier cluster of this name and is about to go")]
     Earlier { kind: &'static str, name: String },
     #[error(
@@ -75,10 +79,13 @@ async fn apply_others(
 ) -> Result<(), ApplyError> {
     let step = |change: &Change| match change.op {
         Op::RenewSecret(_) => Step::Done,
-        Op::CreateSecret(_) | Op::CreateNetworkPolicy(_) | Op::CreateService(_) => Step::Needed,
+        Op::CreateSecret(_)
+        | Op::CreateNetworkPolicy(_)
+        | Op::RestoreNetworkPolicy(_)
+        | Op::CreateService(_)
+        | Op::RestoreService(_) => Step::Needed,
         Op::CreatePod(_) => Step::Pods,
         Op::DeleteNetworkPolicy(_)
-        | Op::DeleteService(_)
         | Op::DeletePod(_)
         | Op::Retire { .. }
         | Op::DeleteCluster { .. } => Step::Others,
@@ -135,14 +142,14 @@ async fn carry_out(
             "renew secret"
         }
         Op::CreateNetworkPolicy(policy) => {
-            let made = create::<NetworkPolicy>(context, cluster, "network policy", policy).await?;
-            let what = observe::network_policy(&policy.name_any());
-            if let Some(made) = made {
-                let says = [&made, policy].map(|it| it.spec.as_ref().map(says_policy));
-                context.beliefs.says(cluster, &what, says);
-            }
-            context.beliefs.learn(cluster, what);
+            let made = create(context, cluster, "network policy", &**policy).await?;
+            believe_policy(context, cluster, policy, made.as_ref());
             "create network policy"
+        }
+        Op::RestoreNetworkPolicy(policy) => {
+            let made = restore(context, cluster, "network policy", &**policy).await?;
+            believe_policy(context, cluster, policy, Some(&made));
+            "restore network policy"
         }
         Op::DeleteNetworkPolicy(ObjectRef { name, uid }) => {
             let what = "delete a network policy";
@@ -150,23 +157,18 @@ async fn carry_out(
             context.beliefs.unlearn(cluster, &observe::network_policy(name));
             "delete network policy"
         }
-        Op::DeleteService(ObjectRef { name, uid }) => {
-            delete::<Service>(context, "delete a service", &namespace, (name, uid)).await?;
-            context.beliefs.unlearn(cluster, &observe::service(name));
-            "delete service"
-        }
         Op::CreateService(service) => {
-            let made = create::<Service>(context, cluster, "service", service).await?;
-            let what = observe::service(&service.name_any());
-            if let Some(made) = made {
-                let says = [&made, service].map(|it| it.spec.as_ref().map(says_service));
-                context.beliefs.says(cluster, &what, says);
-            }
-            context.beliefs.learn(cluster, what);
+            let made = create(context, cluster, "service", &**service).await?;
+            believe_service(context, cluster, service, made.as_ref());
             "create service"
         }
+        Op::RestoreService(service) => {
+            let made = restore(context, cluster, "service", &**service).await?;
+            believe_service(context, cluster, service, Some(&made));
+            "restore service"
+        }
         Op::CreatePod(pod) => {
-            if let Some(made) = create::<Pod>(context, cluster, "pod", pod).await? {
+            if let Some(made) = create_pod(context, cluster, pod).await? {
                 context.beliefs.made(cluster, &made);
             }
             "create pod"
@@ -181,12 +183,92 @@ async fn carry_out(
         }
         Op::DeleteCluster { uid } => {
             let what = "delete the cluster";
-            delete::<Cluster>(context, what, &namespace, (&cluster.name_any(), uid)).await?;
+            // Somebody may just have let it stay.
+            let only = Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: cluster.resource_version(),
+            };
+            delete_only::<Cluster>(context, what, &namespace, (&cluster.name_any(), only)).await?;
             "delete cluster"
         }
     };
     context.metrics.changes.get_or_create(&Kind { kind }).inc();
     Ok(())
+}
+
+fn believe_policy(
+    context: &Context,
+    cluster: &Cluster,
+    wanted: &NetworkPolicy,
+    made: Option<&NetworkPolicy>,
+) {
+    let what = observe::network_policy(&wanted.name_any());
+    if let Some(made) = made {
+        let says = [made, wanted].map(|it| it.spec.as_ref().map(says_policy));
+        context.beliefs.says(cluster, &what, says);
+    }
+    context.beliefs.learn(cluster, what);
+}
+
+fn believe_service(context: &Context, cluster: &Cluster, wanted: &Service, made: Option<&Service>) {
+    let what = observe::service(&wanted.name_any());
+    if let Some(made) = made {
+        let says = [made, wanted].map(|it| it.spec.as_ref().map(says_service));
+        context.beliefs.says(cluster, &what, says);
+    }
+    context.beliefs.learn(cluster, what);
+}
+
+/// What can say something else than it should, and be set right where it is.
+trait Restored: Child + Serialize {
+    fn restore(&mut self, wanted: &Self);
+}
+
+impl Restored for NetworkPolicy {
+    fn restore(&mut self, wanted: &Self) {
+        self.spec.clone_from(&wanted.spec);
+    }
+}
+
+impl Restored for Service {
+    fn restore(&mut self, wanted: &Self) {
+        if let Some(wanted) = &wanted.spec {
+            restore_service(self.spec.get_or_insert_default(), wanted);
+        }
+    }
+}
+
+/// Has something of ours say again what it should, and watches show it.
+async fn restore<K: Restored>(
+    context: &Context,
+    cluster: &Cluster,
+    kind: &'static str,
+    wanted: &K,
+) -> Result<K, ApplyError> {
+    let (name, namespace) = (wanted.name_any(), cluster.namespace().unwrap_or_default());
+    if !context.beliefs.may_restore(cluster) {
+        return Err(ApplyError::Fought { kind, name });
+    }
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    let mut there = call("read a child", api.get(&name)).await?;
+    if !is_owned(there.meta(), cluster) {
+        return Err(ApplyError::Foreign { kind, name });
+    }
+    there.restore(wanted);
+    there.labels_mut().extend(wanted.labels().clone());
+    let made = call("restore a child", api.replace(&name, &PostParams::default(), &there)).await?;
+    if is_shown(made.meta()) { Ok(made) } else { Err(ApplyError::Unlabelled { kind, name }) }
+}
+
+fn is_owned(child: &ObjectMeta, cluster: &Cluster) -> bool {
+    let uid = cluster.uid();
+    child.owner_references.iter().flatten().any(|it| uid.as_ref() == Some(&it.uid))
+}
+
+/// Whether watches show it.
+fn is_shown(child: &ObjectMeta) -> bool {
+    let manager = child.labels.as_ref().and_then(|it| it.get(names::MANAGED_BY));
+    manager.is_some_and(|it| it == names::MANAGER)
 }
 
 /// What is made in a namespace and taken away.
@@ -213,9 +295,18 @@ pub(crate) async fn delete<K: Child>(
     namespace: &str,
     (name, uid): (&str, &str),
 ) -> Result<(), CallError> {
+    let only = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    delete_only::<K>(context, what, namespace, (name, only)).await
+}
+
+async fn delete_only<K: Child>(
+    context: &Context,
+    what: &'static str,
+    namespace: &str,
+    (name, only): (&str, Preconditions),
+) -> Result<(), CallError> {
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    let only = DeleteParams::background()
-        .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    let only = DeleteParams::background().preconditions(only);
     match call(what, api.delete(name, &only)).await {
         Err(error) if !error.is_gone() => Err(error),
         _ => Ok(()),
@@ -248,8 +339,9 @@ pub(crate) async fn made<K: Child + Serialize>(
     }
 }
 
-/// Creates a child. That it is there already is success if it is ours, and gives nothing.
-async fn create<K: Child + Serialize>(
+/// Creates a child. That it is there already is success if it is ours, and gives what it was made if it had to be
+/// set right.
+async fn create<K: Restored>(
     context: &Context,
     cluster: &Cluster,
     kind: &'static str,
@@ -259,24 +351,40 @@ async fn create<K: Child + Serialize>(
         Made::New(made) => return Ok(Some(made)),
         Made::There(there) => there,
     };
-    let (uid, ours, name) = (cluster.uid(), cluster.name_any(), child.name_any());
-    let owners = there.owner_references.unwrap_or_default();
-    if owners.iter().any(|it| uid.as_ref() == Some(&it.uid)) {
-        let manager = there.labels.as_ref().and_then(|it| it.get(names::MANAGED_BY));
-        if manager.is_some_and(|it| it == names::MANAGER) {
-            return Ok(None);
-        }
-        // No watch would ever show it. A pod may be at work.
-        if K::kind(&()) != Pod::kind(&()) {
-            let namespace = cluster.namespace().unwrap_or_default();
-            let of = (name.as_str(), there.uid.as_deref().unwrap_or_default());
-            delete::<K>(context, "delete a child", &namespace, of).await?;
-            if let Made::New(made) = made(context, "create a child", child).await? {
-                return Ok(Some(made));
-            }
-        }
-        Err(ApplyError::Unlabelled { kind, name })
-    } else if owners.iter().any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
+    judge(&there, cluster, kind, child)?;
+    if is_shown(&there) {
+        return Ok(None);
+    }
+    restore(context, cluster, kind, child).await.map(Some)
+}
+
+/// The same of a pod, which may be at work: one that no watch shows is left alone.
+async fn create_pod(
+    context: &Context,
+    cluster: &Cluster,
+    pod: &Pod,
+) -> Result<Option<Pod>, ApplyError> {
+    let there = match made(context, "create a child", pod).await? {
+        Made::New(made) => return Ok(Some(made)),
+        Made::There(there) => there,
+    };
+    judge(&there, cluster, "pod", pod)?;
+    let unlabelled = || ApplyError::Unlabelled { kind: "pod", name: pod.name_any() };
+    is_shown(&there).then_some(None).ok_or_else(unlabelled)
+}
+
+/// Whether what has the name of a child is ours.
+fn judge<K: Child>(
+    there: &ObjectMeta,
+    cluster: &Cluster,
+    kind: &'static str,
+    child: &K,
+) -> Result<(), ApplyError> {
+    let (ours, name) = (cluster.name_any(), child.name_any());
+    let mut owners = there.owner_references.iter().flatten();
+    if is_owned(there, cluster) {
+        Ok(())
+    } else if owners.any(|it| it.kind == Cluster::kind(&()) && it.name == ours) {
         // The garbage collector takes what has no owner any more.
         Err(ApplyError::Earlier { kind, name })
     } else {

@@ -15,9 +15,9 @@ use serde::Serialize;
 use crate::api_call::{CallError, call};
 use crate::apply::{Child, Made, delete, made};
 use crate::metrics;
-use crate::observe::{SlimPod, seen};
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
+use crate::slim::{SlimPod, seen};
 
 /// What is tried when something goes, for messages.
 const GO: &str = "delete what a job has no more";

@@ -12,8 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
-use crate::observe::{SlimPod, SlimPolicy, SlimService};
 use crate::reconcile::{Guarded, GuardedJob};
+use crate::slim::{SlimPod, SlimPolicy, SlimService};
 
 /// The longest wish for new credentials that is kept as it was written, in bytes.
 const WISH_MAX: usize = 64;
@@ -325,9 +325,7 @@ mod tests {
             }]),
             ..ObjectMeta::default()
         };
-        let mut child = Child::default();
-        child.metadata = metadata;
-        child
+        Child { metadata, says: None }
     }
 
     fn list(known: &Known<Child>, scope: Option<&str>, objects: &[Child]) -> BTreeSet<String> {

@@ -14,3 +14,4 @@ mod reconcile;
 mod record;
 pub mod run;
 pub mod settings;
+mod slim;

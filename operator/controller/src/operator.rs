@@ -24,8 +24,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::known::{Known, Scope, Watched, by_cluster, key, slim_cluster, slim_job};
 use crate::metrics::{self, Metrics, Reason, State};
-use crate::observe::{Beliefs, SlimPod, slim};
+use crate::observe::Beliefs;
 use crate::reconcile::{Context, Guarded, look};
+use crate::slim::{SlimPod, slim};
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 pub(crate) const WATCH_SECONDS: u32 = 60;

@@ -23,9 +23,10 @@ use crate::apply::{Applied, ApplyError, apply};
 use crate::jobs::{self, JobError};
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
-use crate::observe::{Beliefs, SlimPod, SlimPolicy, SlimService, observe};
+use crate::observe::{Beliefs, observe};
 use crate::operator::Clock;
 use crate::record::{record, unreadable};
+use crate::slim::{SlimPod, SlimPolicy, SlimService};
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -193,6 +194,7 @@ impl LookError {
             }
             Self::Apply(ApplyError::Earlier { .. }) => "earlier",
             Self::Apply(ApplyError::Unlabelled { .. }) => "unlabelled",
+            Self::Apply(ApplyError::Fought { .. }) => "fought",
             Self::Panic(_) => "panic",
         }
     }

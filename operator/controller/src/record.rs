@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ebbtide_api::{Cluster, ClusterStatus};
 use ebbtide_plan::queue::Key;
-use ebbtide_plan::{Change, EDITED, Op, is_urgent};
+use ebbtide_plan::{Change, Op, is_urgent};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::PostParams;
 use kube::core::error_boundary::InvalidObject;
@@ -18,9 +18,6 @@ use crate::reconcile::Context;
 
 /// Reason of the event that a cluster goes.
 const GOES: &str = "DeletedCluster";
-
-/// Reason of the event that somebody has changed who may reach a cluster, or what leads there.
-const RESTORES: &str = "Restoring";
 
 /// Longest note of an event, in characters. Kubernetes takes 1,024 bytes.
 const NOTE_MAX: usize = 256;
@@ -129,14 +126,11 @@ fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
             Op::Retire { workers, .. } => ("Retiring", workers.clone()),
             Op::DeleteCluster { .. } => (GOES, Vec::new()),
             Op::RenewSecret(_) => ("RenewedCertificates", Vec::new()),
-            Op::DeleteNetworkPolicy(_) | Op::DeleteService(_) if change.why == EDITED => {
-                (RESTORES, Vec::new())
-            }
+            Op::RestoreNetworkPolicy(_) | Op::RestoreService(_) => ("Restoring", Vec::new()),
             // Of no interest unless something goes wrong.
             Op::CreateSecret(_)
             | Op::CreateNetworkPolicy(_)
             | Op::DeleteNetworkPolicy(_)
-            | Op::DeleteService(_)
             | Op::CreateService(_) => continue,
         };
         match all.iter_mut().find(|it| (it.reason, it.why) == (reason, change.why)) {

@@ -40,7 +40,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 use crate::image::Image;
-pub use crate::network::{EDITED, says_policy, says_service};
+pub use crate::network::{restore_service, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
 pub use crate::secrets::{SecretWanted, client_secret};
 pub use crate::status::is_urgent;
@@ -225,8 +225,10 @@ pub enum Op {
     CreateNetworkPolicy(Box<NetworkPolicy>),
     /// Delete this very policy.
     DeleteNetworkPolicy(ObjectRef),
-    /// Delete this Service.
-    DeleteService(ObjectRef),
+    /// Have this network policy, which is there, say again what it should.
+    RestoreNetworkPolicy(Box<NetworkPolicy>),
+    /// Have this Service, which is there, say again what it should.
+    RestoreService(Box<Service>),
     /// Create this Service.
     CreateService(Box<Service>),
     /// Create this pod.
@@ -319,14 +321,12 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         changes.extend(secrets.changes);
         credentials = Some(secrets.edition);
         secret_look = waits.then_some(SECRET_LOOK).into_iter().chain(secrets.next_look).min();
-        let network = network::due(cluster, observed, site);
-        // No pod comes while nothing says who may reach it.
-        let is_open = network.iter().any(|it| it.why == EDITED);
-        changes.extend(network);
+        changes.extend(network::due(cluster, observed, site));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
         changes.extend(scaling::fewer(cluster, &children, &targets));
-        changes.extend(scheduler.into_iter().chain(workers).filter(|_| !is_open));
+        changes.extend(scheduler);
+        changes.extend(workers);
     }
     let status = status::observed(&status::Facts {
         cluster,
@@ -357,6 +357,7 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
 pub fn check(spec: &ClusterSpec) -> Result<(), String> {
     check_workers(&spec.workers)?;
     check_least(spec)?;
+    check_age(spec)?;
     check_access(spec)?;
     settings::check(spec)?;
     image::check(spec)
@@ -407,6 +408,16 @@ fn check_least(spec: &ClusterSpec) -> Result<(), String> {
     Err(format!(
         "spec.minWorkers: {least} must be at least 0 and at most max of the first group, {max}"
     ))
+}
+
+fn check_age(spec: &ClusterSpec) -> Result<(), String> {
+    match &spec.lifetime.max {
+        Some(max) if max.after.as_duration().is_zero() => {
+            Err("spec.lifetime.max.after: 0s would take the cluster away at once; leave max out"
+                .to_owned())
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_access(spec: &ClusterSpec) -> Result<(), String> {
@@ -460,7 +471,10 @@ impl fmt::Display for Change {
                 write!(f, "create network policy {}", policy.name_any())?;
             }
             Op::DeleteNetworkPolicy(policy) => write!(f, "delete network policy {}", policy.name)?,
-            Op::DeleteService(service) => write!(f, "delete service {}", service.name)?,
+            Op::RestoreNetworkPolicy(policy) => {
+                write!(f, "restore network policy {}", policy.name_any())?;
+            }
+            Op::RestoreService(service) => write!(f, "restore service {}", service.name_any())?,
             Op::CreateService(service) => write!(f, "create service {}", service.name_any())?,
             Op::CreatePod(pod) => write!(f, "create pod {}", pod.name_any())?,
             Op::DeletePod(pod) => write!(f, "delete pod {}", pod.name)?,

@@ -50,6 +50,10 @@ pub(crate) fn idle(cluster: &Cluster, observed: &Observed, now: Timestamp) -> Id
 /// How long until a cluster is as old as it may become.
 pub(crate) fn left(cluster: &Cluster, now: Timestamp) -> Option<Duration> {
     let after = cluster.spec.lifetime.max.as_ref()?.after.as_duration();
+    if after.is_zero() {
+        // The plan refuses it.
+        return None;
+    }
     let created_at = cluster.creation_timestamp()?.0;
     let left = after.saturating_sub(since(created_at, now));
     // One that is made for a job goes with it, and the job is bound by it.

@@ -17,17 +17,16 @@ use serde_json::json;
 
 use crate::{Change, ChildSeen, ObjectRef, Observed, Op, Site, metadata};
 
-/// Why something goes and is made again: somebody who may do so has made it say something else.
-pub const EDITED: &str = "it says something else than it was made with";
+const POLICY_EDITED: &str = "a network policy of it says something else than it should";
+const SERVICE_EDITED: &str = "a Service of it says something else than it should";
 
 /// How the name of the policy begins that says who else may reach the cluster.
 const ACCESS: &str = "access-";
 
-/// What is due: first what is missing, so that nothing is closed for a moment that stays open, then what is open
-/// no more. A policy that is to say something else has another name; what says something else than its name stands
-/// for goes, and is missing then.
+/// What is due: first what is missing or says something else than it should, so that nothing is closed for a moment
+/// that stays open, then what is open no more. A policy that is to say something else has another name.
 pub(crate) fn due(cluster: &Cluster, observed: &Observed, site: &Site) -> Vec<Change> {
-    let why = "the cluster has none";
+    let missing = "the cluster has none";
     let wanted: Vec<NetworkPolicy> =
         std::iter::once(policy(cluster)).chain(access(cluster, site)).collect();
     let there = &observed.network_policies;
@@ -42,41 +41,27 @@ pub(crate) fn due(cluster: &Cluster, observed: &Observed, site: &Site) -> Vec<Ch
         Some(Change { op: Op::DeleteNetworkPolicy(of), why: "others may reach the cluster now" })
     });
     let others: Vec<Change> = others.collect();
-    let mut changes = Vec::new();
-    for policy in wanted {
-        let name = policy.name_any();
-        let says = policy.spec.as_ref().map(says_policy);
-        match there.get(&name) {
-            None => changes.push(Change { op: Op::CreateNetworkPolicy(Box::new(policy)), why }),
-            Some(seen) => {
-                changes.extend(
-                    edited(name, seen, says.as_ref()).map(Op::DeleteNetworkPolicy).map(gone),
-                );
-            }
-        }
-    }
-    for service in services(cluster) {
-        let name = service.name_any();
-        let says = service.spec.as_ref().map(says_service);
-        match observed.services.get(&name) {
-            None => changes.push(Change { op: Op::CreateService(Box::new(service)), why }),
-            Some(seen) => {
-                changes.extend(edited(name, seen, says.as_ref()).map(Op::DeleteService).map(gone));
-            }
-        }
-    }
-    changes.extend(others);
-    changes
+    let policies = wanted.into_iter().filter_map(|it| match there.get(&it.name_any()) {
+        None => Some(Change { op: Op::CreateNetworkPolicy(Box::new(it)), why: missing }),
+        Some(seen) => seen
+            .differs(it.spec.as_ref().map(says_policy).as_deref())
+            .then(|| Change { op: Op::RestoreNetworkPolicy(Box::new(it)), why: POLICY_EDITED }),
+    });
+    let there = &observed.services;
+    let services = services(cluster).into_iter().filter_map(|it| match there.get(&it.name_any()) {
+        None => Some(Change { op: Op::CreateService(Box::new(it)), why: missing }),
+        Some(seen) => seen
+            .differs(it.spec.as_ref().map(says_service).as_deref())
+            .then(|| Change { op: Op::RestoreService(Box::new(it)), why: SERVICE_EDITED }),
+    });
+    policies.chain(services).chain(others).collect()
 }
 
-fn gone(op: Op) -> Change {
-    Change { op, why: EDITED }
-}
-
-/// What is there, if it is known to say something else than it should.
-fn edited(name: String, seen: &ChildSeen, says: Option<&String>) -> Option<ObjectRef> {
-    let uid = seen.uid.clone()?;
-    (seen.says.is_some() && seen.says.as_ref() != says).then_some(ObjectRef { name, uid })
+impl ChildSeen {
+    /// Whether it is known to say something else than this.
+    fn differs(&self, says: Option<&str>) -> bool {
+        self.says.is_some() && self.says.as_deref() != says
+    }
 }
 
 /// What a network policy says, as short as can be compared.
@@ -88,7 +73,9 @@ pub fn says_policy(spec: &NetworkPolicySpec) -> String {
 /// What a Service says, as short as can be compared: whom it leads to, where, and who is led. What an API server
 /// fills in is as if it had been there.
 pub fn says_service(spec: &ServiceSpec) -> String {
-    let ports: Vec<_> = spec.ports.iter().flatten().map(|it| (it.port, &it.target_port)).collect();
+    let protocol = |it: &ServicePort| it.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+    let ports = spec.ports.iter().flatten();
+    let ports: Vec<_> = ports.map(|it| (it.port, &it.target_port, protocol(it))).collect();
     let said = json!({
         "type": spec.type_.as_deref().unwrap_or("ClusterIP"),
         "isHeadless": spec.cluster_ip.as_deref() == Some("None"),
@@ -96,8 +83,21 @@ pub fn says_service(spec: &ServiceSpec) -> String {
         "ports": ports,
         "unready": spec.publish_not_ready_addresses.unwrap_or_default(),
         "external": (&spec.external_ips, &spec.external_name),
+        "affinity": spec.session_affinity.as_deref().unwrap_or("None"),
+        "within": spec.internal_traffic_policy.as_deref().unwrap_or("Cluster"),
     });
     names::fingerprint(&said.to_string())
+}
+
+/// Has a Service say what another says, as far as [`says_service`] goes: its addresses stay.
+pub fn restore_service(spec: &mut ServiceSpec, wanted: &ServiceSpec) {
+    *spec = ServiceSpec {
+        cluster_ip: spec.cluster_ip.take(),
+        cluster_ips: spec.cluster_ips.take(),
+        ip_families: spec.ip_families.take(),
+        ip_family_policy: spec.ip_family_policy.take(),
+        ..wanted.clone()
+    };
 }
 
 /// What is open beyond the namespace: the clients' port to whom the spec names, and metrics to whom the site

@@ -81,7 +81,7 @@ impl World {
             Op::CreateSecret(secret) | Op::RenewSecret(secret) => {
                 self.observed.secrets.insert(secret.name.clone());
             }
-            Op::CreateNetworkPolicy(policy) => {
+            Op::CreateNetworkPolicy(policy) | Op::RestoreNetworkPolicy(policy) => {
                 let says = policy.spec.as_ref().map(says_policy);
                 let seen = ChildSeen { uid: Some(policy.name_any()), says };
                 self.observed.network_policies.insert(policy.name_any(), seen);
@@ -90,14 +90,10 @@ impl World {
                 assert_eq!(policy.name, policy.uid);
                 self.observed.network_policies.remove(&policy.name);
             }
-            Op::CreateService(service) => {
+            Op::CreateService(service) | Op::RestoreService(service) => {
                 let says = service.spec.as_ref().map(says_service);
                 let seen = ChildSeen { uid: Some(service.name_any()), says };
                 self.observed.services.insert(service.name_any(), seen);
-            }
-            Op::DeleteService(service) => {
-                assert_eq!(service.name, service.uid);
-                self.observed.services.remove(&service.name);
             }
             Op::CreatePod(pod) => {
                 self.uids += 1;

@@ -31,7 +31,9 @@ pub fn judge(
         | (Verb::Get, _)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
         (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
-        (Verb::Replace, kinds::SECRET) => of_the_same_owner(store, asked),
+        (Verb::Replace, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => {
+            of_the_same_owner(store, asked)
+        }
         (Verb::Replace, kinds::CLUSTER | kinds::CLUSTER_JOB) => {
             let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
             let wrong = || format!("the status of {} is written over any other", asked.name);
@@ -51,11 +53,7 @@ pub fn judge(
         }
         (
             Verb::Delete,
-            kinds::POD
-            | kinds::NETWORK_POLICY
-            | kinds::SERVICE
-            | kinds::CLUSTER
-            | kinds::CLUSTER_JOB,
+            kinds::POD | kinds::NETWORK_POLICY | kinds::CLUSTER | kinds::CLUSTER_JOB,
         ) => {
             let uid = asked.body["preconditions"]["uid"].as_str();
             let uid = uid.ok_or_else(|| format!("{} is deleted by name alone", asked.name))?;
@@ -66,7 +64,7 @@ pub fn judge(
                 return after_its_job(store, meant);
             }
             ours(store, meant)?;
-            if matches!(asked.kind, kinds::NETWORK_POLICY | kinds::SERVICE) {
+            if asked.kind == kinds::NETWORK_POLICY {
                 return Ok(());
             }
             let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -458,8 +458,7 @@ fn a_pod_that_lost_its_label_is_told_and_left_at_work_until_it_has_it_again() {
         world.server.change(|store, _| Edit::Label.all(store, kinds::POD));
         let is_told = |store: &Store| {
             let cluster = store.get(kinds::CLUSTER, "risk");
-            cluster
-                .is_ok_and(|it| it["status"]["message"].to_string().contains("has lost the label"))
+            cluster.is_ok_and(|it| it["status"]["message"].to_string().contains("lacks the label"))
         };
         world.until("it is told", is_told).await.unwrap();
         let label = json!({ "metadata": { "labels": { names::MANAGED_BY: names::MANAGER } } });

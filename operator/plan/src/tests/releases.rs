@@ -33,7 +33,7 @@ fn all() -> [Left; 2] {
         ("risk-2c6ef0-scheduler", "scheduler", "01fc182d85f273af"),
         ("risk-2c6ef0-w-0", "worker", "99c2b8c0e5de7f75"),
     ];
-    let says = ["fccae9c49ad3fa41", "f4281983ed3d81e4", "deeaf40881be5b36"];
+    let says = ["fccae9c49ad3fa41", "6950ff4673ed8bf3", "2ae8312049ede589"];
     let image = "registry/env@sha256:1";
     let status = json!({ "phase": "Ready", "observedGeneration": 3, "image": image });
     let mut begun = status.clone();

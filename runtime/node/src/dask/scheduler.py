@@ -27,7 +27,6 @@ from ebbtide_dask_health import with_health
 
 # Ports are the same in every pod.
 SCHEDULER_PORT, HTTP_PORT = 8786, 8787
-ORIGINS = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
 # How often is looked at what is so, in seconds, and at most which part of the time that may take.
 LOOK_SECONDS, LOOK_PART = 0.1, 0.1
 # After how many seconds it is said again though nothing changed.
@@ -318,15 +317,6 @@ class Operator:
         self._say({"retired": {"type": "retired", "worker": name, "outcome": outcome}})
 
 
-def origins(listen: str) -> dict[str, list[str]]:
-    """Give the setting that lists whose pages may follow this cluster: its own, unless somebody says otherwise.
-
-    Any other page that is open in a browser on this machine could do so by Dask's default.
-    """
-    asked = dask.config.get(ORIGINS)
-    return {ORIGINS: ["localhost", "127.0.0.1", listen] if asked == ["*"] else asked}
-
-
 async def main(told: int) -> None:
     """Run until asked to end."""
     environ = os.environ
@@ -336,7 +326,10 @@ async def main(told: int) -> None:
     loop = asyncio.get_running_loop()
     for kind in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(kind, ended.set)
-    dask.config.set(with_health("distributed.scheduler.http.routes") | origins(listen))
+    dask.config.set(with_health("distributed.scheduler.http.routes"))
+    # Whose pages may follow this cluster in a browser: its own, unless somebody says otherwise. By Dask's
+    # default any other page could that is open on this machine.
+    environ.setdefault("BOKEH_ALLOW_WS_ORIGIN", f"localhost,127.0.0.1,{listen}")
     scheduler = Scheduler(
         host=listen,
         port=SCHEDULER_PORT,
