@@ -327,8 +327,8 @@ async def main(told: int) -> None:
     for kind in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(kind, ended.set)
     dask.config.set(with_health("distributed.scheduler.http.routes"))
-    # Whose pages may follow this cluster in a browser: its own, unless somebody says otherwise. By Dask's
-    # default any other page could that is open on this machine.
+    # Whose pages may follow this cluster in a browser: its own, unless somebody says otherwise.
+    # By Dask's default any other page could that is open on this machine.
     environ.setdefault("BOKEH_ALLOW_WS_ORIGIN", f"localhost,127.0.0.1,{listen}")
     scheduler = Scheduler(
         host=listen,
