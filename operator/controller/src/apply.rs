@@ -143,12 +143,12 @@ async fn carry_out(
         }
         Op::CreateNetworkPolicy(policy) => {
             let made = create(context, cluster, "network policy", &**policy).await?;
-            believe_policy(context, cluster, policy, made.as_ref());
+            believe(context, cluster, &**policy, made.as_ref());
             "create network policy"
         }
         Op::RestoreNetworkPolicy(policy) => {
             let made = restore(context, cluster, "network policy", &**policy).await?;
-            believe_policy(context, cluster, policy, Some(&made));
+            believe(context, cluster, &**policy, Some(&made));
             "restore network policy"
         }
         Op::DeleteNetworkPolicy(ObjectRef { name, uid }) => {
@@ -159,12 +159,12 @@ async fn carry_out(
         }
         Op::CreateService(service) => {
             let made = create(context, cluster, "service", &**service).await?;
-            believe_service(context, cluster, service, made.as_ref());
+            believe(context, cluster, &**service, made.as_ref());
             "create service"
         }
         Op::RestoreService(service) => {
             let made = restore(context, cluster, "service", &**service).await?;
-            believe_service(context, cluster, service, Some(&made));
+            believe(context, cluster, &**service, Some(&made));
             "restore service"
         }
         Op::CreatePod(pod) => {
@@ -196,41 +196,46 @@ async fn carry_out(
     Ok(())
 }
 
-fn believe_policy(
-    context: &Context,
-    cluster: &Cluster,
-    wanted: &NetworkPolicy,
-    made: Option<&NetworkPolicy>,
-) {
-    let what = observe::network_policy(&wanted.name_any());
+/// What was made of something that was wanted is there, and says this.
+fn believe<K: Restored>(context: &Context, cluster: &Cluster, wanted: &K, made: Option<&K>) {
+    let what = K::known_as(&wanted.name_any());
     if let Some(made) = made {
-        let says = [made, wanted].map(|it| it.spec.as_ref().map(says_policy));
-        context.beliefs.says(cluster, &what, says);
-    }
-    context.beliefs.learn(cluster, what);
-}
-
-fn believe_service(context: &Context, cluster: &Cluster, wanted: &Service, made: Option<&Service>) {
-    let what = observe::service(&wanted.name_any());
-    if let Some(made) = made {
-        let says = [made, wanted].map(|it| it.spec.as_ref().map(says_service));
-        context.beliefs.says(cluster, &what, says);
+        context.beliefs.says(cluster, &what, [made.says(), wanted.says()]);
     }
     context.beliefs.learn(cluster, what);
 }
 
 /// What can say something else than it should, and be set right where it is.
 trait Restored: Child + Serialize {
+    /// What it is believed in by.
+    fn known_as(name: &str) -> String;
+    fn says(&self) -> Option<String>;
     fn restore(&mut self, wanted: &Self);
 }
 
 impl Restored for NetworkPolicy {
+    fn known_as(name: &str) -> String {
+        observe::network_policy(name)
+    }
+
+    fn says(&self) -> Option<String> {
+        self.spec.as_ref().map(says_policy)
+    }
+
     fn restore(&mut self, wanted: &Self) {
         self.spec.clone_from(&wanted.spec);
     }
 }
 
 impl Restored for Service {
+    fn known_as(name: &str) -> String {
+        observe::service(name)
+    }
+
+    fn says(&self) -> Option<String> {
+        self.spec.as_ref().map(says_service)
+    }
+
     fn restore(&mut self, wanted: &Self) {
         if let Some(wanted) = &wanted.spec {
             restore_service(self.spec.get_or_insert_default(), wanted);
@@ -260,8 +265,9 @@ async fn restore<K: Restored>(
     if is_shown(made.meta()) { Ok(made) } else { Err(ApplyError::Unlabelled { kind, name }) }
 }
 
-fn is_owned(child: &ObjectMeta, cluster: &Cluster) -> bool {
-    let uid = cluster.uid();
+/// Whether an object is a cluster's or a job's own.
+pub(crate) fn is_owned(child: &ObjectMeta, owner: &impl Resource) -> bool {
+    let uid = owner.meta().uid.clone();
     child.owner_references.iter().flatten().any(|it| uid.as_ref() == Some(&it.uid))
 }
 

@@ -7,13 +7,13 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, MESSAGE_MAX};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 use crate::api_call::{CallError, call};
-use crate::apply::{Child, Made, delete, made};
+use crate::apply::{Child, Made, delete, is_owned, made};
 use crate::metrics;
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
@@ -194,10 +194,6 @@ async fn create<K: Child + Serialize>(
         }
         Made::New(_) | Made::There(_) => Ok(()),
     }
-}
-
-fn is_owned(object: &ObjectMeta, job: &ClusterJob) -> bool {
-    object.owner_references.iter().flatten().any(|it| Some(&it.uid) == job.uid().as_ref())
 }
 
 /// Writes the status if it differs. It is the job's memory: whoever read an older one writes nothing.

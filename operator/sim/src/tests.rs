@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -408,15 +409,21 @@ fn meddled() -> Conditions {
     Conditions { is_whole: false, ..Conditions::quiet() }
 }
 
+/// One with a cluster that has been ready for a while, and what there is.
+async fn settled() -> (World, BTreeMap<String, usize>) {
+    let world = World::new(&meddled());
+    world.apply(&cluster("1Gi"));
+    world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+    sleep(Duration::from_mins(5)).await;
+    let before = world.children();
+    (world, before)
+}
+
 #[test]
 fn what_somebody_takes_away_comes_back() {
     for kind in [kinds::POD, kinds::SERVICE, kinds::NETWORK_POLICY] {
         within(|| async move {
-            let world = World::new(&meddled());
-            world.apply(&cluster("1Gi"));
-            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-            sleep(Duration::from_mins(5)).await;
-            let before = world.children();
+            let (world, before) = settled().await;
             take_away(&world, kind);
             sleep(Duration::from_secs(2)).await;
             world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
@@ -430,11 +437,7 @@ fn what_somebody_takes_away_comes_back() {
 fn what_somebody_edits_is_as_it_was_and_told() {
     for (kind, edit) in EDITED {
         within(|| async move {
-            let world = World::new(&meddled());
-            world.apply(&cluster("1Gi"));
-            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-            sleep(Duration::from_mins(5)).await;
-            let before = world.children();
+            let (world, before) = settled().await;
             world.server.change(|store, _| edit.all(store, kind));
             sleep(Duration::from_secs(2)).await;
             world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
@@ -450,11 +453,7 @@ fn what_somebody_edits_is_as_it_was_and_told() {
 #[test]
 fn a_pod_that_lost_its_label_is_told_and_left_at_work_until_it_has_it_again() {
     within(|| async {
-        let world = World::new(&meddled());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        sleep(Duration::from_mins(5)).await;
-        let before = world.children();
+        let (world, before) = settled().await;
         world.server.change(|store, _| Edit::Label.all(store, kinds::POD));
         let is_told = |store: &Store| {
             let cluster = store.get(kinds::CLUSTER, "risk");
