@@ -64,6 +64,10 @@ const KEPT: Duration = Duration::from_secs(10);
 /// How long it is known when a connection was lost.
 const LEFT_KEPT: Duration = Duration::from_mins(1);
 
+/// Connections of one address at once that have not proved yet whose they are: as many as schedulers may begin
+/// behind one address.
+const STRANGERS_MAX: usize = 256;
+
 /// Connections of one cluster at once: a new one beside one that is not known to be broken yet, and
 /// as many again while a scheduler is made anew.
 const CLUSTER_CONNECTIONS_MAX: usize = 4;
@@ -83,19 +87,19 @@ struct Known {
     left: BTreeMap<String, Instant>,
     /// The connection that counts, by the cluster's uid.
     connections: BTreeMap<String, Connection>,
-    /// How many connections each cluster has.
-    open: BTreeMap<String, usize>,
+    /// How many connections each has.
+    open: BTreeMap<Peer, usize>,
     /// How many connections there ever were.
     ever: u64,
     /// How often something was refused, by why.
     refused: BTreeMap<&'static str, u64>,
     /// Who was refused of late.
-    penalties: BTreeMap<Offender, Penalty>,
+    penalties: BTreeMap<Peer, Penalty>,
 }
 
-/// Who was refused: an address until it is known whose it is, and then the cluster.
+/// Who is at the other end: an address until it is known whose it is, and then the cluster.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Offender {
+enum Peer {
     Address(IpAddr),
     Cluster(String),
 }
@@ -143,10 +147,10 @@ struct Connection {
     told: Vec<Group>,
 }
 
-/// One of the connections that a cluster may have, given back when it is dropped.
+/// One of the connections that somebody may have, given back when it is dropped.
 struct Place<'a> {
     schedulers: &'a Schedulers,
-    cluster_uid: String,
+    of: Peer,
 }
 
 impl Default for Schedulers {
@@ -321,8 +325,8 @@ impl Schedulers {
         let mut known = self.lock();
         *known.refused.entry(refused.reason).or_default() += 1;
         let from = match &refused.cluster_uid {
-            Some(uid) => Offender::Cluster(uid.clone()),
-            None => Offender::Address(from),
+            Some(uid) => Peer::Cluster(uid.clone()),
+            None => Peer::Address(from),
         };
         known.penalties.retain(|_, it| it.waiting > 0 || it.last.elapsed() < PENALTY_KEPT);
         let first = || Penalty { times: 0, last: Instant::now(), waiting: 0 };
@@ -333,11 +337,11 @@ impl Schedulers {
 
     /// Whoever is at this address proved to be a scheduler.
     fn absolve(&self, from: IpAddr) {
-        self.lock().penalties.remove(&Offender::Address(from));
+        self.lock().penalties.remove(&Peer::Address(from));
     }
 
-    /// Waits as this offender has to. False if so many of its connections wait already.
-    async fn bear(&self, from: Offender) -> bool {
+    /// Waits as this peer has to. False if so many of its connections wait already.
+    async fn bear(&self, from: Peer) -> bool {
         let wait = {
             let mut known = self.lock();
             let Some(penalty) = known.penalties.get_mut(&from) else { return true };
@@ -358,14 +362,35 @@ impl Schedulers {
         true
     }
 
-    /// A place for one more connection of a cluster.
-    fn place(&self, cluster_uid: &str) -> Option<Place<'_>> {
+    /// A place for one more connection, unless there are as many as may be.
+    fn place(&self, of: Peer) -> io::Result<Place<'_>> {
         let mut known = self.lock();
-        let open = known.open.entry(cluster_uid.to_owned()).or_default();
-        (*open < CLUSTER_CONNECTIONS_MAX).then(|| {
-            *open += 1;
-            Place { schedulers: self, cluster_uid: cluster_uid.to_owned() }
-        })
+        let open = known.open.entry(of.clone()).or_default();
+        let max = of.connections_max();
+        if *open >= max {
+            return Err(refused("connections", format!("{of} has {max} connections already")));
+        }
+        *open += 1;
+        Ok(Place { schedulers: self, of })
+    }
+}
+
+impl Peer {
+    /// How many connections it may have at once.
+    fn connections_max(&self) -> usize {
+        match self {
+            Self::Address(_) => STRANGERS_MAX,
+            Self::Cluster(_) => CLUSTER_CONNECTIONS_MAX,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Cluster(uid) => uid.fmt(f),
+        }
     }
 }
 
@@ -399,10 +424,10 @@ impl Drop for Conversation {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut known = self.schedulers.lock();
-        if let Some(open) = known.open.get_mut(&self.cluster_uid) {
+        if let Some(open) = known.open.get_mut(&self.of) {
             *open -= 1;
             if *open == 0 {
-                known.open.remove(&self.cluster_uid);
+                known.open.remove(&self.of);
             }
         }
     }
@@ -432,7 +457,7 @@ pub async fn serve(
         let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
         let (schedulers, news) = (schedulers.clone(), news.clone());
         tokio::spawn(async move {
-            if !schedulers.bear(Offender::Address(from.ip())).await {
+            if !schedulers.bear(Peer::Address(from.ip())).await {
                 return;
             }
             if let Err(error) = session(stream, from.ip(), &acceptor, &schedulers, &news).await {
@@ -475,6 +500,7 @@ async fn session(
     news: &(impl Fn(&str) + Sync),
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let stranger = schedulers.place(Peer::Address(from))?;
     let accepted = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
     let accepted = accepted.map_err(|_| refused("tls", "no TLS in time"))?;
     let stream = accepted.map_err(|error| refused("tls", error))?;
@@ -483,6 +509,7 @@ async fn session(
     let Some(Identity::Member { cluster_uid, role: Role::Scheduler }) = identity else {
         return Err(refused("identity", "not a scheduler"));
     };
+    drop(stranger);
     schedulers.absolve(from);
     let served = serve_cluster(stream, &cluster_uid, schedulers, news).await;
     served.map_err(|error| of_cluster(error, &cluster_uid))
@@ -495,13 +522,10 @@ async fn serve_cluster(
     schedulers: &Schedulers,
     news: &(impl Fn(&str) + Sync),
 ) -> io::Result<()> {
-    if !schedulers.bear(Offender::Cluster(cluster_uid.to_owned())).await {
+    if !schedulers.bear(Peer::Cluster(cluster_uid.to_owned())).await {
         return Err(io::Error::other(format!("{cluster_uid} dials too often")));
     }
-    let Some(_place) = schedulers.place(cluster_uid) else {
-        let message = format!("{cluster_uid} has {CLUSTER_CONNECTIONS_MAX} connections already");
-        return Err(refused("connections", message));
-    };
+    let _place = schedulers.place(Peer::Cluster(cluster_uid.to_owned()))?;
     let (reader, mut writer) = tokio::io::split(stream);
     let mut lines = Lines::new(BufReader::new(reader));
     let hello = timeout(HANDSHAKE_MAX, lines.next()).await;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::future::pending;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +10,16 @@ use ebbtide_contract::identity::{Identity, Role};
 use ebbtide_contract::tls::{Credentials, any_name};
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{CLUSTER_CONNECTIONS_MAX, KEPT, Offender, PENALIZED_MAX, Refused, Schedulers, serve};
+use super::{
+    CLUSTER_CONNECTIONS_MAX, HANDSHAKE_MAX, KEPT, PENALIZED_MAX, Peer, Refused, SILENCE_MAX,
+    STRANGERS_MAX, Schedulers, serve,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -85,6 +88,25 @@ impl Operator {
         assert!(counted.is_ok() && refused.len() == 1, "{refused:?}");
     }
 
+    /// Sees that something is refused when this time is over, and not before.
+    async fn is_refused_after(&self, limit: Duration, reason: &'static str) {
+        let moment = Duration::from_secs(1);
+        sleep(limit.saturating_sub(moment)).await;
+        assert_eq!(self.schedulers.refused(), BTreeMap::new());
+        sleep(2 * moment).await;
+        assert_eq!(self.schedulers.refused(), BTreeMap::from([(reason, 1)]));
+    }
+
+    /// Waits until somebody has so many connections.
+    async fn has(&self, peer: &Peer, count: usize) {
+        let all = async {
+            while self.schedulers.lock().open.get(peer).copied().unwrap_or_default() != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, all).await.unwrap();
+    }
+
     async fn hear(&mut self, uid: &str) {
         let heard = timeout(PATIENCE, self.news.recv()).await.unwrap();
         assert_eq!(heard.as_deref(), Some(uid));
@@ -127,14 +149,58 @@ async fn a_cluster_has_a_few_connections_and_others_have_theirs() {
         say(&mut connection, &Up::Hello { protocol: PROTOCOL, epoch: 1 }).await;
         mute.push(connection);
     }
-    while operator.schedulers.lock().open.get("a") != Some(&CLUSTER_CONNECTIONS_MAX) {
-        tokio::task::yield_now().await;
-    }
+    operator.has(&Peer::Cluster("a".to_owned()), CLUSTER_CONNECTIONS_MAX).await;
     let mut one_more = operator.connect("a", Role::Scheduler).await;
     assert!(is_closed(&mut one_more).await);
     operator.counts("connections", 1).await;
     operator.scheduler("b", 1).await;
     assert!(operator.schedulers.demand("b").is_some());
+}
+
+#[tokio::test]
+async fn a_thousand_mute_connections_of_one_address_keep_nobody_out() {
+    let mut operator = Operator::start().await;
+    let address: SocketAddr = operator.address.parse().unwrap();
+    let mut mute = Vec::new();
+    for _ in 0..1000 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        mute.push(socket.connect(address).await.unwrap());
+    }
+    operator.has(&Peer::Address(IpAddr::from([127, 0, 0, 2])), STRANGERS_MAX).await;
+    operator.scheduler("a", 1).await;
+    assert!(operator.schedulers.demand("a").is_some());
+    // The rest is counted as refused, or as what came too soon after that.
+    let all = async {
+        while operator.schedulers.refused().values().sum::<u64>() < 1000 - STRANGERS_MAX as u64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all).await.unwrap();
+    drop(mute);
+    operator.has(&Peer::Address(IpAddr::from([127, 0, 0, 2])), 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_before_it_proves_itself_is_let_go() {
+    let operator = Operator::start().await;
+    let _mute = TcpStream::connect(&operator.address).await.unwrap();
+    operator.is_refused_after(HANDSHAKE_MAX, "tls").await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_first_or_any_more_is_let_go() {
+    let operator = Operator::start().await;
+    let _mute = operator.connect("a", Role::Scheduler).await;
+    operator.has(&Peer::Cluster("a".to_owned()), 1).await;
+    tokio::time::pause();
+    operator.is_refused_after(HANDSHAKE_MAX, "silence").await;
+    tokio::time::resume();
+    let operator = &mut Operator::start().await;
+    let _silent = operator.scheduler("b", 1).await;
+    tokio::time::pause();
+    operator.is_refused_after(SILENCE_MAX, "silence").await;
+    assert_eq!(operator.schedulers.demand("b"), None);
 }
 
 #[tokio::test]
@@ -278,28 +344,28 @@ async fn who_was_refused_waits_and_nobody_else_does() {
     let address = |last| IpAddr::from([10, 0, 0, last]);
     let refused = Refused { reason: "tls", message: String::new(), cluster_uid: None };
     (0..3).for_each(|_| schedulers.refuse(address(1), &refused));
-    let wait = async |offender| {
+    let wait = async |peer| {
         let begin = Instant::now();
-        assert!(schedulers.bear(offender).await);
+        assert!(schedulers.bear(peer).await);
         begin.elapsed()
     };
-    assert_eq!(wait(Offender::Address(address(1))).await, Duration::from_millis(400));
-    assert_eq!(wait(Offender::Address(address(2))).await, Duration::ZERO);
+    assert_eq!(wait(Peer::Address(address(1))).await, Duration::from_millis(400));
+    assert_eq!(wait(Peer::Address(address(2))).await, Duration::ZERO);
     let of_cluster = Refused { cluster_uid: Some("a".to_owned()), ..refused };
     schedulers.refuse(address(2), &of_cluster);
-    assert_eq!(wait(Offender::Address(address(2))).await, Duration::ZERO);
-    assert!(!wait(Offender::Cluster("a".to_owned())).await.is_zero());
+    assert_eq!(wait(Peer::Address(address(2))).await, Duration::ZERO);
+    assert!(!wait(Peer::Cluster("a".to_owned())).await.is_zero());
     let many = (0..PENALIZED_MAX).map(|_| {
         let schedulers = schedulers.clone();
-        tokio::spawn(async move { schedulers.bear(Offender::Address(address(1))).await })
+        tokio::spawn(async move { schedulers.bear(Peer::Address(address(1))).await })
     });
     let many: Vec<_> = many.collect();
     tokio::task::yield_now().await;
-    assert!(!schedulers.bear(Offender::Address(address(1))).await, "as many as may wait");
+    assert!(!schedulers.bear(Peer::Address(address(1))).await, "as many as may wait");
     assert_eq!(schedulers.refused().get("penalty"), Some(&1));
     for one in many {
         assert!(one.await.unwrap());
     }
     schedulers.absolve(address(1));
-    assert_eq!(wait(Offender::Address(address(1))).await, Duration::ZERO);
+    assert_eq!(wait(Peer::Address(address(1))).await, Duration::ZERO);
 }
