@@ -3,6 +3,18 @@ app.kubernetes.io/name: ebbtide-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion }}
 {{- end }}
+{{- /* An image, behind the registry of all of them. */ -}}
+{{- define "ebbtide.image" -}}
+{{- with .registry }}{{ . | trimSuffix "/" }}/{{ end }}{{ .image }}
+{{- end }}
+{{- /* Images by the keys of package lists. */ -}}
+{{- define "ebbtide.environments" -}}
+{{- $found := dict }}
+{{- range $key, $image := .Values.environments }}
+{{- $_ := set $found $key (include "ebbtide.image" (dict "registry" $.Values.registry "image" $image)) }}
+{{- end }}
+{{- $found | toJson }}
+{{- end }}
 {{- define "ebbtide.selector" -}}
 app.kubernetes.io/name: ebbtide-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
