@@ -7,7 +7,7 @@ pub(crate) mod local;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use ebbtide_api::Cluster;
-use ebbtide_plan::change::Class;
+use ebbtide_api::change::Class;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
 pub(crate) use crate::backend::local::fresh_uid;

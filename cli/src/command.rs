@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ebbtide_api::change::definition;
 use ebbtide_api::{Cluster, ClusterJob, Engine, Phase, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
@@ -321,7 +322,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Env { command } => environment(&command)?,
         Command::Crd { kind, output } => match kind {
-            CrdKind::Cluster => output::value(&Cluster::crd(), output)?,
+            CrdKind::Cluster => output::value(&definition(), output)?,
             CrdKind::ClusterJob => output::value(&ClusterJob::crd(), output)?,
         },
         Command::Version => output::line(env!("CARGO_PKG_VERSION"))?,

@@ -4,6 +4,7 @@
 #![expect(clippy::duplicated_attributes, reason = "columns of one type repeat its name")]
 
 mod amount;
+pub mod change;
 mod duration;
 pub mod job;
 pub mod names;
@@ -50,15 +51,6 @@ pub const GROUP: &str = "ebbtide.dev";
     shortname = "ebb",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
-    validation = Rule::new("!has(self.status) || !has(self.status.startedAt) || has(self.spec.image) == has(oldSelf.spec.image) && (!has(self.spec.image) || self.spec.image == oldSelf.spec.image)")
-        .message("image cannot change once the scheduler has answered: workers would differ; delete the cluster and create it again")
-        .field_path(".spec.image"),
-    validation = Rule::new("!has(self.status) || !has(self.status.startedAt) || has(self.spec.environment) == has(oldSelf.spec.environment) && (!has(self.spec.environment) || self.spec.environment == oldSelf.spec.environment)")
-        .message("environment cannot change once the scheduler has answered: workers would differ; delete the cluster and create it again")
-        .field_path(".spec.environment"),
-    validation = Rule::new("self.spec.engine == oldSelf.spec.engine")
-        .message("engine cannot change while the cluster lives: its workers would differ; delete the cluster and create it again")
-        .field_path(".spec.engine"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
     printcolumn(
         name = "Phase",
@@ -99,19 +91,16 @@ pub const GROUP: &str = "ebbtide.dev";
     .message("minWorkers must not be greater than max of the first group")
     .field_path(".minWorkers"))]
 pub struct ClusterSpec {
-    /// Packages that everything in this cluster runs with. Give this or `image`. It can be corrected
-    /// until the scheduler has answered for the first time.
+    /// Packages that everything in this cluster runs with. Give this or `image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<EnvironmentSpec>,
     /// Image that everything in this cluster runs, with Ebbtide installed. Give this or
-    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node. It can
-    /// be corrected until the scheduler has answered for the first time.
+    /// `environment`. A reference with a digest (`name@sha256:…`) is the same on every node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
     /// What computes: `ebbtide`, the chunked arrays and functions of this project, or `dask`, which
-    /// needs `distributed` among the packages. It cannot change while the cluster lives. Default:
-    /// `ebbtide`.
+    /// needs `distributed` among the packages. Default: `ebbtide`.
     #[serde(default)]
     pub engine: Engine,
     /// The one process that plans and hands out work.
@@ -185,10 +174,10 @@ pub struct EnvironmentSpec {
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SchedulerSpec {
-    /// What it may use. Default: 1 core and 1 GiB. A change holds when the scheduler is made again.
+    /// What it may use. Default: 1 core and 1 GiB.
     #[serde(default = "scheduler_resources")]
     pub resources: Resources,
-    /// What else its pod has. A change holds when the scheduler is made again.
+    /// What else its pod has.
     #[serde(default, skip_serializing_if = "PodSettings::is_empty")]
     pub pod: PodSettings,
 }
@@ -203,7 +192,7 @@ pub struct WorkerGroup {
     /// Name of the group, part of its pods' names.
     #[schemars(length(min = 1, max = names::GROUP_MAX), regex(pattern = r"^[a-z]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
-    /// What each worker may use. A change holds for workers that are made from then on.
+    /// What each worker may use.
     pub resources: Resources,
     /// Workers that are there even without work. Default: 0.
     #[serde(default)]

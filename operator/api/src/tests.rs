@@ -1,13 +1,14 @@
 use kube::CustomResourceExt as _;
 use serde_json::json;
 
+use crate::change::definition;
 use crate::status::Cause;
 use crate::{Amount, Cluster, ClusterJob, ClusterSpec, Length, Phase, check_fields};
 
 #[test]
 fn the_definition_is_what_is_committed() {
     for (committed, definition) in [
-        (include_str!("../../../crds/clusters.yaml"), Cluster::crd()),
+        (include_str!("../../../crds/clusters.yaml"), definition()),
         (include_str!("../../../crds/clusterjobs.yaml"), ClusterJob::crd()),
     ] {
         let generated = serde_saphyr::to_string(&definition).unwrap();

@@ -4,39 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use ebbtide_api::ClusterSpec;
+use ebbtide_api::change::{Class, class};
 use serde_json::Value;
-
-/// What a change of a field does.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Class {
-    /// It holds at once.
-    Live,
-    /// It holds for pods that are made from then on, and those that have not started are made again.
-    NextPods,
-    /// Pods go and others come.
-    Recreate,
-    /// It holds as long as nothing ran. From then on the API server refuses it.
-    UntilStarted,
-    /// The API server refuses it.
-    Immutable,
-}
-
-/// The class of each field, and of what is below it. `*` is any member of a list.
-const CLASSES: [(&str, Class); 13] = [
-    ("access", Class::Live),
-    ("engine", Class::Immutable),
-    ("environment", Class::UntilStarted),
-    ("image", Class::UntilStarted),
-    ("lifetime", Class::Live),
-    ("minWorkers", Class::Live),
-    ("scaling", Class::Live),
-    ("scheduler.pod", Class::NextPods),
-    ("scheduler.resources", Class::NextPods),
-    ("workers.*.max", Class::Live),
-    ("workers.*.min", Class::Live),
-    ("workers.*.pod", Class::NextPods),
-    ("workers.*.resources", Class::NextPods),
-];
 
 /// A field that differs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -49,27 +18,6 @@ pub struct Difference {
     pub new: Option<Value>,
     /// What the change does.
     pub class: Class,
-}
-
-impl Class {
-    /// What happens, in words.
-    pub fn effect(self) -> &'static str {
-        match self {
-            Self::Live => "holds at once",
-            Self::NextPods => {
-                "holds for pods that are made from then on; what runs stays, what has not started \
-                 is made again"
-            }
-            Self::Recreate => "a group that is new comes, one that is gone goes with its workers",
-            Self::UntilStarted => {
-                "holds until the scheduler has answered for the first time, and is refused from then \
-                 on; delete the cluster and create it again"
-            }
-            Self::Immutable => {
-                "is refused while the cluster lives; delete the cluster and create it again"
-            }
-        }
-    }
 }
 
 impl fmt::Display for Difference {
@@ -105,16 +53,7 @@ pub fn differences(old: &ClusterSpec, new: &ClusterSpec) -> Vec<Difference> {
         .collect()
 }
 
-/// The class of the field at this path. A group is known by its name: another name, another group.
-fn class(path: &str) -> Class {
-    let is_within = |field: &str| {
-        path.strip_prefix(field).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    let known = CLASSES.iter().find(|(field, _)| is_within(field));
-    known.map_or(Class::Recreate, |(_, class)| *class)
-}
-
-/// Leaves by the name that people read, each with its path in [`CLASSES`].
+/// Leaves by the name that people read, each with the path by which its class is found.
 fn collect(value: &Value, path: &str, name: &str, leaves: &mut BTreeMap<String, (String, Value)>) {
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     match value {
@@ -143,10 +82,12 @@ fn collect(value: &Value, path: &str, name: &str, leaves: &mut BTreeMap<String, 
 #[cfg(test)]
 mod tests {
     use ebbtide_api::ClusterSpec;
+    use ebbtide_api::change::{CLASSES, Class, class};
     use serde_json::{Value, json};
 
-    use super::{CLASSES, Class, class, differences};
-    use crate::settings::tests::{leaves, schema};
+    use super::differences;
+    use crate::pods::made_from;
+    use crate::settings::tests::{leaves, required, schema};
 
     fn spec(change: impl FnOnce(&mut Value)) -> ClusterSpec {
         let mut spec = json!({
@@ -157,17 +98,40 @@ mod tests {
         serde_json::from_value(spec).unwrap()
     }
 
+    /// The path of a leaf of the schema, as the table has it.
+    fn path_of(leaf: &str) -> String {
+        leaf.trim_start_matches('.').replace("[]", ".*").replace(".*.*", ".*")
+    }
+
     #[test]
     fn every_field_has_a_class_and_every_class_a_field() {
-        let paths = leaves(&schema(), "spec").into_iter().map(|(path, _)| {
-            path.trim_start_matches('.').replace("[]", ".*").replace(".*.*", ".*")
-        });
-        let paths: Vec<String> = paths.collect();
-        let odd: Vec<&String> =
-            paths.iter().filter(|path| class(path) == Class::Recreate).collect();
-        assert_eq!(odd, ["workers.*.name"]);
+        let paths: Vec<String> =
+            leaves(&schema(), "spec").iter().map(|(leaf, _)| path_of(leaf)).collect();
+        for path in &paths {
+            let own = CLASSES
+                .iter()
+                .filter(|(field, _)| path == field || path.starts_with(&format!("{field}.")));
+            assert_eq!(own.count(), 1, "{path}");
+        }
         for (field, _) in CLASSES {
             assert!(paths.iter().any(|path| path.starts_with(field)), "{field} is no field");
+        }
+    }
+
+    #[test]
+    fn pods_are_behind_by_what_holds_for_the_next_ones_and_by_nothing_else() {
+        let made = |document: &Value| -> Vec<String> {
+            let mut document = document.clone();
+            document["image"] = json!("i");
+            let spec: ClusterSpec = serde_json::from_value(document).unwrap();
+            spec.pods().map(|(_, resources, settings)| made_from(resources, settings)).collect()
+        };
+        let least = made(&Value::Object(required(&schema())));
+        for (leaf, document) in leaves(&schema(), "spec") {
+            // What the smallest document has as it is says nothing.
+            let is_there = document == Value::Object(required(&schema()));
+            let is_behind = made(&document) != least;
+            assert_eq!(is_behind, !is_there && class(&path_of(&leaf)) == Class::NextPods, "{leaf}");
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn leaves(schema: &Value, name: &str) -> Vec<(String, Value)> {
     vec![(String::new(), smallest(schema, name))]
 }
 
-fn required(schema: &Value) -> Map<String, Value> {
+pub(crate) fn required(schema: &Value) -> Map<String, Value> {
     let names = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     // Kubernetes calls it optional, and nothing can be mounted without it.
     let secret = schema["properties"].get("secretName").map(|_| "secretName");
