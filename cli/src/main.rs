@@ -5,6 +5,7 @@ mod command;
 mod dashboard;
 mod endpoint;
 mod job;
+mod log;
 mod manifest;
 mod node;
 mod output;
@@ -15,15 +16,12 @@ mod top;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
 
 use crate::command::{Command, Ebbtide};
 
 fn main() -> ExitCode {
     let ebbtide = Ebbtide::parse();
-    let quiet = if ebbtide.command.is_process() { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::begin(ebbtide.command.is_process());
     if matches!(ebbtide.command, Command::Scheduler) {
         node::scheduler()
     } else if matches!(ebbtide.command, Command::Worker) {

@@ -16,9 +16,6 @@ use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where Kubernetes looks for the last words of a container.
-const TERMINATION_LOG: &str = "/dev/termination-log";
-
 pub(crate) fn scheduler() -> ExitCode {
     run(async |settings| match engine()? {
         Engine::Ebbtide => scheduler::run(settings, ended()).await.map_err(Into::into),
@@ -95,9 +92,9 @@ fn run(work: impl AsyncFnOnce(&Settings) -> Result<(), Ended>) -> ExitCode {
     }
 }
 
-/// Leaves the reason where a pod's status takes it from. Elsewhere there is no such file.
+/// Leaves the reason where a pod's status takes it from.
 fn tell_kubelet(reason: &str) {
-    let file = OpenOptions::new().write(true).open(TERMINATION_LOG);
+    let file = OpenOptions::new().write(true).open(exit::WORDS);
     if let Err(error) = file.and_then(|mut file| file.write_all(reason.as_bytes())) {
         tracing::debug!(%error, "nobody else is told");
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use ebbtide_api::Cluster;
 use ebbtide_api::status::GroupStatus;
+use ebbtide_contract::log::Spoken;
 use ebbtide_plan::job::is_made_for_job;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -25,7 +26,13 @@ pub(crate) fn of_log(who: &str, log: &str) -> Vec<Line> {
         while let Some((time, rest)) = stamped(text) {
             (at, text) = (time, rest);
         }
-        lines.push(Line { at, who: who.to_owned(), text: text.to_owned() });
+        let spoken = Spoken::read(text);
+        if let Some(time) = spoken.as_ref().and_then(|it| it.at.parse().ok()) {
+            at = time;
+        }
+        let text =
+            spoken.map_or_else(|| text.to_owned(), |it| format!("{:>5} {}", it.level, it.text()));
+        lines.push(Line { at, who: who.to_owned(), text });
     }
     lines
 }
@@ -127,13 +134,15 @@ mod tests {
     fn lines_come_in_the_order_of_time_and_those_without_one_stay_with_theirs() {
         let first =
             of_log("a", "2026-01-01T00:00:01Z one\n  and more\n2026-01-01T00:00:03.5Z three");
-        let second = of_log("worker", "2026-01-01T00:00:09Z 2026-01-01T00:00:02Z  INFO two");
+        let said =
+            r#"{"pod":"p","timestamp":"2026-01-01T00:00:02Z","level":"INFO","message":"two"}"#;
+        let second = of_log("worker", &format!("2026-01-01T00:00:09Z {said}"));
         assert_eq!(
             in_order([first, second].concat()),
             [
                 "2026-01-01T00:00:01Z  a       one",
                 "2026-01-01T00:00:01Z  a         and more",
-                "2026-01-01T00:00:02Z  worker  INFO two",
+                "2026-01-01T00:00:02Z  worker   INFO two",
                 "2026-01-01T00:00:03Z  a       three",
             ]
         );

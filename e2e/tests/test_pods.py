@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, on_the_dev_cluster, run, up
+from conftest import OPERATOR, kubectl, on_the_dev_cluster, run, up
 from watch import Told, told
 
 Change = Callable[[dict], None]
@@ -180,6 +180,22 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
     told = run("ebbtide", "describe", "mean", "-n", namespace)
     assert "DeletedPod: mean-" in told and "CreatedPod: mean-" in told
     run("ebbtide", "down", "mean", "-n", namespace)
+
+
+def test_a_pod_says_which_look_made_it_and_both_logs_are_found_by_that(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(), namespace):
+        found = ("pods", "-l", "ebbtide.dev/role=worker", "-n", namespace, "-o", "json")
+        [pod] = json.loads(kubectl("get", *found))["items"]
+        name, trace = pod["metadata"]["name"], pod["metadata"]["annotations"]["ebbtide.dev/trace"]
+        said = [json.loads(it) for it in kubectl("logs", name, "-n", namespace).splitlines()]
+        origins = {(it["cluster"], it["pod"], it["trace"]) for it in said}
+        assert origins == {("mean", name, trace)}
+        log = kubectl("logs", *OPERATOR, "--tail=-1").splitlines()
+        look = [json.loads(it) for it in log if trace in it]
+        assert {it["span"]["object"] for it in look} == {f"{namespace}/mean"}
+        assert any(f"create pod {name}" in it["message"] for it in look)
 
 
 def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(

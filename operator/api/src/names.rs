@@ -26,6 +26,9 @@ pub const IMAGE: &str = "ebbtide.dev/image";
 /// Annotation: the program that a job's pod runs, which it reads as a file.
 pub const SCRIPT: &str = "ebbtide.dev/script";
 
+/// Annotation: which look of the operator made a pod, as the operator's log names it.
+pub const TRACE: &str = "ebbtide.dev/trace";
+
 /// Annotation of a cluster: a value that it did not have before has its certificates renewed. Of the Secret
 /// that keeps the authority: has the authority replaced.
 pub const RENEW: &str = "ebbtide.dev/renew";

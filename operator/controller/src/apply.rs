@@ -129,7 +129,7 @@ async fn carry_out(
 ) -> Result<(), ApplyError> {
     let (namespace, uid) =
         (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
-    tracing::info!(cluster = cluster.name_any(), namespace, "{change}");
+    tracing::info!("{change}");
     let kind = match &change.op {
         Op::CreateSecret(wanted) => {
             write_secret(context, cluster, &mint(context, wanted)?, false).await?;

@@ -35,7 +35,11 @@ pub(crate) enum JobError {
 }
 
 /// Looks at one job and does what is due. Gives when to look again though nothing happens.
-pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, JobError> {
+pub(crate) async fn steps(
+    context: &Context,
+    key: &Key,
+    trace: &str,
+) -> Result<Option<Duration>, JobError> {
     let Some(guarded) = context.jobs.get(key) else {
         context.beliefs.forget(key);
         return Ok(None);
@@ -63,7 +67,7 @@ pub(crate) async fn steps(context: &Context, key: &Key) -> Result<Option<Duratio
         return Ok(None);
     };
     let JobPlan { changes, status, next_look } =
-        plan(job, &observed, &context.site, (context.clock)());
+        plan(job, &observed, &context.site, (context.clock)()).traced(trace);
     if !changes.is_empty() && !is_newest(context, job).await? {
         return Ok(Some(BEHIND));
     }
@@ -150,7 +154,7 @@ async fn carry_out(
     change: &JobChange,
 ) -> Result<(), JobError> {
     let namespace = job.namespace().unwrap_or_default();
-    tracing::info!(job = job.name_any(), namespace, "{change}");
+    tracing::info!("{change}");
     let kind = match &change.op {
         JobOp::CreateCluster(cluster) => {
             create(context, job, &**cluster).await?;
@@ -238,7 +242,7 @@ fn told(change: &JobChange) -> &'static str {
 
 async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note: &str) {
     if !context.beliefs.may_tell(key) {
-        tracing::info!(job = %key, note, "too many events to tell");
+        tracing::info!(note, "too many events to tell");
         return;
     }
     let event = Event {

@@ -15,3 +15,4 @@ mod record;
 pub mod run;
 pub mod settings;
 mod slim;
+mod trace;

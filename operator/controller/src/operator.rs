@@ -27,6 +27,7 @@ use crate::metrics::{self, Metrics, Reason, State};
 use crate::observe::Beliefs;
 use crate::reconcile::{Context, Guarded, look};
 use crate::slim::{SlimPod, slim};
+use crate::trace::Traces;
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
 pub(crate) const WATCH_SECONDS: u32 = 60;
@@ -94,6 +95,7 @@ impl Operator {
             site,
             beliefs: Beliefs::default(),
             metrics,
+            traces: Traces::new(clock()),
             clock,
         };
         let Equipment { namespaces, concurrency, .. } = equipment;

@@ -17,6 +17,7 @@ use kube::runtime::events::Recorder;
 use kube::{Client, Resource as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::api_call::CallError;
 use crate::apply::{Applied, ApplyError, apply};
@@ -27,6 +28,7 @@ use crate::observe::{Beliefs, observe};
 use crate::operator::Clock;
 use crate::record::{record, unreadable};
 use crate::slim::{SlimPod, SlimPolicy, SlimService};
+use crate::trace::Traces;
 
 /// First wait after a failure; each further one doubles it.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -60,6 +62,7 @@ pub(crate) struct Context {
     pub(crate) beliefs: Beliefs,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
 }
 
@@ -85,13 +88,21 @@ pub(crate) struct Next {
     pub(crate) held: Option<Duration>,
 }
 
-/// Looks at one cluster or job and does what is due. A panic is its alone.
+/// Looks at one cluster or job and does what is due. Whatever is logged on the way says of which look it is.
 pub(crate) async fn look(context: Arc<Context>, key: Key) -> (Key, Next) {
+    let trace = context.traces.next();
+    let span = tracing::info_span!("reconcile", trace, object = %key);
+    let next = try_steps(&context, &key, &trace).instrument(span).await;
+    (key, next)
+}
+
+/// Does what is due. A panic is its alone.
+async fn try_steps(context: &Context, key: &Key, trace: &str) -> Next {
     let begin = Instant::now();
     let steps = async {
         match key.kind {
-            Kind::Cluster => steps(&context, &key).await,
-            Kind::ClusterJob => jobs::steps(&context, &key).await.map_err(LookError::Job),
+            Kind::Cluster => steps(context, key, trace).await,
+            Kind::ClusterJob => jobs::steps(context, key, trace).await.map_err(LookError::Job),
         }
     };
     let steps = AssertUnwindSafe(steps).catch_unwind().await;
@@ -99,26 +110,25 @@ pub(crate) async fn look(context: Arc<Context>, key: Key) -> (Key, Next) {
     let outcome = if ended.is_ok() { "success" } else { "error" };
     context.metrics.reconciles.get_or_create(&Outcome { outcome }).inc();
     context.metrics.reconcile_seconds.observe(begin.elapsed().as_secs_f64());
-    let next = match ended {
+    match ended {
         Ok(again) => {
-            context.beliefs.succeeded(&key);
+            context.beliefs.succeeded(key);
             Next { again, held: None }
         }
         Err(error) => {
             let class = error.class();
             context.metrics.reconcile_errors.get_or_create(&Class { class }).inc();
-            let wait = wait_after(context.beliefs.failed(&key));
+            let wait = wait_after(context.beliefs.failed(key));
             let held = error.held(wait);
             let wait = wait.max(held.unwrap_or_default());
             let retry_seconds = wait.as_secs_f64();
-            tracing::warn!(object = %key, class, %error, retry_seconds, "a reconcile failed");
+            tracing::warn!(class, %error, retry_seconds, "a reconcile failed");
             Next { again: Some(wait), held }
         }
-    };
-    (key, next)
+    }
 }
 
-async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookError> {
+async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Duration>, LookError> {
     let Some(guarded) = context.clusters.get(key) else {
         context.beliefs.forget(key);
         return Ok(None);
@@ -143,7 +153,7 @@ async fn steps(context: &Context, key: &Key) -> Result<Option<Duration>, LookErr
     let uid = cluster.metadata.uid.as_deref().unwrap_or_default();
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let planned = context.beliefs.as_planned(key, cluster);
-    let plan = plan(&planned, &observed, &context.site, (context.clock)());
+    let plan = plan(&planned, &observed, &context.site, (context.clock)()).traced(trace);
     let Applied { renewed, others } = apply(context, cluster, &plan.changes).await;
     let plan = match &renewed {
         Ok(()) => plan,

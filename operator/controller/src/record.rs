@@ -54,7 +54,7 @@ pub(crate) async fn record(
     for told in told(changes.iter().filter(is_news)) {
         // That it goes is told once, and nobody could look it up later.
         if told.reason != GOES && !context.beliefs.may_tell(&key(cluster)) {
-            tracing::info!(cluster = %key(cluster), note = told.note(), "too many events to tell");
+            tracing::info!(note = told.note(), "too many events to tell");
             continue;
         }
         tell(context, cluster, &told).await;
@@ -168,7 +168,7 @@ pub(crate) async fn unreadable(
     invalid: &InvalidObject,
 ) {
     let error = &invalid.error;
-    tracing::warn!(object = %key, error, "an object cannot be read");
+    tracing::warn!(error, "an object cannot be read");
     context.metrics.reconcile_errors.get_or_create(&Class { class: "unreadable" }).inc();
     if !context.beliefs.may_tell(key) {
         return;

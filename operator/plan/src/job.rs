@@ -67,6 +67,19 @@ pub struct JobPlan {
     pub next_look: Option<Duration>,
 }
 
+impl JobPlan {
+    /// The plan, with each pod that it makes telling which look made it.
+    #[must_use]
+    pub fn traced(mut self, trace: &str) -> Self {
+        for change in &mut self.changes {
+            if let JobOp::CreatePod(pod) = &mut change.op {
+                pods::trace(pod, trace);
+            }
+        }
+        self
+    }
+}
+
 /// One write.
 #[derive(Debug, Serialize)]
 pub struct JobChange {

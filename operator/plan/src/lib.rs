@@ -185,6 +185,17 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan, with each pod that it makes telling which look made it.
+    #[must_use]
+    pub fn traced(mut self, trace: &str) -> Self {
+        for change in &mut self.changes {
+            if let Op::CreatePod(pod) = &mut change.op {
+                pods::trace(pod, trace);
+            }
+        }
+        self
+    }
+
     /// The status when one of the changes could not be made.
     pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
         let status = status::stuck(cluster, &self.status, error, now);

@@ -63,6 +63,11 @@ pub fn is_own_container(name: &str) -> bool {
     [Role::Scheduler.as_str(), Role::Worker.as_str(), JOB].contains(&name)
 }
 
+/// Has a pod tell which look of the operator made it.
+pub(crate) fn trace(pod: &mut Pod, trace: &str) {
+    pod.annotations_mut().insert(names::TRACE.to_owned(), trace.to_owned());
+}
+
 /// What pods are made from.
 pub(crate) struct Context<'a> {
     pub(crate) cluster: &'a Cluster,
@@ -290,6 +295,7 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
         plain(variable::ENGINE, cluster.spec.engine.as_str().to_owned()),
         plain(variable::CREDENTIALS, CREDENTIALS_PATH.to_owned()),
         field(variable::POD_NAME, "metadata.name"),
+        field(variable::TRACE, &format!("metadata.annotations['{}']", names::TRACE)),
         field(variable::POD_IP, "status.podIP"),
     ];
     // Ours come last: they win.

@@ -6,6 +6,7 @@
 
 pub mod demand;
 pub mod identity;
+pub mod log;
 pub mod tls;
 pub mod view;
 
@@ -25,6 +26,8 @@ pub mod variable {
     pub const OPERATOR: &str = "EBBTIDE_OPERATOR";
     /// Name of this pod: the name under which a worker registers.
     pub const POD_NAME: &str = "EBBTIDE_POD_NAME";
+    /// Which look of the operator made this pod, as its log names it. Not set where no operator's does.
+    pub const TRACE: &str = "EBBTIDE_TRACE";
     /// Address of this pod, on which it listens and at which its peers reach it.
     pub const POD_IP: &str = "EBBTIDE_POD_IP";
     /// Worker group of this worker.
@@ -68,4 +71,6 @@ pub mod exit {
     pub const MISCONFIGURED: u8 = 64;
     /// Lost its scheduler for longer than it may wait.
     pub const ABANDONED: u8 = 75;
+    /// Where Kubernetes looks for the last words of a container. Elsewhere there is no such file.
+    pub const WORDS: &str = "/dev/termination-log";
 }

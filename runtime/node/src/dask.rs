@@ -105,6 +105,7 @@ pub fn worker(settings: &Settings) -> DaskError {
 fn python(settings: &Settings, process: &str) -> Command {
     let mut command = Command::new("python3");
     command.args(["-c", LOADER, WAY, HEALTH, process]).arg(settings.listen_ip().to_string());
+    command.args([&DaskError::NoDask.to_string(), exit::WORDS]);
     // As Dask's own starter of workers does: its threads are the workers' cores, and memory that was freed is
     // given back.
     let one_each = runner::THREADS.map(|name| (name, "1"));
@@ -179,5 +180,28 @@ impl Process {
             }
             Err(error) => tracing::error!(%error, "the scheduler says what nobody understands"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use ebbtide_contract::exit;
+
+    use super::LOADER;
+
+    #[test]
+    fn a_process_without_a_package_says_what_is_wrong_where_its_last_words_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let last_words = folder.path().join("last-words");
+        fs::write(&last_words, "").unwrap();
+        let arguments = ["-c", LOADER, "import nowhere", "", "", "", "add it"];
+        let ended = Command::new("python3").args(arguments).arg(&last_words).output().unwrap();
+        assert_eq!(ended.status.code(), Some(i32::from(exit::MISCONFIGURED)));
+        assert_eq!(fs::read_to_string(last_words).unwrap(), "add it");
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(said, "the environment has no package 'nowhere'\nadd it\n");
     }
 }

@@ -1,5 +1,9 @@
-"""Makes modules of the first two arguments, which the program in the third one imports."""
+"""Makes modules of the first two arguments, which the program in the third one imports.
 
+The fifth one says what is wrong where that cannot be, and the sixth one where to leave these words.
+"""
+
+import pathlib
 import sys
 import types
 
@@ -12,7 +16,10 @@ try:
         exec(compile(text, f"{name}.py", "exec"), module.__dict__)
         sys.modules[name] = module
 except ModuleNotFoundError as error:
-    print(f"the environment has no package {error.name!r}", file=sys.stderr)
+    print(f"the environment has no package {error.name!r}", sys.argv[5], sep="\n", file=sys.stderr)
+    last_words = pathlib.Path(sys.argv[6])
+    if last_words.exists():
+        last_words.write_text(sys.argv[5])
     # Started with what cannot work.
     raise SystemExit(64) from None
 exec(compile(sys.argv[3], "ebbtide_dask_process.py", "exec"))
