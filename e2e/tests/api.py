@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MERGE = "application/merge-patch+json"
@@ -41,15 +42,32 @@ class Api:
         code, text = self.ask("POST", path, {**whole, "spec": spec})
         return code, json.loads(text)
 
-    def columns(self, path: str) -> list[dict]:
-        """Read what kubectl prints of everything that is there, and no more."""
-        self._connection.request("GET", f"{path}?includeObject=None", headers={"Accept": TABLE})
-        answer = self._connection.getresponse()
-        text = answer.read().decode()
-        assert answer.status == 200, f"{path}: {text}"
-        found = json.loads(text)
-        names = [it["name"] for it in found["columnDefinitions"]]
-        return [dict(zip(names, row["cells"], strict=True)) for row in found["rows"]]
+    def told(
+        self, path: str, count: int, is_told: Callable[[str], bool], seconds: int
+    ) -> dict[str, str]:
+        """Watch until the messages of so many objects are of a kind. Return them, by name."""
+        own = self.another()._connection
+        own.timeout = seconds
+        query = f"watch=true&includeObject=None&timeoutSeconds={seconds}"
+        own.request("GET", f"{path}?{query}", headers={"Accept": TABLE})
+        answer = own.getresponse()
+        assert answer.status == 200, f"{path}: {answer.read().decode()}"
+        names: list[str] = []
+        said: dict[str, str] = {}
+        waiting: set[str] = set()
+        with contextlib.closing(own):
+            for line in answer:
+                table = json.loads(line)["object"]
+                # The first one alone says what the columns are.
+                names = [it["name"] for it in table["columnDefinitions"] or []] or names
+                for row in table["rows"]:
+                    it = dict(zip(names, row["cells"], strict=True))
+                    said[it["Name"]] = it["Message"] or ""
+                    (waiting.discard if is_told(said[it["Name"]]) else waiting.add)(it["Name"])
+                if len(said) == count and not waiting:
+                    return said
+        some = {it: said[it] for it in sorted(waiting)[:8]}
+        raise AssertionError(f"{len(waiting)} of {len(said)} of {count}: {some}")
 
     def another(self) -> Api:
         """Connect once more."""

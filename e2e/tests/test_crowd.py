@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,9 +64,7 @@ def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_els
         # It becomes ready, and grows, while the operator has all of them to tell.
         with up(manifest(), namespace):
             resize(namespace, 2)
-            end = time.monotonic() + 120
-            while not all("in-no-catalogue" in str(it["Message"]) for it in api.columns(path)):
-                assert time.monotonic() < end
+            api.told(path, MANY, lambda words: "in-no-catalogue" in words, 120)
             assert operators() == before
             kubectl("delete", "pods", "-n", "ebbtide", "--all")
             kubectl("rollout", "status", *OPERATOR, "--timeout=60s")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import alone, kubectl, mean, objects, run
 from test_pods import LENT, workers
+from watch import told
 
 LIMIT = 120
 
@@ -66,21 +67,14 @@ def apply(namespace: str, spec: dict[str, Any], name: str = "job") -> str:
 
 
 def status(namespace: str, name: str = "job") -> dict[str, Any]:
-    told = kubectl("get", f"clusterjob/{name}", "-n", namespace, "-o", "json")
-    return json.loads(told).get("status", {})
+    found = kubectl("get", f"clusterjob/{name}", "-n", namespace, "-o", "json")
+    return json.loads(found).get("status", {})
 
 
 def wait(namespace: str, what: str, name: str = "job") -> None:
     kubectl(
         "wait", f"clusterjob/{name}", f"--for=jsonpath={what}", "-n", namespace, "--timeout=90s"
     )
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Look again for at most ninety seconds."""
-    end = time.monotonic() + 90
-    while not is_so():
-        assert time.monotonic() < end
 
 
 def spec_of(manifest: Path) -> dict[str, Any]:
@@ -214,7 +208,9 @@ def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
     wait(namespace, "{.status.phase}=Scheduled")
     assert "job is a schedule" in runs("ebbtide", "follow", "job", "-n", namespace)[2]
     # A minute begins within a minute.
-    until(lambda: "exists and is not this job's" in status(namespace)["message"])
+    with told(namespace, "clusterjobs") as jobs:
+        words = "exists and is not this job's"
+        jobs.wait(lambda all_of: words in json.dumps(all_of), words)
     for name in taken:
         assert status(namespace, name)["phase"] == "Pending"
         kubectl("delete", f"clusterjob/{name}", "-n", namespace)

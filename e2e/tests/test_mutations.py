@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from api import Api, at, proxy
+from api import at, proxy
 from conftest import abroad, alone, kubectl, up
 
 # Hundreds of clusters at once.
@@ -211,18 +210,6 @@ def without_pods() -> Iterator[str]:
         yield namespace
 
 
-def told(api: Api, path: str, is_told: Callable[[str], bool], seconds: float) -> dict[str, str]:
-    """Wait until every cluster's status says something of a kind. Return what they say, by name."""
-    end = time.monotonic() + seconds
-    while True:
-        found = api.read(path)["items"]
-        said = {it["metadata"]["name"]: it.get("status", {}).get("message", "") for it in found}
-        waiting = {name: words for name, words in said.items() if not is_told(words)}
-        if not waiting:
-            return said
-        assert time.monotonic() < end, f"{len(waiting)} of {len(said)}: {waiting}"
-
-
 def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_can_be_corrected(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
@@ -237,7 +224,7 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
             code, _ = api.create(path, "Cluster", {"name": name}, spec)
             if code == 201:
                 taken[name] = (leaf, spec)
-        said = told(api, path, bool, 240)
+        said = api.told(path, len(taken), bool, 240)
         nameless = [
             (leaf.path, spec, said[name])
             for name, (leaf, spec) in taken.items()
@@ -249,7 +236,7 @@ def test_what_the_api_server_takes_and_no_pod_can_have_is_told_by_its_name_and_c
             mended = [{"op": "replace", "path": "/spec", "value": CLUSTER}]
             code, text = api.ask("PATCH", f"{path}/{name}", mended, "application/json-patch+json")
             assert code == 200, f"{taken[name]}: {text}"
-        told(api, path, lambda words: "exceeded quota" in words, 240)
+        api.told(path, len(taken), lambda words: "exceeded quota" in words, 240)
         assert kubectl("get", "pods", "-n", full, "-o", "name") == ""
         api.ask("DELETE", path)
         assert kubectl("get", "pods,ebb", "-n", namespace, "-o", life) == before

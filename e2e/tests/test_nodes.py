@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
 from conftest import KUBE, OPERATOR, alone, kubectl, mean, on_the_dev_cluster, run, up
+from watch import told
 
 NODE = "node2"
 #: By which an administrator says that nothing runs there any more.
@@ -19,8 +19,12 @@ GONE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
 
 def workers(namespace: str) -> list[dict]:
     """Read the pods of workers that stay."""
-    which = ("-n", namespace, "-l", "ebbtide.dev/role=worker")
-    found = json.loads(kubectl("get", "pods", *which, "-o", "json"))["items"]
+    return staying(json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"])
+
+
+def staying(pods: list[dict]) -> list[dict]:
+    """Tell the workers among pods that are not about to go."""
+    found = [it for it in pods if it["metadata"]["labels"].get("ebbtide.dev/role") == "worker"]
     return [it for it in found if "deletionTimestamp" not in it["metadata"]]
 
 
@@ -31,14 +35,16 @@ def uid(pod: dict) -> str:
 
 def replaced(namespace: str, gone: list[dict]) -> list[dict]:
     """Wait until there are two workers again, without those that are gone, and both run."""
-    end = time.monotonic() + 120
-    while True:
-        found = workers(namespace)
+
+    def are_two(pods: list[dict]) -> bool:
+        found = staying(pods)
         news = {uid(it) for it in found} - {uid(it) for it in gone}
         running = [it for it in found if it["status"]["phase"] == "Running"]
-        if len(found) == len(news) == len(running) == 2:
-            return found
-        assert time.monotonic() < end, [it["metadata"]["name"] for it in found]
+        return len(found) == len(news) == len(running) == 2
+
+    with told(namespace, "pods") as pods:
+        pods.wait(are_two, "two others")
+        return staying(list(pods.live.values()))
 
 
 def evict(namespace: str, name: str) -> None:

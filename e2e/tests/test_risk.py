@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import ebbtide as eb
 import pytest
 import yaml
 from conftest import abroad, alone, kubectl, objects, on_the_dev_cluster, run, up
+from watch import told
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "risk"
 
@@ -80,16 +80,15 @@ def test_a_hundred_sick_clusters_change_no_figure_and_each_says_what_it_ails_fro
         kubectl("apply", "-n", ward, "-f", "-", input=sick(manifest))
         test_any_number_of_pods_gives_the_figures_and_bits_of_the_example(namespace, manifest, 2)
         words = {ailment: words for ailment, _, words in AILMENTS}
-        end, right = time.monotonic() + 120, set[str]()
-        while True:
-            found = json.loads(kubectl("get", "ebb", "-n", ward, "-o", "json"))["items"]
-            said = {it["metadata"]["name"]: json.dumps(it.get("status")) for it in found}
-            right |= {it for it in said if words[it.split("-")[0]] in said[it]}
-            silent = said.keys() - right
-            if not silent:
-                break
-            assert time.monotonic() < end, [said[it] for it in silent]
-        assert len(said) == 100
+        right = set[str]()
+
+        def are_told(clusters: list[dict]) -> bool:
+            said = {it["metadata"]["name"]: json.dumps(it.get("status")) for it in clusters}
+            right.update(it for it in said if words[it.split("-")[0]] in said[it])
+            return len(said) == 100 and said.keys() == right
+
+        with told(ward, "clusters") as clusters:
+            clusters.wait(are_told, "each says what it ails from")
         kubectl("delete", "ebb", "-n", ward, "--all")
 
 

@@ -1,4 +1,4 @@
-"""What a watch tells of pods and clusters, for tests that wait for it and look at all that came."""
+"""What a watch tells of pods, clusters and jobs, for tests that wait for it and see all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PATHS = {"pods": "/api/v1", "clusters": "/apis/ebbtide.dev/v1alpha1"}
+OURS = "/apis/ebbtide.dev/v1alpha1"
+PATHS = {"pods": "/api/v1", "clusters": OURS, "clusterjobs": OURS}
 
 
 class Told:
@@ -44,7 +45,7 @@ class Told:
     def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> None:
         """Wait until what is there is as wanted."""
         with self.changed:
-            is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 90)
+            is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 120)
             names = sorted(it["metadata"]["name"] for it in self.live.values())
         assert is_so, f"{words}: {names}"
 
@@ -57,7 +58,7 @@ class Told:
 
 @contextmanager
 def told(namespace: str, kind: str) -> Iterator[Told]:
-    """Watch the pods or the clusters of a namespace meanwhile."""
+    """Watch the pods, clusters or jobs of a namespace meanwhile."""
     watch = Told(f"{PATHS[kind]}/namespaces/{namespace}/{kind}")
     try:
         yield watch
