@@ -134,8 +134,7 @@ mod tests {
     fn lines_come_in_the_order_of_time_and_those_without_one_stay_with_theirs() {
         let first =
             of_log("a", "2026-01-01T00:00:01Z one\n  and more\n2026-01-01T00:00:03.5Z three");
-        let said =
-            r#"{"pod":"p","timestamp":"2026-01-01T00:00:02Z","level":"INFO","message":"two"}"#;
+        let said = r#"{"ebbtide":"1","pod":"p","timestamp":"2026-01-01T00:00:02Z","level":"INFO","message":"two"}"#;
         let second = of_log("worker", &format!("2026-01-01T00:00:09Z {said}"));
         assert_eq!(
             in_order([first, second].concat()),

@@ -43,8 +43,7 @@ def replaced(namespace: str, gone: list[dict]) -> list[dict]:
         return len(found) == len(news) == len(running) == 2
 
     with told(namespace, "pods") as pods:
-        pods.wait(are_two, "two others")
-        return staying(list(pods.live.values()))
+        return staying(pods.wait(are_two, "two others"))
 
 
 def evict(namespace: str, name: str) -> None:

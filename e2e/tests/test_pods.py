@@ -182,20 +182,31 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
     run("ebbtide", "down", "mean", "-n", namespace)
 
 
+def line(text: str) -> dict:
+    """Read a line of a log, in which nothing is said twice."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict:
+        assert len(dict(pairs)) == len(pairs), text
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
 def test_a_pod_says_which_look_made_it_and_both_logs_are_found_by_that(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     with up(manifest(), namespace):
-        found = ("pods", "-l", "ebbtide.dev/role=worker", "-n", namespace, "-o", "json")
-        [pod] = json.loads(kubectl("get", *found))["items"]
-        name, trace = pod["metadata"]["name"], pod["metadata"]["annotations"]["ebbtide.dev/trace"]
-        said = [json.loads(it) for it in kubectl("logs", name, "-n", namespace).splitlines()]
-        origins = {(it["cluster"], it["pod"], it["trace"]) for it in said}
-        assert origins == {("mean", name, trace)}
         log = kubectl("logs", *OPERATOR, "--tail=-1").splitlines()
-        look = [json.loads(it) for it in log if trace in it]
-        assert {it["span"]["object"] for it in look} == {f"{namespace}/mean"}
-        assert any(f"create pod {name}" in it["message"] for it in look)
+        found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
+        assert len(found) == 2
+        for pod in (it["metadata"] for it in found):
+            name, trace = pod["name"], pod["annotations"]["ebbtide.dev/trace"]
+            said = [line(it) for it in kubectl("logs", name, "-n", namespace).splitlines()]
+            origins = {(it["cluster"], it["pod"], it["trace"], it["level"]) for it in said}
+            assert origins == {("mean", name, trace, "INFO")}
+            look = [line(it) for it in log if trace in it]
+            assert {it["span"]["object"] for it in look} == {f"{namespace}/mean"}
+            assert any(f"create pod {name}" in it["message"] for it in look)
 
 
 def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(

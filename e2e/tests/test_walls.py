@@ -32,7 +32,8 @@ import socket, ssl, sys
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 try:
-    with socket.create_connection((sys.argv[1], 8786), timeout=3) as plain:
+    port = int(sys.argv[2]) if sys.argv[2:] else 8786
+    with socket.create_connection((sys.argv[1], port), timeout=3) as plain:
         print("connected")
         with context.wrap_socket(plain) as stream:
             print(stream.recv(8))
@@ -202,6 +203,12 @@ def refused(knock: str) -> bool:
     return "certificate required" in knock.lower().replace("_", " ")
 
 
+def operator_ip() -> str:
+    """Tell the address of the operator's pod."""
+    of = ("-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator")
+    return kubectl("get", "pods", *of, "-o", "jsonpath={.items[0].status.podIP}")
+
+
 @alone
 def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_comes_back(
     namespace: str, manifest: Callable[..., Path]
@@ -219,6 +226,9 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
             assert refused(python(KNOCK, ip))
         with abroad() as far, pod(far, image) as python:
             assert python(KNOCK, ip) == "timed out\n"
+            # Nor does it come to the operator's figures, and as a scheduler it must prove itself.
+            assert python(KNOCK, operator_ip(), "8080") == "timed out\n"
+            assert refused(python(KNOCK, operator_ip(), "7443"))
             with no_operator():
                 kubectl("delete", "networkpolicy", policies, "-n", namespace)
                 until(lambda: python(KNOCK, ip), "connected")
@@ -330,7 +340,10 @@ def said_until_closed(stream: socket.socket, words: bytes) -> bytes:
 def test_bytes_that_are_no_protocol_close_their_connection_and_nothing_else(
     namespace: str, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with up(manifest(), namespace), way(namespace) as mine:
+    def single(spec: dict) -> None:
+        spec["workers"][0].update(min=1, max=1)
+
+    with up(manifest(single), namespace), way(namespace) as mine:
         hello = hello_of(mine)
         with tls(mine, tmp_path) as stream:
             greeting = stream.recv(8)

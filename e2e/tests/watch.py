@@ -42,12 +42,13 @@ class Told:
                     self.live[uid] = it
                 self.changed.notify_all()
 
-    def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> None:
-        """Wait until what is there is as wanted."""
+    def wait(self, wanted: Callable[[list[dict]], bool], words: str) -> list[dict]:
+        """Wait until what is there is as wanted. Return that."""
         with self.changed:
             is_so = self.changed.wait_for(lambda: wanted(list(self.live.values())), 120)
-            names = sorted(it["metadata"]["name"] for it in self.live.values())
-        assert is_so, f"{words}: {names}"
+            found = list(self.live.values())
+        assert is_so, f"{words}: {sorted(it['metadata']['name'] for it in found)}"
+        return found
 
     def close(self) -> None:
         """Stop listening."""

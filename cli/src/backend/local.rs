@@ -8,6 +8,7 @@ use std::{env, fs};
 
 use anyhow::{Context as _, bail};
 use ebbtide_api::Cluster;
+use ebbtide_contract::log::last_words;
 use ebbtide_local::settings;
 use ebbtide_local::state::State;
 use ebbtide_node::client::Endpoint;
@@ -116,7 +117,8 @@ pub(super) async fn next(
         }
         if state.supervisor().is_none() && started_at.elapsed() > Duration::from_secs(5) {
             let log = fs::read_to_string(state.folder().join("log")).unwrap_or_default();
-            bail!("the supervisor of {name} ended: {}", log.lines().last().unwrap_or("no log"));
+            let last = last_words(&log).unwrap_or_else(|| "no log".to_owned());
+            bail!("the supervisor of {name} ended: {last}");
         }
         sleep(LOOK_INTERVAL).await;
     }

@@ -193,6 +193,8 @@ async fn who_says_nothing_first_or_any_more_is_let_go() {
     let operator = Operator::start().await;
     let _mute = operator.connect("a", Role::Scheduler).await;
     operator.has(&Peer::Cluster("a".to_owned()), 1).await;
+    // Who has proved itself is no stranger any more.
+    operator.has(&Peer::Address(IpAddr::from([127, 0, 0, 1])), 0).await;
     tokio::time::pause();
     operator.is_refused_after(HANDSHAKE_MAX, "silence").await;
     tokio::time::resume();

@@ -11,7 +11,7 @@ use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterStatus, Phase};
 use ebbtide_authority::{Authority, AuthorityError};
 use ebbtide_contract::identity::Identity;
-use ebbtide_contract::log::Spoken;
+use ebbtide_contract::log;
 use ebbtide_contract::tls::CredentialsError;
 use ebbtide_contract::{exit, port};
 use ebbtide_listener::Schedulers;
@@ -410,7 +410,6 @@ async fn end(mut process: Process) {
 
 /// The last line of a process's log.
 fn last_words(folder: &Path) -> String {
-    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
-    let last = log.lines().last().unwrap_or("it said nothing");
-    Spoken::read(last).map_or_else(|| last.to_owned(), |it| it.text())
+    let said = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    log::last_words(&said).unwrap_or_else(|| "it said nothing".to_owned())
 }

@@ -16,6 +16,9 @@ pub const ORIGIN: [(&str, &str); 4] = [
 /// Where in the code a line comes from, which is of no use to who asks what a cluster does.
 const PLACE: [&str; 2] = ["target", "span"];
 
+/// What a line of ours begins with: the version of what logs it.
+const OURS: &str = "ebbtide";
+
 /// Whatever all lines of a process begin with.
 #[derive(Clone, Debug)]
 pub struct Origin(String);
@@ -23,6 +26,9 @@ pub struct Origin(String);
 /// A line as people read it.
 #[derive(Debug, Deserialize)]
 pub struct Spoken {
+    /// The version of the program that said it: what other programs print has none.
+    #[serde(rename = "ebbtide")]
+    _version: String,
     /// When it was said, as in RFC 3339.
     #[serde(rename = "timestamp")]
     pub at: String,
@@ -40,7 +46,9 @@ impl Origin {
     /// Of a process with these variables. Those that are missing or empty are not told.
     pub fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
         let given = |name| variable(name).filter(|it| !it.is_empty());
-        let fields = ORIGIN.iter().filter_map(|(field, name)| Some((*field, given(name)?)));
+        let version = (OURS, env!("CARGO_PKG_VERSION").to_owned());
+        let origin = ORIGIN.iter().filter_map(|(field, name)| Some((*field, given(name)?)));
+        let fields = std::iter::once(version).chain(origin);
         let told: Vec<String> = fields
             .map(|(field, value)| format!("{}:{},", Value::from(field), Value::from(value)))
             .collect();
@@ -54,6 +62,12 @@ impl Origin {
             Some(_) | None => line.to_vec(),
         }
     }
+}
+
+/// What a process said last, without the rest of its line.
+pub fn last_words(log: &str) -> Option<String> {
+    let last = log.lines().last()?;
+    Some(Spoken::read(last).map_or_else(|| last.to_owned(), |it| it.text()))
 }
 
 impl Spoken {
@@ -91,7 +105,10 @@ mod tests {
         });
         let said = br#"{"timestamp":"2026-01-01T00:00:01Z","level":"INFO","message":"registered","epoch":3,"from":"a","target":"t"}"#;
         let line = String::from_utf8(origin.stamp(said)).unwrap();
-        assert!(line.starts_with(r#"{"cluster":"risk","pod":"risk-\"0","timestamp":"#), "{line}");
+        let version = env!("CARGO_PKG_VERSION");
+        let begin =
+            format!(r#"{{"ebbtide":"{version}","cluster":"risk","pod":"risk-\"0","timestamp":"#);
+        assert!(line.starts_with(&begin), "{line}");
         let spoken = Spoken::read(&line).unwrap();
         assert_eq!((&*spoken.level, &*spoken.at), ("INFO", "2026-01-01T00:00:01Z"));
         assert_eq!(spoken.text(), "registered epoch=3 from=a");
@@ -103,7 +120,8 @@ mod tests {
         for said in ["{", "{}", "{ \"a\": 1 }", "plain", ""] {
             assert_eq!(origin.stamp(said.as_bytes()), said.as_bytes());
         }
-        for line in ["{", "{}", "plain", r#"{"level":"INFO"}"#, "[1]"] {
+        let theirs = r#"{"timestamp":"2026-01-01T00:00:01Z","level":"INFO","pod":"p"}"#;
+        for line in ["{", "{}", "plain", theirs, "[1]"] {
             assert!(Spoken::read(line).is_none(), "{line}");
         }
     }

@@ -197,11 +197,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let last_words = folder.path().join("last-words");
         fs::write(&last_words, "").unwrap();
-        let arguments = ["-c", LOADER, "import nowhere", "", "", "", "add it"];
-        let ended = Command::new("python3").args(arguments).arg(&last_words).output().unwrap();
-        assert_eq!(ended.status.code(), Some(i32::from(exit::MISCONFIGURED)));
+        // What lies where it is started is not what it imports.
+        for name in ["types.py", "contextlib.py"] {
+            fs::write(folder.path().join(name), "raise SystemExit(1)").unwrap();
+        }
+        for words in [&last_words, &folder.path().join("nowhere")] {
+            let mut python = Command::new("python3");
+            python.args(["-c", LOADER, "import nowhere", "", "", "", "add it"]).arg(words);
+            let ended = python.current_dir(folder.path()).output().unwrap();
+            let said = String::from_utf8(ended.stderr).unwrap();
+            assert_eq!(said, "the environment has no package 'nowhere'\nadd it\n");
+            assert_eq!(ended.status.code(), Some(i32::from(exit::MISCONFIGURED)));
+        }
         assert_eq!(fs::read_to_string(last_words).unwrap(), "add it");
-        let said = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(said, "the environment has no package 'nowhere'\nadd it\n");
     }
 }

@@ -74,7 +74,7 @@ pub async fn run(
     tokio::spawn(operator.inform(facts_seen, answers_seen, orders));
     tokio::spawn(door.open(listener));
     tokio::spawn(http::serve(http, metrics));
-    tracing::info!(cluster = settings.cluster_uid, epoch, "the scheduler is ready");
+    tracing::info!(epoch, "the scheduler is ready");
 
     let mut news = interval(NEWS_INTERVAL);
     news.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -131,7 +131,7 @@ pub async fn run(settings: &Settings, stop: impl Future<Output = ()>) -> Result<
         resources: settings::worker_resources()?,
         incarnation: incarnation(),
     };
-    tracing::info!(%level, cores, memory_bytes, "the worker is ready");
+    tracing::info!(simd = %level, cores, memory_bytes, "the worker is ready");
     let mut node = Node { engine, peers, inputs, reports, pool, taken, on_disk };
     let ended = tokio::select! {
         () = stop => Ok(()),
