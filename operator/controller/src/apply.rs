@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
+use ebbtide_plan::queue::Key;
 use ebbtide_plan::{
     Change, ObjectRef, Op, SecretWanted, restore_service, says_policy, says_service,
 };
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api_call::{CallError, call};
+use crate::known::key;
 use crate::metrics::Kind;
 use crate::observe;
 use crate::reconcile::Context;
@@ -127,8 +129,7 @@ async fn carry_out(
     cluster: &Cluster,
     change: &Change,
 ) -> Result<(), ApplyError> {
-    let (namespace, uid) =
-        (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
+    let uid = cluster.uid().unwrap_or_default();
     tracing::info!("{change}");
     let kind = match &change.op {
         Op::CreateSecret(wanted) => {
@@ -153,7 +154,7 @@ async fn carry_out(
         }
         Op::DeleteNetworkPolicy(ObjectRef { name, uid }) => {
             let what = "delete a network policy";
-            delete::<NetworkPolicy>(context, what, &namespace, (name, uid)).await?;
+            delete::<NetworkPolicy>(context, &key(cluster), what, (name, uid)).await?;
             context.beliefs.unlearn(cluster, &observe::network_policy(name));
             "delete network policy"
         }
@@ -174,7 +175,7 @@ async fn carry_out(
             "create pod"
         }
         Op::DeletePod(pod) => {
-            delete::<Pod>(context, "delete a pod", &namespace, (&pod.name, &pod.uid)).await?;
+            delete::<Pod>(context, &key(cluster), "delete a pod", (&pod.name, &pod.uid)).await?;
             "delete pod"
         }
         Op::Retire { workers, deadline_seconds } => {
@@ -188,7 +189,8 @@ async fn carry_out(
                 uid: Some(uid.clone()),
                 resource_version: cluster.resource_version(),
             };
-            delete_only::<Cluster>(context, what, &namespace, (&cluster.name_any(), only)).await?;
+            delete_only::<Cluster>(context, &key(cluster), what, (&cluster.name_any(), only))
+                .await?;
             "delete cluster"
         }
     };
@@ -297,25 +299,29 @@ impl<K> Child for K where
 /// Deletes this very object and nothing that has its name by now. That it is gone already is success.
 pub(crate) async fn delete<K: Child>(
     context: &Context,
+    key: &Key,
     what: &'static str,
-    namespace: &str,
     (name, uid): (&str, &str),
 ) -> Result<(), CallError> {
     let only = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-    delete_only::<K>(context, what, namespace, (name, only)).await
+    delete_only::<K>(context, key, what, (name, only)).await
 }
 
 async fn delete_only<K: Child>(
     context: &Context,
+    key: &Key,
     what: &'static str,
-    namespace: &str,
     (name, only): (&str, Preconditions),
 ) -> Result<(), CallError> {
-    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let api: Api<K> = Api::namespaced(context.client.clone(), &key.namespace);
     let only = DeleteParams::background().preconditions(only);
     match call(what, api.delete(name, &only)).await {
-        Err(error) if !error.is_gone() => Err(error),
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(error) if error.is_gone() => {
+            context.beliefs.missed(key);
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -418,7 +424,8 @@ async fn write_secret(
     }
     if !is_renewed {
         match call("create a secret", secrets.create(&params, minted)).await {
-            Err(error) if !error.is_already_there() => return Err(error),
+            // One that came meanwhile is not the renewed one.
+            Err(error) if is_renewal || !error.is_already_there() => return Err(error),
             _ => {}
         }
     }

@@ -72,7 +72,7 @@ pub(crate) async fn steps(
         return Ok(Some(BEHIND));
     }
     for change in &changes {
-        if let Err(error) = carry_out(context, job, change).await {
+        if let Err(error) = carry_out(context, key, job, change).await {
             record(context, key, job, &stuck(job, &status, &error)).await?;
             return Err(error);
         }
@@ -150,10 +150,10 @@ async fn observe(
 
 async fn carry_out(
     context: &Context,
+    key: &Key,
     job: &ClusterJob,
     change: &JobChange,
 ) -> Result<(), JobError> {
-    let namespace = job.namespace().unwrap_or_default();
     tracing::info!("{change}");
     let kind = match &change.op {
         JobOp::CreateCluster(cluster) => {
@@ -161,7 +161,7 @@ async fn carry_out(
             "create cluster"
         }
         JobOp::DeleteCluster(it) => {
-            delete::<Cluster>(context, GO, &namespace, (&it.name, &it.uid)).await?;
+            delete::<Cluster>(context, key, GO, (&it.name, &it.uid)).await?;
             "delete cluster"
         }
         JobOp::CreatePod(pod) => {
@@ -169,7 +169,7 @@ async fn carry_out(
             "create pod"
         }
         JobOp::DeletePod(it) => {
-            delete::<Pod>(context, GO, &namespace, (&it.name, &it.uid)).await?;
+            delete::<Pod>(context, key, GO, (&it.name, &it.uid)).await?;
             "delete pod"
         }
         JobOp::CreateJob(run) => {
@@ -177,7 +177,7 @@ async fn carry_out(
             "create job"
         }
         JobOp::DeleteJob(it) => {
-            delete::<ClusterJob>(context, GO, &namespace, (&it.name, &it.uid)).await?;
+            delete::<ClusterJob>(context, key, GO, (&it.name, &it.uid)).await?;
             "delete job"
         }
     };
@@ -218,7 +218,10 @@ async fn record(
     let writing = api.replace_status(&name, &params, &next);
     match call("write a job's status", writing).await {
         Ok(written) => context.beliefs.wrote_job(key, written),
-        Err(error) if error.is_gone() => return Ok(()),
+        Err(error) if error.is_gone() => {
+            context.beliefs.missed(key);
+            return Ok(());
+        }
         Err(error) => return Err(error),
     }
     let before = job.status.as_ref().map(|it| it.phase);

@@ -1,6 +1,7 @@
 //! All reads of one reconcile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use tokio::time::Instant;
 use crate::known::{key, slim_metadata};
 use crate::reconcile::Context;
 use crate::slim::seen;
+
+/// How soon it is looked again after something was not there that was to be written or deleted.
+const MISSED_LOOK: Duration = Duration::from_secs(5);
 
 /// How long it is believed that a Secret that was created or found is still there. One that somebody
 /// deletes comes back after that.
@@ -56,6 +60,8 @@ struct Belief {
     says: BTreeMap<String, String>,
     /// How often in a row something went wrong.
     failures: u32,
+    /// Whether something was not there any more that was to be written or deleted.
+    has_missed: bool,
     /// The status that was written last, until a watch shows it.
     written: Option<Written>,
     /// Whether any was.
@@ -319,11 +325,17 @@ impl Beliefs {
         *failures - 1
     }
 
-    /// A look at a cluster or job went well.
-    pub(crate) fn succeeded(&self, key: &Key) {
-        if let Some(belief) = self.lock().get_mut(key) {
-            belief.failures = 0;
-        }
+    /// Something was not there that was to be written or deleted. Most likely that comes to be known.
+    pub(crate) fn missed(&self, key: &Key) {
+        self.lock().entry(key.clone()).or_default().has_missed = true;
+    }
+
+    /// A look at a cluster or job went well. Gives when to see whether what was not there is known to be gone.
+    pub(crate) fn succeeded(&self, key: &Key) -> Option<Duration> {
+        let mut all = self.lock();
+        let belief = all.get_mut(key)?;
+        belief.failures = 0;
+        mem::take(&mut belief.has_missed).then_some(MISSED_LOOK)
     }
 
     /// A cluster is gone.

@@ -95,7 +95,7 @@ impl Operator {
             site,
             beliefs: Beliefs::default(),
             metrics,
-            traces: Traces::new(clock()),
+            traces: Traces::new(Timestamp::now()),
             clock,
         };
         let Equipment { namespaces, concurrency, .. } = equipment;

@@ -112,7 +112,7 @@ async fn try_steps(context: &Context, key: &Key, trace: &str) -> Next {
     context.metrics.reconcile_seconds.observe(begin.elapsed().as_secs_f64());
     match ended {
         Ok(again) => {
-            context.beliefs.succeeded(key);
+            let again = again.into_iter().chain(context.beliefs.succeeded(key)).min();
             Next { again, held: None }
         }
         Err(error) => {

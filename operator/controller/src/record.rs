@@ -80,7 +80,10 @@ async fn write(
             count_phase(context, cluster, status);
             Ok(())
         }
-        Err(error) if error.is_gone() => Ok(()),
+        Err(error) if error.is_gone() => {
+            context.beliefs.missed(&key(cluster));
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }

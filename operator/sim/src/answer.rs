@@ -40,7 +40,9 @@ pub(crate) fn unavailable() -> Refusal {
 pub(crate) fn refusal(code: u16) -> Refusal {
     let reason = match code {
         403 => "Forbidden",
+        404 => "NotFound",
         409 => "Conflict",
+        422 => "Invalid",
         429 => "TooManyRequests",
         503 => "ServiceUnavailable",
         _ => "InternalError",

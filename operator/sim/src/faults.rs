@@ -22,6 +22,12 @@ pub enum Fault {
     Taken(usize, Kind),
     /// After the nth write somebody edits everything of a kind that clusters have.
     Edited(usize, Kind, Edit),
+    /// After the nth write somebody deletes the cluster.
+    Deleted(usize),
+    /// Before the nth write, and after whatever was read for it, somebody changes the cluster.
+    Touched(usize),
+    /// From the nth request on the server is away for so long, and whatever was open is closed.
+    Away(usize, Duration),
     /// The operator panics at its nth look at the time: once in each look at a cluster, and more.
     Panic(usize),
     /// The nth request of any kind gets no answer for so long, and is then refused with 503.
@@ -96,7 +102,7 @@ pub const EDITED: [(Kind, Edit); 4] = [
 ];
 
 /// Every way in which a write can go wrong.
-pub const WRITE_FAULTS: [WriteFault; 9] = [
+pub const WRITE_FAULTS: [WriteFault; 11] = [
     WriteFault::CrashBefore,
     WriteFault::CrashAfter,
     WriteFault::Broken,
@@ -106,6 +112,8 @@ pub const WRITE_FAULTS: [WriteFault; 9] = [
     WriteFault::Refused(500),
     WriteFault::Refused(409),
     WriteFault::Refused(403),
+    WriteFault::Refused(404),
+    WriteFault::Refused(422),
 ];
 
 /// Every way in which an event can go wrong.

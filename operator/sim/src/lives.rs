@@ -11,7 +11,7 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
-use crate::faults::{EDITED, EVENT_FAULTS, Fault, TAKEN, WRITE_FAULTS, WriteFault};
+use crate::faults::{EDITED, EVENT_FAULTS, EventFault, Fault, TAKEN, WRITE_FAULTS, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::nodes::FAILURES;
 use crate::server::Counts;
@@ -162,6 +162,42 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
     world.rest(Duration::from_mins(2)).await
 }
 
+/// The life of a cluster under two operators that know nothing of each other, and then under one.
+async fn lives_at_once(world: &World) -> Result<(), String> {
+    world.apply(&cluster("1Gi"));
+    for (tasks, seconds) in [(0, 20), (3, 20), (0, 90)] {
+        world.queue(tasks);
+        sleep(Duration::from_secs(seconds)).await;
+    }
+    world.kill(1);
+    world.restart(0);
+    world.until("it is ready under one of them", |store| is_ready(store, 1)).await?;
+    world.rest(Duration::from_mins(2)).await
+}
+
+/// The life of a cluster that somebody may delete at any moment, and of another one after it.
+async fn lives_cut_short(world: &World) -> Result<(), String> {
+    let is_gone = |store: &Store| store.get(kinds::CLUSTER, "risk").is_err();
+    world.apply(&cluster("1Gi"));
+    for (tasks, workers) in [(0, 1), (3, 3), (0, 1)] {
+        world.queue(tasks);
+        let is_so = |store: &Store| is_gone(store) || is_ready(store, workers);
+        world.until("it is ready with its workers, or gone", is_so).await?;
+    }
+    world.delete_a(kinds::CLUSTER, "risk", &Deletion::default());
+    for _ in 0..2 {
+        world.until("it is gone", is_gone).await?;
+        world.queue(0);
+        world.apply(&cluster("1Gi"));
+        let is_so = |store: &Store| is_gone(store) || is_ready(store, 1);
+        world.until("the next one is ready, or gone, too", is_so).await?;
+        if world.server.look(|store| is_ready(store, 1)) {
+            break;
+        }
+    }
+    world.rest(Duration::from_mins(2)).await
+}
+
 /// A job with a cluster of its own, which may fail once by itself.
 fn job(is_suspended: bool) -> Value {
     json!({
@@ -226,6 +262,10 @@ pub fn play(conditions: &Conditions) -> Result<Played, String> {
         let world = World::new(conditions);
         let lived = if conditions.has_jobs {
             lives_of_jobs(&world).await
+        } else if conditions.operators > 1 && !conditions.has_lease {
+            lives_at_once(&world).await
+        } else if conditions.is_cut_short {
+            lives_cut_short(&world).await
         } else {
             lives(&world, conditions).await
         };
@@ -259,6 +299,13 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
     let mut groups = vec![("one fault".to_owned(), of_one)];
     let two = Conditions { operators: 2, has_lease: true, ..quiet.clone() };
     groups.push(("two operators and one fault".to_owned(), each(&two)));
+    let at_once = Conditions { operators: 2, ..quiet.clone() };
+    let singles_of = singles(play(&at_once)?.counts).into_iter();
+    let rivals = singles_of.map(|it| with(&at_once, vec![it])).collect();
+    groups.push(("two operators at once and one fault".to_owned(), rivals));
+    groups.push(("wrong clocks and one fault".to_owned(), with_wrong_clocks(&quiet)?));
+    let cut_short = Conditions { is_cut_short: true, ..quiet.clone() };
+    groups.push(("a cluster that somebody deletes".to_owned(), deleted(&cut_short)?));
     for failure in FAILURES {
         let failing = (0..FAILING)
             .flat_map(|nth| each(&Conditions { failure: Some((nth, failure)), ..quiet.clone() }));
@@ -296,18 +343,66 @@ pub fn all() -> Result<Vec<(String, Vec<Conditions>)>, String> {
         let worlds = singles(counts).into_iter().map(|it| with(&conditions, vec![it]));
         groups.push((about.to_owned(), worlds.collect()));
     }
-    let mut meddled = Vec::new();
-    for begin in [quiet, two] {
-        let begin = Conditions { is_whole: false, ..begin };
-        let taken = (0..counts.writes).flat_map(|nth| TAKEN.map(|it| Fault::Taken(nth, it)));
-        meddled.extend(taken.map(|it| with(&begin, vec![it])));
-        let edited = (0..counts.writes)
-            .flat_map(|nth| EDITED.map(|(kind, edit)| Fault::Edited(nth, kind, edit)));
-        meddled.extend(edited.map(|it| with(&begin, vec![it])));
+    let mut away = Vec::new();
+    for begin in [&quiet, &two] {
+        away.extend(outages(play(begin)?.counts).into_iter().map(|it| with(begin, vec![it])));
     }
-    groups.push(("somebody who takes away or edits what clusters have".to_owned(), meddled));
+    groups.push(("a server that is away, or somebody between read and write".to_owned(), away));
+    groups.push((
+        "somebody who takes away or edits what clusters have".to_owned(),
+        meddled([quiet, two])?,
+    ));
     groups.push(("jobs and whatever goes wrong".to_owned(), with_jobs()?));
     Ok(groups)
+}
+
+/// Operators whose clocks are ten minutes wrong, each in another way: every write goes wrong once.
+fn with_wrong_clocks(quiet: &Conditions) -> Result<Vec<Conditions>, String> {
+    let mut worlds = Vec::new();
+    for (skews, operators) in [([600, 0], 1), ([-600, 0], 1), ([600, -600], 2)] {
+        let has_lease = operators == 2;
+        let begin = Conditions { operators, has_lease, skews, ..quiet.clone() };
+        for nth in 0..play(&begin)?.counts.writes {
+            worlds.extend(WRITE_FAULTS.map(|fault| Conditions {
+                faults: vec![Fault::Write(nth, fault)],
+                ..begin.clone()
+            }));
+        }
+    }
+    Ok(worlds)
+}
+
+/// A cluster that goes after every write: by itself, with a crash then, and with each list from before.
+fn deleted(begin: &Conditions) -> Result<Vec<Conditions>, String> {
+    let mut worlds = Vec::new();
+    for nth in 0..play(begin)?.counts.writes {
+        let with = |faults| Conditions { faults, ..begin.clone() };
+        let gone = Fault::Deleted(nth);
+        worlds.push(with(vec![gone]));
+        for fault in WRITE_FAULTS {
+            worlds.push(with(vec![gone, Fault::Write(nth + 1, fault)]));
+        }
+        for held in [700, 20_000].map(Duration::from_millis) {
+            let events = (0..LISTS).map(|it| Fault::Event(nth + it, EventFault::Held(held)));
+            worlds.extend(events.map(|it| with(vec![gone, it])));
+        }
+    }
+    Ok(worlds)
+}
+
+/// Somebody who, after every write, takes away or edits everything of a kind.
+fn meddled(begins: [Conditions; 2]) -> Result<Vec<Conditions>, String> {
+    let mut worlds = Vec::new();
+    for begin in begins {
+        let begin = Conditions { is_whole: false, ..begin };
+        let writes = play(&begin)?.counts.writes;
+        let taken = (0..writes).flat_map(|nth| TAKEN.map(|it| Fault::Taken(nth, it)));
+        let edited =
+            (0..writes).flat_map(|nth| EDITED.map(|(kind, edit)| Fault::Edited(nth, kind, edit)));
+        let faults = taken.chain(edited);
+        worlds.extend(faults.map(|it| Conditions { faults: vec![it], ..begin.clone() }));
+    }
+    Ok(worlds)
 }
 
 /// Worlds with jobs: every fault, every failure of every pod, and crashes with lists from before.
@@ -317,6 +412,7 @@ pub fn with_jobs() -> Result<Vec<Conditions>, String> {
     let with = |begin: &Conditions, faults: Vec<Fault>| Conditions { faults, ..begin.clone() };
     let mut worlds = vec![quiet.clone()];
     worlds.extend(singles(counts).into_iter().map(|it| with(&quiet, vec![it])));
+    worlds.extend(outages(counts).into_iter().map(|it| with(&quiet, vec![it])));
     for failure in FAILURES {
         for nth in 0..FAILING_OF_JOBS {
             let failing = Conditions { failure: Some((nth, failure)), ..quiet.clone() };
@@ -365,6 +461,13 @@ fn singles(counts: Counts) -> Vec<Fault> {
         faults.extend([1, 20].map(|seconds| Fault::Slow(nth, Duration::from_secs(seconds))));
     }
     faults
+}
+
+/// A server that is away from every request on, and somebody who changes the cluster before every write.
+fn outages(counts: Counts) -> Vec<Fault> {
+    let away = [2, 45].map(Duration::from_secs);
+    let outages = (0..counts.requests).flat_map(|nth| away.map(|it| Fault::Away(nth, it)));
+    outages.chain((0..counts.writes).map(Fault::Touched)).collect()
 }
 
 /// Plays worlds on all processors until one goes wrong. Tells which does, and how.

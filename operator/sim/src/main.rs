@@ -8,6 +8,9 @@ use ebbtide_operator_sim::growth::{COME_AND_GO, comes_and_goes};
 use ebbtide_operator_sim::lives::{all, play, play_all};
 use ebbtide_operator_sim::world::Conditions;
 
+/// That there are so many is promised.
+const WORLDS_MIN: usize = 20_000;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,6 +38,9 @@ fn run() -> Result<(), String> {
         let told = comes_and_goes()?;
         let line = format!("{:>4} s {told}", begin.elapsed().as_secs());
         writeln!(io::stdout(), "{line}").map_err(|error| error.to_string())?;
+    }
+    if words.is_empty() && count < WORLDS_MIN {
+        return Err(format!("{count} worlds are fewer than {WORLDS_MIN}"));
     }
     Ok(())
 }

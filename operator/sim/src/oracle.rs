@@ -63,7 +63,7 @@ pub fn judge(
             if matches!(asked.kind, kinds::CLUSTER | kinds::CLUSTER_JOB) {
                 return after_its_job(store, meant);
             }
-            ours(store, meant)?;
+            ours(meant)?;
             if asked.kind == kinds::NETWORK_POLICY {
                 return Ok(());
             }
@@ -204,17 +204,12 @@ fn has_secrets(store: &Store, pod: &Value, name: &Value) -> Result<(), String> {
     }
 }
 
-/// Whether an object belongs to a cluster that is or was.
-fn ours(store: &Store, object: &Value) -> Result<(), String> {
+/// Whether an object belongs to a cluster or job: one that has gone would have taken it along.
+fn ours(object: &Value) -> Result<(), String> {
     let owner = object["metadata"]["ownerReferences"][0]["uid"].as_str().unwrap_or_default();
-    let (whose, kind) = if label(object, names::ROLE) == Some("job") {
-        (names::JOB_UID, kinds::CLUSTER_JOB)
-    } else {
-        (names::CLUSTER_UID, kinds::CLUSTER)
-    };
-    let is_ours = label(object, whose) == Some(owner) && !owner.is_empty();
-    let is_known = store.list(kind).any(|it| it["metadata"]["uid"] == owner);
-    if is_ours && is_known {
+    let is_of_job = label(object, names::ROLE) == Some("job");
+    let whose = if is_of_job { names::JOB_UID } else { names::CLUSTER_UID };
+    if label(object, whose) == Some(owner) && !owner.is_empty() {
         return Ok(());
     }
     Err(format!("{} is deleted and is nobody's", object["metadata"]["name"]))

@@ -24,7 +24,7 @@ use crate::answer::{Answer, answered, line, refusal, refused, unavailable};
 use crate::faults::{EventFault, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
-use crate::store::{Happened, Refusal, Store};
+use crate::store::{Deletion, Happened, Refusal, Store};
 
 /// How long a request takes.
 const LATENCY: Duration = Duration::from_millis(2);
@@ -61,6 +61,8 @@ struct Inner {
     faults: Vec<Fault>,
     /// Operators whose requests for leases get no answer.
     cut: BTreeSet<usize>,
+    /// Until when nobody is answered.
+    away_until: Option<Instant>,
     counts: Counts,
     guard: Option<Guard>,
     /// How many pods there may be.
@@ -109,6 +111,7 @@ impl Server {
             store: Store::default(),
             faults,
             cut: BTreeSet::new(),
+            away_until: None,
             counts: Counts::default(),
             guard: None,
             quota: None,
@@ -239,20 +242,23 @@ impl Server {
         let body = body.collect().await?.to_bytes();
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let Some(call) = request::parse(&parts.method, &parts.uri, &parts.headers) else {
-            return Ok(refused(&Refusal {
-                code: 404,
-                reason: "NotFound",
-                message: "the server could not find the requested resource".to_owned(),
-            }));
+            return Ok(refused(&refusal(404)));
         };
         sleep(LATENCY).await;
+        if self.was_away_since(Instant::now()) {
+            return Err("the connection was refused".into());
+        }
         if call.kind == kinds::LEASE && !matches!(call.verb, Verb::List | Verb::Watch) {
             // Renewing goes on for ever: it is not counted.
             let is_cut = self.lock().cut.contains(&who);
             return if is_cut { pending().await } else { Ok(self.carry_out(&call, &body)) };
         }
-        let slow = self.slow();
-        if let Some(time) = slow {
+        if let Some((is_away, time)) = self.met_by_request() {
+            if is_away {
+                self.lock().away_until = Some(Instant::now() + time);
+                self.wake();
+                return Err("the connection was reset".into());
+            }
             sleep(time).await;
             return Ok(refused(&unavailable()));
         }
@@ -269,18 +275,23 @@ impl Server {
         }
     }
 
-    /// How long this request waits before it is refused.
-    fn slow(&self) -> Option<Duration> {
+    /// Whether this request, of whatever kind it is, finds the server away, or waits to be refused; and for how long.
+    fn met_by_request(&self) -> Option<(bool, Duration)> {
         let pick = |it: &Fault, nth| {
-            if let Fault::Slow(at, time) = it
-                && *at == nth
+            if let Fault::Slow(at, time) | Fault::Away(at, time) = *it
+                && at == nth
             {
-                Some(*time)
+                Some((matches!(it, Fault::Away(..)), time))
             } else {
                 None
             }
         };
         self.lock().meet(|counts| &mut counts.requests, pick).1
+    }
+
+    /// Whether nobody was answered at some time since then.
+    pub fn was_away_since(&self, begin: Instant) -> bool {
+        self.lock().away_until.is_some_and(|until| begin < until)
     }
 
     async fn write(
@@ -304,6 +315,7 @@ impl Server {
         let what = format!("{:?} {} {name}", call.verb, call.kind.plural);
         let fault_told = fault.map(|it| format!(" {it:?}")).unwrap_or_default();
         self.log(&format!("operator {who} write {nth}: {what}{fault_told}"));
+        self.meddle_before(nth);
         match fault {
             None => {
                 let answer = self.judged(who, call, body);
@@ -328,6 +340,16 @@ impl Server {
         }
     }
 
+    /// What somebody else does between this write and what was read for it.
+    fn meddle_before(&self, write: usize) {
+        if self.lock().faults.contains(&Fault::Touched(write)) {
+            self.log("somebody changes the cluster");
+            let label = json!({ "metadata": { "labels": { "touched": write.to_string() } } });
+            // It may be gone.
+            drop(self.change(|store, _| store.merge(kinds::CLUSTER, "risk", &label)));
+        }
+    }
+
     /// What somebody else does after this write.
     fn meddle(&self, write: usize) {
         let faults = self.lock().faults.clone();
@@ -341,8 +363,17 @@ impl Server {
                     self.log(&format!("somebody edits {edit:?} of all {}", kind.plural));
                     self.change(|store, _| edit.all(store, kind));
                 }
+                Fault::Deleted(at) if at == write => {
+                    self.log("somebody deletes the cluster");
+                    let deletion = Deletion::default();
+                    // It may be gone.
+                    drop(self.change(|it, now| it.delete(kinds::CLUSTER, "risk", &deletion, now)));
+                }
                 Fault::Taken(..)
                 | Fault::Edited(..)
+                | Fault::Deleted(_)
+                | Fault::Touched(_)
+                | Fault::Away(..)
                 | Fault::Write(..)
                 | Fault::Event(..)
                 | Fault::List(..)
@@ -480,6 +511,9 @@ impl Watching {
                 return None;
             }
             self.changed.borrow_and_update();
+            if self.server.was_away_since(Instant::now()) {
+                return None;
+            }
             if self.version < self.server.look(Store::compacted) {
                 return Some(self.gone());
             }

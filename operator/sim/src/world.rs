@@ -13,7 +13,7 @@ use ebbtide_controller::metrics::Metrics;
 use ebbtide_controller::operator::{Equipment, Operator};
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::{SchedulerAddress, Site};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -61,6 +61,10 @@ pub struct Conditions {
     pub is_renewed: bool,
     /// Whether its image was wrong at first.
     pub is_corrected: bool,
+    /// By how many seconds the clock of each operator is wrong.
+    pub skews: [i64; 2],
+    /// Whether somebody may delete the cluster at any moment.
+    pub is_cut_short: bool,
     /// Whether jobs are lived through, and not clusters alone.
     pub has_jobs: bool,
 }
@@ -79,6 +83,7 @@ struct Shared {
     heard: Heard,
     lives: Mutex<usize>,
     has_lease: bool,
+    skews: [i64; 2],
     authority: watch::Sender<Arc<Authority>>,
 }
 
@@ -106,6 +111,8 @@ impl Conditions {
             is_tight: false,
             is_renewed: false,
             is_corrected: false,
+            skews: [0; 2],
+            is_cut_short: false,
             has_jobs: false,
         }
     }
@@ -122,6 +129,7 @@ impl World {
             heard: Arc::clone(&heard),
             lives: Mutex::new(0),
             has_lease: conditions.has_lease,
+            skews: conditions.skews,
             authority: watch::channel(Arc::clone(&AUTHORITIES[0])).0,
         });
         let is_whole = conditions.is_whole;
@@ -233,12 +241,21 @@ impl World {
 
     /// Lets time pass in which nobody asks for anything: operators read and write nothing.
     pub async fn rest(&self, time: Duration) -> Result<(), String> {
-        // What is under way comes to its end.
-        sleep(Duration::from_secs(90)).await;
-        let counted = |it: Counts| (it.writes, it.lists);
-        let before = counted(self.server.counts());
-        sleep(time).await;
-        let after = counted(self.server.counts());
+        let counted = || {
+            let Counts { writes, lists, .. } = self.server.counts();
+            (writes, lists)
+        };
+        let (before, after) = loop {
+            let begin = Instant::now();
+            // What is under way comes to its end.
+            sleep(Duration::from_secs(90)).await;
+            let before = counted();
+            sleep(time).await;
+            // Who lost everything for a while reads it again.
+            if !self.server.was_away_since(begin) {
+                break (before, counted());
+            }
+        };
         match self.server.wrong() {
             Some(wrong) => Err(wrong),
             None if before == after => Ok(()),
@@ -277,7 +294,7 @@ impl Drop for World {
 impl Shared {
     fn start(&self, server: &Server, who: usize) {
         let schedulers = Schedulers::default();
-        let clock = server.clone();
+        let (clock, skew) = (server.clone(), SignedDuration::from_secs(self.skews[who]));
         let operator = Operator::new(Equipment {
             client: server.client(who),
             namespaces: Vec::new(),
@@ -292,20 +309,19 @@ impl Shared {
             pod_name: None,
             concurrency: 32,
             metrics: Metrics::default(),
-            clock: Box::new(move || clock.time_of_a_look()),
+            clock: Box::new(move || clock.time_of_a_look() + skew),
         });
         let news = Box::new(operator.news());
         let (stop, stopped) = oneshot::channel();
         let stopped = async move { stopped.await.unwrap_or_default() };
         let is_at_work = Arc::new(AtomicBool::new(false));
         let work = if self.has_lease {
-            task::spawn_local(compete(
-                server.clone(),
-                who,
-                operator,
-                stopped,
-                Arc::clone(&is_at_work),
-            ))
+            let clock = server.clone();
+            let clock = Box::new(move || clock.now() + skew);
+            let name = format!("operator-{who}");
+            let candidate = Candidate::new(server.client(who), "default", name, clock);
+            let (server, is_at_work) = (server.clone(), Arc::clone(&is_at_work));
+            task::spawn_local(compete(server, candidate, operator, stopped, is_at_work))
         } else {
             is_at_work.store(true, Ordering::Relaxed);
             task::spawn_local(operator.work(stopped))
@@ -345,16 +361,13 @@ impl Shared {
 /// An operator that works while it holds the lease.
 async fn compete(
     server: Server,
-    who: usize,
+    candidate: Candidate,
     operator: Operator,
     stopped: impl Future<Output = ()> + Send + 'static,
     is_at_work: Arc<AtomicBool>,
 ) {
-    let clock = server.clone();
-    let clock = Box::new(move || clock.now());
-    let name = format!("operator-{who}");
-    let mut held = Candidate::new(server.client(who), "default", name, clock).acquire().await;
-    server.log(&format!("operator {who} begins"));
+    let mut held = candidate.acquire().await;
+    server.log("the operator with the lease begins");
     is_at_work.store(true, Ordering::Relaxed);
     server.wake();
     let lost = tokio::select! {
@@ -362,7 +375,7 @@ async fn compete(
         lost = held.keep() => Some(lost),
     };
     is_at_work.store(false, Ordering::Relaxed);
-    server.log(&format!("operator {who} ends: {lost:?}"));
+    server.log(&format!("the operator with the lease ends: {lost:?}"));
     if lost.is_none() {
         held.release().await;
     }
@@ -415,7 +428,10 @@ fn normal(kind: Kind, object: &Value, uids: &[String]) -> String {
     let keys: Vec<&String> =
         object["data"].as_object().into_iter().flat_map(|it| it.keys()).collect();
     let owners = &metadata["ownerReferences"];
-    let annotations = &metadata["annotations"];
+    let mut annotations = metadata["annotations"].clone();
+    if let Some(annotations) = annotations.as_object_mut() {
+        annotations.remove(names::TRACE);
+    }
     let mut labels = labels.clone();
     labels[names::INDEX] = Value::Null;
     let text = json!([kind.plural, name, labels, annotations, owners, spec, keys]).to_string();
