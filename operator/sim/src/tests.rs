@@ -71,6 +71,16 @@ fn a_job_comes_to_its_end_once_whatever_goes_wrong_and_nothing_is_left_of_it() {
 }
 
 #[test]
+fn a_job_goes_on_after_a_crash_though_its_pod_is_not_shown_yet() {
+    let expected = play(&Conditions::quiet()).unwrap();
+    let mut worlds = with_jobs().unwrap();
+    // Pods are listed third.
+    worlds.retain(|it| matches!(it.faults[..], [_, Fault::List(nth, 2)] if nth == LISTS + 2));
+    assert!(worlds.len() > 10);
+    play_all(&worlds, &expected).unwrap();
+}
+
+#[test]
 fn a_look_that_panics_hurts_its_cluster_for_a_moment_and_nobody_else_and_is_made_again() {
     within(|| async {
         let world = World::new(&Conditions {
