@@ -24,7 +24,7 @@ pub enum Fault {
     Edited(usize, Kind, Edit),
     /// After the nth write somebody deletes the cluster.
     Deleted(usize),
-    /// Before the nth write, and after whatever was read for it, somebody changes the cluster.
+    /// Before the nth write, and after whatever was read for it, somebody changes every cluster.
     Touched(usize),
     /// From the nth request on the server is away for so long, and whatever was open is closed.
     Away(usize, Duration),
@@ -41,6 +41,8 @@ pub enum Edit {
     Spec,
     /// It has no label any more that tells whose it is.
     Label,
+    /// It has a label more, which means nothing.
+    Touch,
 }
 
 impl Edit {
@@ -48,6 +50,7 @@ impl Edit {
     pub fn all(self, store: &mut Store, kind: Kind) {
         let patch = match (self, kind == kinds::SERVICE) {
             (Self::Label, _) => json!({ "metadata": { "labels": { names::MANAGED_BY: null } } }),
+            (Self::Touch, _) => json!({ "metadata": { "labels": { "touched": "yes" } } }),
             (Self::Spec, true) => json!({ "spec": { "selector": null } }),
             (Self::Spec, false) => json!({ "spec": { "ingress": [{}] } }),
         };

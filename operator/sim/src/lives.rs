@@ -372,7 +372,7 @@ fn with_wrong_clocks(quiet: &Conditions) -> Result<Vec<Conditions>, String> {
     Ok(worlds)
 }
 
-/// A cluster that goes after every write: by itself, with a crash then, and with each list from before.
+/// A cluster that goes after every write: and nothing else, or the next write goes wrong, or an event comes late.
 fn deleted(begin: &Conditions) -> Result<Vec<Conditions>, String> {
     let mut worlds = Vec::new();
     for nth in 0..play(begin)?.counts.writes {

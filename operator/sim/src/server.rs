@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower::BoxError;
 
 use crate::answer::{Answer, answered, line, refusal, refused, unavailable};
-use crate::faults::{EventFault, Fault, WriteFault};
+use crate::faults::{Edit, EventFault, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
 use crate::store::{Deletion, Happened, Refusal, Store};
@@ -343,10 +343,8 @@ impl Server {
     /// What somebody else does between this write and what was read for it.
     fn meddle_before(&self, write: usize) {
         if self.lock().faults.contains(&Fault::Touched(write)) {
-            self.log("somebody changes the cluster");
-            let label = json!({ "metadata": { "labels": { "touched": write.to_string() } } });
-            // It may be gone.
-            drop(self.change(|store, _| store.merge(kinds::CLUSTER, "risk", &label)));
+            self.log("somebody changes all clusters");
+            self.change(|store, _| Edit::Touch.all(store, kinds::CLUSTER));
         }
     }
 

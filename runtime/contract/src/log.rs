@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// Fields that say of whom a line is, and the variables that they come from.
-pub const ORIGIN: [(&str, &str); 4] = [
+const ORIGIN: [(&str, &str); 4] = [
     ("cluster", crate::variable::CLUSTER),
     ("cluster_uid", crate::variable::CLUSTER_UID),
     ("pod", crate::variable::POD_NAME),
