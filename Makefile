@@ -30,7 +30,8 @@ setup:
 check: setup
 	@$(STAGE) format cargo fmt --all --check
 	@$(STAGE) build cargo build --workspace --locked --quiet
-	@$(STAGE) unit cargo test --workspace --locked --quiet
+	@$(STAGE) unit cargo test --workspace --exclude ebbtide-sim --exclude ebbtide-operator-sim --locked --quiet
+	@$(STAGE) sims --of "$(OPERATOR) runtime/core runtime/sim" scripts/sims
 
 deny: setup
 	@$(STAGE) deny scripts/deny

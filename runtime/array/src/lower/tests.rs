@@ -66,3 +66,14 @@ fn a_tree_of_large_chunks_is_narrow() {
     assert_eq!((of(8), of(9), of(64), of(1000)), (16, 14, 2, 2));
     assert_eq!(axis_arity(2, 20 << 20), 2);
 }
+
+#[test]
+fn what_a_task_holds_beside_its_output_is_counted() {
+    let of = |array: Array| lower(&[array], GroupId(0), &|_, _, _, _| None).unwrap().groups[0].cost;
+    // 500 numbers of 8 bytes, in one portion: a register for the step, one more for each operand.
+    let random = of(normal(&[1000], &[500]));
+    assert_eq!((random.output_bytes, random.scratch_bytes), (4000, 3 * 4000));
+    // Its elements and what tells them apart, 16 bytes each, of which the three largest are left.
+    let largest = of(normal(&[1000], &[500]).topk(3).unwrap());
+    assert_eq!((largest.output_bytes, largest.scratch_bytes), (24, 3 * 4000 + 500 * 16));
+}
