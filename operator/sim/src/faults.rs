@@ -30,8 +30,17 @@ pub enum Fault {
     Away(usize, Duration),
     /// The operator panics at its nth look at the time: once in each look at a cluster, and more.
     Panic(usize),
+    /// The operator panics whenever it writes what has a name that begins so.
+    PanicOver(&'static str),
     /// The nth request of any kind gets no answer for so long, and is then refused with 503.
     Slow(usize, Duration),
+}
+
+impl Fault {
+    /// Whether an operator panics that writes something of this name.
+    pub fn is_panic_over(&self, name: &str) -> bool {
+        matches!(self, Self::PanicOver(begin) if name.starts_with(begin))
+    }
 }
 
 /// What somebody does to an object who may do so.

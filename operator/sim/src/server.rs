@@ -312,6 +312,9 @@ impl Server {
         let (nth, fault) = self.lock().meet(|counts| &mut counts.writes, pick);
         let name =
             call.name.as_deref().or_else(|| body["metadata"]["name"].as_str()).unwrap_or_default();
+        if self.lock().faults.iter().any(|it| it.is_panic_over(name)) {
+            resume_unwind(Box::new(format!("a write of {name}")));
+        }
         let what = format!("{:?} {} {name}", call.verb, call.kind.plural);
         let fault_told = fault.map(|it| format!(" {it:?}")).unwrap_or_default();
         self.log(&format!("operator {who} write {nth}: {what}{fault_told}"));
@@ -376,6 +379,7 @@ impl Server {
                 | Fault::Event(..)
                 | Fault::List(..)
                 | Fault::Panic(_)
+                | Fault::PanicOver(_)
                 | Fault::Slow(..) => {}
             }
         }

@@ -292,33 +292,59 @@ fn a_new_cluster_costs_the_api_server_its_pods_and_eight_requests() {
     });
 }
 
+/// What is wrong with clusters that never become ready.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Odd {
+    /// Nobody has an image of their packages.
+    NoImage,
+    /// They were stored under another definition.
+    Unreadable,
+    /// Whoever looks at one panics.
+    Panics,
+}
+
 /// How long a cluster takes to become ready beside so many of another namespace that never do.
-fn ready_beside(others: usize) -> Duration {
+fn ready_beside(others: usize, odd: Odd) -> Duration {
     within(|| async move {
-        let world = World::new(&Conditions::quiet());
+        let faults = if odd == Odd::Panics { vec![Fault::PanicOver("odd-")] } else { Vec::new() };
+        let world = World::new(&Conditions { faults, ..Conditions::quiet() });
         sleep(Duration::from_secs(1)).await;
         for nth in 0..others {
-            let mut odd = cluster("1Gi");
-            odd["metadata"] = json!({ "name": format!("odd-{nth}"), "namespace": "crowd" });
-            odd["spec"]["image"] = json!(null);
-            odd["spec"]["environment"] = json!({ "python": "3.11", "packages": ["nowhere"] });
-            world.apply(&odd);
+            let mut other = cluster("1Gi");
+            other["metadata"] = json!({ "name": format!("odd-{nth}"), "namespace": "crowd" });
+            match odd {
+                Odd::NoImage => {
+                    other["spec"]["image"] = json!(null);
+                    other["spec"]["environment"] =
+                        json!({ "python": "3.11", "packages": ["nowhere"] });
+                }
+                Odd::Unreadable => other["spec"]["workers"] = json!("three"),
+                Odd::Panics => {}
+            }
+            world.apply(&other);
         }
         let begin = Instant::now();
         world.apply(&cluster("1Gi"));
         world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
         let ready = begin.elapsed();
         let is_told = |it: &&Arc<Value>| it["status"]["phase"] == "Degraded";
-        let are_told = |store: &Store| store.list(kinds::CLUSTER).filter(is_told).count() == others;
+        let told = |store: &Store| store.list(kinds::CLUSTER).filter(is_told).count();
+        let are_told = |store: &Store| odd != Odd::NoImage || told(store) == others;
         world.until("the others are told why", are_told).await.unwrap();
+        sleep(Duration::from_mins(1)).await;
+        let is_odd = |it: &Arc<Value>| name(it).starts_with("odd-");
+        assert!(!world.server.look(|store| store.list(kinds::SECRET).any(is_odd)));
         ready
     })
 }
 
 #[test]
 fn five_thousand_clusters_of_one_namespace_take_no_time_from_a_cluster_of_another() {
-    let (alone, beside) = (ready_beside(0), ready_beside(5_000 / step(1)));
-    assert!(beside < alone + alone / 10, "{beside:?}, and {alone:?} alone");
+    let alone = ready_beside(0, Odd::NoImage);
+    for (odd, others) in [(Odd::NoImage, 5_000), (Odd::Unreadable, 1_000), (Odd::Panics, 1_000)] {
+        let beside = ready_beside(others / step(1), odd);
+        assert!(beside < alone + alone / 10, "{odd:?}: {beside:?}, and {alone:?} alone");
+    }
 }
 
 #[test]
