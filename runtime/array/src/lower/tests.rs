@@ -70,7 +70,7 @@ fn a_tree_of_large_chunks_is_narrow() {
 #[test]
 fn what_a_task_holds_beside_its_output_is_counted() {
     let of = |array: Array| lower(&[array], GroupId(0), &|_, _, _, _| None).unwrap().groups[0].cost;
-    // 500 numbers of 8 bytes, in one portion: a register for the step, one more for each operand.
+    // 500 numbers of 8 bytes, in one portion: a register for its one step, and two more.
     let random = of(normal(&[1000], &[500]));
     assert_eq!((random.output_bytes, random.scratch_bytes), (4000, 3 * 4000));
     // Its elements and what tells them apart, 16 bytes each, of which the three largest are left.
