@@ -123,8 +123,8 @@ def namespace() -> Iterator[str]:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("apply", "-f", "-", input=json.dumps(made))
-    kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-    kubectl("wait", "--for=create", "configmap/kube-root-ca.crt", "-n", name, "--timeout=30s")
+    first = ["serviceaccount/default", "configmap/kube-root-ca.crt"]
+    kubectl("wait", "--for=create", *first, "-n", name, "--timeout=30s")
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 
