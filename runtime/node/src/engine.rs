@@ -13,6 +13,9 @@ use crate::disk::{self, Done, Order};
 use crate::store::{Held, Store};
 use crate::threads::{Equipment, Ran, Run, RunError, Threads};
 
+/// Longest result of a Python function that goes with the message that it is there.
+const ALONG_BYTES_MAX: usize = 1 << 10;
+
 /// What the driver must do.
 pub(crate) enum Outcome {
     /// Say this to the scheduler.
@@ -88,6 +91,18 @@ impl Engine {
     /// Bytes of chunks on disk.
     pub(crate) fn disk_bytes(&self) -> u64 {
         self.core.disk_bytes()
+    }
+
+    /// The chunk that a message tells of, if it is as short as the message and a client waits for
+    /// such: it spares the scheduler from asking.
+    pub(crate) fn along(&self, message: &FromWorker) -> Option<Arc<Buffer>> {
+        let FromWorker::Finished { task, .. } = message else { return None };
+        let (program, _) = self.programs.get(&task.group)?;
+        let is_call = matches!(program.as_deref(), Ok(Program::Call { .. }));
+        match self.store.get(*task).filter(|_| is_call)? {
+            Held::Memory(buffer) if buffer.len() <= ALONG_BYTES_MAX => Some(buffer),
+            Held::Memory(_) | Held::Disk(..) => None,
+        }
     }
 
     /// Takes what a thread did.

@@ -276,14 +276,15 @@ impl Runner {
         if !borrowed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
             return Err(io::Error::other(format!("at most {INPUTS_MAX} arrays are taken")));
         }
-        let sent =
-            sendmsg(&*self.socket, &[IoSlice::new(&prefix)], &mut ancillary, SendFlags::NOSIGNAL)?;
-        if sent != prefix.len() {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
         message.extend_from_slice(&call.function);
         message.extend_from_slice(&call.arguments);
-        (&*self.socket).write_all(&message)
+        // As one, so that the process wakes up once.
+        let parts = [IoSlice::new(&prefix), IoSlice::new(&message)];
+        let sent = sendmsg(&*self.socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+        match sent.checked_sub(prefix.len()) {
+            Some(sent) => (&*self.socket).write_all(&message[sent..]),
+            None => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 
     /// A header, and the shared memory that came with it.

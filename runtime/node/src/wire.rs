@@ -66,7 +66,8 @@ pub enum Welcome {
 /// From a worker to the scheduler.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub enum WorkerFrame {
-    /// A message of the core.
+    /// A message of the core. That a task is finished may have its chunk as the payload, where that is
+    /// short.
     Message(FromWorker),
     /// A chunk for a client, as the payload.
     Chunk(TaskId),

@@ -234,7 +234,14 @@ impl Node {
     fn carry_out(&mut self, outcomes: Vec<Outcome>, outbox: &Outbox) {
         for outcome in outcomes {
             match outcome {
-                Outcome::Say(message) => outbox.send(&WorkerFrame::Message(message)),
+                Outcome::Say(message) => {
+                    let along = self.engine.along(&message);
+                    let message = WorkerFrame::Message(message);
+                    match along {
+                        Some(chunk) => outbox.send_with(&message, Payload::Chunk(chunk)),
+                        None => outbox.send(&message),
+                    }
+                }
                 Outcome::Introduce(peer, address) => self.peers.introduce(peer, address),
                 Outcome::Fetch { chunk, holder } => self.peers.fetch(chunk, holder),
                 Outcome::Deliver(chunk, buffer) => {

@@ -29,6 +29,8 @@ INLINE_BYTES_MAX = 65_536
 # The longest text and the longest pickled exception that are sent.
 ERROR_CHARACTERS_MAX = 32_768
 EXCEPTION_BYTES_MAX = 65_536
+# What is read at once, a short message whole.
+RECEIVED_BYTES = 1 << 16
 # Functions that are kept unpickled.
 FUNCTIONS_MAX = 64
 # What every pickle carries alike.
@@ -39,11 +41,12 @@ class Refused(Exception):
     """What a function returned is not what was promised."""
 
 
-def receive(connection: socket.socket, length: int) -> bytes:
-    """Read exactly so many bytes; none at the end of the connection."""
-    parts = []
-    while length:
-        part = connection.recv(min(length, 1 << 20))
+def receive(connection: socket.socket, ahead: bytes, length: int) -> bytes:
+    """Read at least so many bytes of a message, with those that came before: nothing follows it."""
+    parts = [ahead]
+    length -= len(ahead)
+    while length > 0:
+        part = connection.recv(min(max(length, RECEIVED_BYTES), 1 << 20))
         if not part:
             raise SystemExit(0)
         parts.append(part)
@@ -148,7 +151,7 @@ def reply_error(
 def run(
     header: dict,
     function_bytes: bytes,
-    argument_bytes: bytes,
+    argument_bytes: memoryview,
     descriptors: list[int],
     functions: dict,
 ) -> memoryview:
@@ -172,7 +175,7 @@ def run(
     return memoryview(cloudpickle.dumps(value))
 
 
-def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> tuple:
+def load(argument_bytes: memoryview, inputs: list[dict], descriptors: list[int]) -> tuple:
     """Unpickle arguments, with views of shared memory for arrays."""
     if not inputs:
         return pickle.loads(argument_bytes)
@@ -195,13 +198,18 @@ def serve(connection: socket.socket) -> None:
     os.register_at_fork(after_in_child=connection.close)
     send(connection, {"python": list(sys.version_info[:2])})
     while True:
-        prefix, descriptors, _, _ = socket.recv_fds(connection, 8, 64)
-        prefix += receive(connection, 8 - len(prefix)) if prefix else b""
-        if not prefix:
+        message, descriptors, _, _ = socket.recv_fds(connection, RECEIVED_BYTES, 64)
+        if not message:
             return
-        header = json.loads(receive(connection, int.from_bytes(prefix, "little")))
-        function_bytes = receive(connection, header["function"])
-        argument_bytes = receive(connection, header["arguments"])
+        message = receive(connection, message, 8)
+        start = 8 + int.from_bytes(message[:8], "little")
+        message = receive(connection, message, start)
+        header = json.loads(message[8:start])
+        middle = start + header["function"]
+        end = middle + header["arguments"]
+        message = receive(connection, message, end)
+        function_bytes, argument_bytes = message[start:middle], memoryview(message)[middle:end]
+        del message
         try:
             made = run(header, function_bytes, argument_bytes, descriptors, functions)
         except BaseException as error:

@@ -125,12 +125,12 @@ impl Door {
                     read = &mut reading => break read?,
                     _ = look.tick() => if meter.moved() {
                         // A heartbeat waits behind a chunk that takes long.
-                        self.input(Input::WorkerSaid(id, FromWorker::Heartbeat)).await;
+                        self.input(Input::WorkerSaid(id, FromWorker::Heartbeat, None)).await;
                     },
                 }
             };
             self.input(match message {
-                WorkerFrame::Message(message) => Input::WorkerSaid(id, message),
+                WorkerFrame::Message(message) => Input::WorkerSaid(id, message, payload),
                 WorkerFrame::Chunk(task) => Input::WorkerSent(task, payload),
                 WorkerFrame::Peak(bytes) => Input::WorkerPeaked(id, bytes),
             })

@@ -38,7 +38,8 @@ pub(super) enum Input {
     WorkerComes(oneshot::Sender<WorkerId>),
     /// It has its name and can be sent messages.
     WorkerJoined(WorkerId, Joining, Outbox),
-    WorkerSaid(WorkerId, FromWorker),
+    /// A short chunk may come with the message that tells of it.
+    WorkerSaid(WorkerId, FromWorker, Option<Buffer>),
     /// A chunk for a client.
     WorkerSent(TaskId, Option<Buffer>),
     /// The most memory that it has had.
@@ -107,6 +108,8 @@ pub(super) struct Hall {
     clients: BTreeMap<u64, Client>,
     jobs: BTreeMap<JobId, Job>,
     owners: BTreeMap<GroupId, JobId>,
+    /// A chunk that came with the message that it is there, until that is heard.
+    came: Option<(TaskId, Buffer)>,
     next_worker: u64,
     next_client: u64,
     next_job: u64,
@@ -138,6 +141,7 @@ impl Hall {
             clients: BTreeMap::new(),
             jobs: BTreeMap::new(),
             owners: BTreeMap::new(),
+            came: None,
             next_worker: 0,
             next_client: 0,
             next_job: 0,
@@ -176,13 +180,17 @@ impl Hall {
                 self.tell(Event::WorkerJoined(id, joining));
                 self.tell_operator();
             }
-            Input::WorkerSaid(id, message) => {
+            Input::WorkerSaid(id, message, chunk) => {
                 if let FromWorker::NotHere(task) = message
                     && let Some(client) = self.client_of(task)
                 {
                     self.stop_collecting(client, &[task]);
                 }
+                if let FromWorker::Finished { task, .. } = message {
+                    self.came = chunk.map(|it| (task, it));
+                }
                 self.tell(Event::Worker(id, message));
+                self.came = None;
             }
             Input::WorkerSent(task, chunk) => self.relay(task, chunk),
             Input::WorkerPeaked(id, bytes) => {
@@ -401,6 +409,11 @@ impl Hall {
     fn collect(&mut self, worker: WorkerId, task: TaskId) {
         let Some(id) = self.client_of(task) else { return };
         if let Some(client) = self.clients.get_mut(&id) {
+            let has_room = client.to_collect.is_empty() && client.has_room();
+            if let Some((_, chunk)) = self.came.take_if(|(came, _)| has_room && *came == task) {
+                self.relay(task, Some(chunk));
+                return;
+            }
             client.to_collect.push_back((worker, task));
             self.collect_more(id);
         }
