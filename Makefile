@@ -17,7 +17,8 @@ help:
 	@echo "make mutants                    breaks core and operator on purpose: a test notices each time"
 	@echo "make wheel | python             the Python package, into .tools | with its types, doctests and tests"
 	@echo "make chart [UPDATE=1]           lints the chart and compares its renderings with the committed ones"
-	@echo "make e2e                        tests on a real Kubernetes; on the one of KUBECONFIG, with its"
+	@echo "make e2e                        tests on a real Kubernetes, most of them once more with an operator"
+	@echo "                                of listed namespaces; on the one of KUBECONFIG, with its"
 	@echo "                                chart and images, when EBBTIDE_E2E_CLUSTER=existing"
 	@echo "make bench [CASE=spine]         figures beside the peers'; CASE=operator: many clusters"
 	@echo "make crds                       crds/ and docs/reference.md from the types of operator/api"
@@ -53,6 +54,9 @@ ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
 	@$(STAGE) dev-cluster e2e/dev-cluster up
 endif
 	@$(STAGE) e2e e2e/run
+ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
+	@$(STAGE) e2e-listed --of "Makefile charts cli crds e2e examples images operator runtime/*/src runtime/python/python" e2e/run listed
+endif
 
 mutants: setup
 	@$(STAGE) mutants-core --of "runtime/core runtime/sim" scripts/mutants core

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import ebbtide.array as xp
 import pytest
@@ -16,6 +18,10 @@ import yaml
 MANIFEST = Path(__file__).parents[2] / "examples" / "mean" / "cluster.yaml"
 KUBE = Path(__file__).parents[1] / "kube"
 OPERATOR = ("deploy/ebbtide-operator", "-n", "ebbtide")
+
+#: Where the operator works in some namespaces only, a folder with an empty file for each of them
+#: that nobody has used: e2e/run.
+LISTED = os.environ.get("EBBTIDE_E2E_LISTED")
 
 # Tests that take hold of the programs of the dev cluster itself. e2e/run leaves them out elsewhere.
 on_the_dev_cluster = pytest.mark.dev_cluster
@@ -91,16 +97,31 @@ def pods(namespace: str) -> dict[str, tuple[str, int]]:
     }
 
 
+def unused() -> str:
+    """Name a namespace that no other test has, and in which the operator works."""
+    if LISTED is None:
+        return f"e2e-{uuid.uuid4().hex[:8]}"
+    for it in sorted(Path(LISTED).iterdir()):
+        # Whoever removes the file has the namespace.
+        with suppress(FileNotFoundError):
+            it.unlink()
+            return it.name
+    raise AssertionError("e2e/run lists fewer namespaces than the tests take")
+
+
 @contextmanager
-def abroad() -> Iterator[str]:
+def abroad(labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     """Have another namespace meanwhile."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
+    name = unused()
+    metadata = {"name": name, "labels": dict(labels)}
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    kubectl("apply", "-f", "-", input=json.dumps(made))
     try:
-        kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+        first = ["serviceaccount/default", "configmap/kube-root-ca.crt"]
+        kubectl("wait", "--for=create", *first, "-n", name, "--timeout=30s")
         yield name
     finally:
-        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @contextmanager
@@ -119,14 +140,8 @@ def no_operator() -> Iterator[None]:
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """Make a namespace that enforces Pod Security `restricted`."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
-    kubectl("apply", "-f", "-", input=json.dumps(made))
-    first = ["serviceaccount/default", "configmap/kube-root-ca.crt"]
-    kubectl("wait", "--for=create", *first, "-n", name, "--timeout=30s")
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
+    with abroad({"pod-security.kubernetes.io/enforce": "restricted"}) as name:
+        yield name
 
 
 @pytest.fixture

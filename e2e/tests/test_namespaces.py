@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from conftest import abroad, alone, kubectl, on_the_dev_cluster, run, up
+from conftest import OPERATOR, abroad, alone, kubectl, on_the_dev_cluster, run, up
 from test_jobs import PROGRAM
 from test_upgrade import RELEASE, helm, upgraded, works
 
 # The operator is another one meanwhile.
 pytestmark = [alone, on_the_dev_cluster]
 
-OPERATOR = "system:serviceaccount:ebbtide:ebbtide-operator"
+ACCOUNT = "system:serviceaccount:ebbtide:ebbtide-operator"
 
 
 def may(verb: str, resource: str, namespace: str) -> str:
     """Tell whether the operator has a right."""
-    asked = ["auth", "can-i", verb, resource, "-n", namespace, "--as", OPERATOR]
+    asked = ["auth", "can-i", verb, resource, "-n", namespace, "--as", ACCOUNT]
     return kubectl(*asked, check=False).strip()
 
 
@@ -45,3 +45,16 @@ def test_an_operator_of_listed_namespaces_has_rights_there_alone_and_does_all_th
         ready = "--for=jsonpath={.status.phase}=Ready"
         kubectl("wait", "ebb/mean", "-n", elsewhere, ready, "--timeout=90s")
         assert yaml.safe_load(helm("get", "values", *RELEASE)).get("namespaces") in (None, [])
+
+
+def test_a_listed_namespace_that_is_gone_keeps_the_others_from_nothing(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with abroad() as gone, upgraded("--set", f"namespaces={{{gone},{namespace}}}"):
+        with up(manifest(), namespace):
+            kubectl("delete", "namespace", gone, "--timeout=60s")
+            works(namespace, 2)
+            # Another one has never seen it.
+            kubectl("delete", "pods", "-n", "ebbtide", "--all")
+            kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+            works(namespace, 1)

@@ -9,7 +9,9 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // What its library says of a watch is said by ours as well.
+    let filter = EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error"));
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_span_list(false);
     log.with_env_filter(filter).with_writer(std::io::stderr).init();
     match run::run(settings) {
