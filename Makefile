@@ -55,7 +55,7 @@ ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
 endif
 	@$(STAGE) e2e e2e/run
 ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
-	@$(STAGE) e2e-listed --of "Makefile charts cli crds e2e examples images operator runtime/*/src runtime/python/python" e2e/run listed
+	@$(STAGE) e2e-listed --of "Makefile charts cli crds e2e examples images operator runtime/*/src runtime/python/py*" e2e/run listed
 endif
 
 mutants: setup

@@ -36,9 +36,10 @@ def works(namespace: str, workers: int) -> None:
 @contextmanager
 def upgraded(*options: str) -> Iterator[None]:
     """Have the chart installed with other values meanwhile."""
+    # One that fails is undone.
+    helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *options,
+         "--atomic", "--timeout", "90s")  # fmt: skip
     try:
-        helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *options,
-             "--wait", "--timeout", "90s")  # fmt: skip
         yield
     finally:
         helm("rollback", *RELEASE, "--wait", "--timeout", "90s")

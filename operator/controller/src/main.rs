@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();
-    // What its library says of a watch is said by ours as well.
+    // What kube_runtime warns of, the operator tells in its own words.
     let filter = EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info,kube_runtime=error"));
     let log = tracing_subscriber::fmt().json().flatten_event(true).with_span_list(false);

@@ -93,13 +93,15 @@ impl Engine {
         self.core.disk_bytes()
     }
 
-    /// The chunk that a message tells of, if it is as short as the message and a client waits for
-    /// such: it spares the scheduler from asking.
+    /// What a Python function made, if a message tells that it is there and it is short. Most of such
+    /// are for a client, and the scheduler need not ask.
     pub(crate) fn along(&self, message: &FromWorker) -> Option<Arc<Buffer>> {
         let FromWorker::Finished { task, .. } = message else { return None };
         let (program, _) = self.programs.get(&task.group)?;
-        let is_call = matches!(program.as_deref(), Ok(Program::Call { .. }));
-        match self.store.get(*task).filter(|_| is_call)? {
+        if !matches!(program.as_deref(), Ok(Program::Call { .. })) {
+            return None;
+        }
+        match self.store.get(*task)? {
             Held::Memory(buffer) if buffer.len() <= ALONG_BYTES_MAX => Some(buffer),
             Held::Memory(_) | Held::Disk(..) => None,
         }

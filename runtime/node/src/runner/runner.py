@@ -29,8 +29,8 @@ INLINE_BYTES_MAX = 65_536
 # The longest text and the longest pickled exception that are sent.
 ERROR_CHARACTERS_MAX = 32_768
 EXCEPTION_BYTES_MAX = 65_536
-# What is read at once, a short message whole.
-RECEIVED_BYTES = 1 << 16
+# A request that is not longer is read at once: the next one comes after its answer.
+AHEAD_BYTES = 1 << 16
 # Functions that are kept unpickled.
 FUNCTIONS_MAX = 64
 # What every pickle carries alike.
@@ -41,17 +41,17 @@ class Refused(Exception):
     """What a function returned is not what was promised."""
 
 
-def receive(connection: socket.socket, ahead: bytes, length: int) -> bytes:
-    """Read at least so many bytes of a message, with those that came before: nothing follows it."""
-    parts = [ahead]
-    length -= len(ahead)
-    while length > 0:
-        part = connection.recv(min(max(length, RECEIVED_BYTES), 1 << 20))
+def receive(connection: socket.socket, ahead: bytes, length: int) -> tuple[bytes, bytes]:
+    """Read exactly so many bytes, at first from what came ahead; and what is left of that."""
+    parts, left = [ahead[:length]], ahead[length:]
+    length -= len(parts[0])
+    while length:
+        part = connection.recv(min(length, 1 << 20))
         if not part:
             raise SystemExit(0)
         parts.append(part)
         length -= len(part)
-    return b"".join(parts)
+    return b"".join(parts), left
 
 
 def send(
@@ -151,7 +151,7 @@ def reply_error(
 def run(
     header: dict,
     function_bytes: bytes,
-    argument_bytes: memoryview,
+    argument_bytes: bytes,
     descriptors: list[int],
     functions: dict,
 ) -> memoryview:
@@ -175,7 +175,7 @@ def run(
     return memoryview(cloudpickle.dumps(value))
 
 
-def load(argument_bytes: memoryview, inputs: list[dict], descriptors: list[int]) -> tuple:
+def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> tuple:
     """Unpickle arguments, with views of shared memory for arrays."""
     if not inputs:
         return pickle.loads(argument_bytes)
@@ -198,18 +198,14 @@ def serve(connection: socket.socket) -> None:
     os.register_at_fork(after_in_child=connection.close)
     send(connection, {"python": list(sys.version_info[:2])})
     while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, RECEIVED_BYTES, 64)
-        if not message:
+        ahead, descriptors, _, _ = socket.recv_fds(connection, AHEAD_BYTES, 64)
+        if not ahead:
             return
-        message = receive(connection, message, 8)
-        start = 8 + int.from_bytes(message[:8], "little")
-        message = receive(connection, message, start)
-        header = json.loads(message[8:start])
-        middle = start + header["function"]
-        end = middle + header["arguments"]
-        message = receive(connection, message, end)
-        function_bytes, argument_bytes = message[start:middle], memoryview(message)[middle:end]
-        del message
+        prefix, ahead = receive(connection, ahead, 8)
+        encoded, ahead = receive(connection, ahead, int.from_bytes(prefix, "little"))
+        header = json.loads(encoded)
+        function_bytes, ahead = receive(connection, ahead, header["function"])
+        argument_bytes, _ = receive(connection, ahead, header["arguments"])
         try:
             made = run(header, function_bytes, argument_bytes, descriptors, functions)
         except BaseException as error:
