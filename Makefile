@@ -31,7 +31,7 @@ setup:
 check: setup
 	@$(STAGE) format cargo fmt --all --check
 	@$(STAGE) build cargo build --workspace --locked --quiet
-	@$(STAGE) unit cargo test --workspace --exclude ebbtide-sim --exclude ebbtide-operator-sim --locked --quiet
+	@$(STAGE) unit --of . cargo test --workspace --exclude ebbtide-sim --exclude ebbtide-operator-sim --locked --quiet
 	@$(STAGE) sims --of "$(OPERATOR) runtime/core runtime/sim" scripts/sims
 
 deny: setup
@@ -41,7 +41,7 @@ wheel: setup
 	@$(STAGE) wheel scripts/wheel
 
 python: wheel
-	@$(STAGE) python scripts/python-checks
+	@$(STAGE) python --of . scripts/python-checks
 
 programs:
 	@$(STAGE) programs e2e/kube/build.sh
@@ -55,7 +55,7 @@ ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
 endif
 	@$(STAGE) e2e e2e/run
 ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
-	@$(STAGE) e2e-listed --of "Makefile charts cli crds e2e examples images operator runtime/*/src runtime/python/py*" e2e/run listed
+	@$(STAGE) e2e-listed --of . e2e/run listed
 endif
 
 mutants: setup
