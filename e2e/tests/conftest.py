@@ -137,6 +137,12 @@ def no_operator() -> Iterator[None]:
         kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
 
 
+def replace_operators() -> None:
+    """Have other operators in the place of all that are there."""
+    kubectl("delete", "pods", "-n", "ebbtide", "--all")
+    kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+
+
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """Make a namespace that enforces Pod Security `restricted`."""

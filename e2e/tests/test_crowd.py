@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from api import Api, at, proxy
-from conftest import OPERATOR, abroad, alone, kubectl, on_the_dev_cluster, resize, up
+from conftest import abroad, alone, kubectl, on_the_dev_cluster, replace_operators, resize, up
 
 # The operator is killed, and has much to do.
 pytestmark = [alone, on_the_dev_cluster]
@@ -66,8 +66,7 @@ def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_els
             resize(namespace, 2)
             api.told(path, MANY, lambda words: "in-no-catalogue" in words, 120)
             assert operators() == before
-            kubectl("delete", "pods", "-n", "ebbtide", "--all")
-            kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+            replace_operators()
             # The next one has read all of them before it looks after anybody.
             resize(namespace, 1)
             assert set(operators().values()) == {0}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from conftest import OPERATOR, abroad, alone, kubectl, on_the_dev_cluster, run, up
+from conftest import abroad, alone, kubectl, on_the_dev_cluster, replace_operators, run, up
 from test_jobs import PROGRAM
 from test_upgrade import RELEASE, helm, upgraded, works
 
@@ -55,6 +55,5 @@ def test_a_listed_namespace_that_is_gone_keeps_the_others_from_nothing(
             kubectl("delete", "namespace", gone, "--timeout=60s")
             works(namespace, 2)
             # Another one has never seen it.
-            kubectl("delete", "pods", "-n", "ebbtide", "--all")
-            kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+            replace_operators()
             works(namespace, 1)
