@@ -160,6 +160,8 @@ def manifest(tmp_path: Path) -> Callable[..., Path]:
         # Small, so that many fit the nodes.
         made["spec"]["scheduler"] = {"resources": {"cpu": "100m", "memory": "256Mi"}}
         made["spec"]["workers"][0]["resources"] = {"cpu": "300m", "memory": "1Gi"}
+        # How fast the machine is today brings nobody.
+        made["spec"]["scaling"] = {"targetSeconds": 3600}
         change(made["spec"])
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(made))

@@ -8,6 +8,7 @@ mod order;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use ebbtide_core::{AxisRelation, Cost, Group, GroupId, Input, Relation, Space};
 
@@ -267,13 +268,31 @@ impl Lowering<'_> {
         self.next = GroupId(id.0 + 1);
         let retries = call.map_or(0, |call| call.retries);
         let resources = call.map(|call| call.resources.clone()).unwrap_or_default();
-        self.groups.push(Group { id, name, space, inputs, cost, resources, retries, program });
+        let kind = call.map(|call| kind_of(&call.function));
+        self.groups.push(Group {
+            id,
+            name,
+            space,
+            inputs,
+            cost,
+            resources,
+            retries,
+            kind,
+            program,
+        });
         Ok(id)
     }
 }
 
 /// Whether a reduction ends within each chunk, and not on its first axis: a map can do it then,
 /// portion by portion.
+/// Tells calls of one function from those of others, well enough to expect how long they take.
+fn kind_of(function: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    function.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn is_local(axes: &[u8], array: &Array) -> bool {
     let grid = &array.node().inputs[0].node().grid;
     axes.iter().all(|axis| *axis > 0 && grid.ends(usize::from(*axis)).len() == 1)

@@ -101,6 +101,8 @@ pub struct Group {
     pub resources: Resources,
     /// How often a task whose program fails is tried again.
     pub retries: u32,
+    /// Tells groups whose tasks take about as long as each other's: they are measured together.
+    pub kind: Option<u64>,
     /// What each does: a text for the worker's kernels that nobody here reads.
     pub program: Arc<[u8]>,
 }

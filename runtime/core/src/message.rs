@@ -53,6 +53,8 @@ pub enum ToWorker {
     Forget(Vec<GroupId>),
     /// Send this chunk to the scheduler, for a client.
     Collect(TaskId),
+    /// Give this attempt at a task back, unless it has begun.
+    Retract(TaskId, Attempt),
     /// Where a worker that is named in assignments can be reached.
     Peer {
         /// The worker.
@@ -95,6 +97,20 @@ pub enum FromWorker {
         input: TaskId,
         /// Who should have held it.
         holder: WorkerId,
+    },
+    /// The answer to `Retract` where the task had not begun: it never will here.
+    Retracted {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
+    },
+    /// The answer to `Retract` where the task runs.
+    Begun {
+        /// The task.
+        task: TaskId,
+        /// The try.
+        attempt: Attempt,
     },
     /// The answer to `Collect` where the chunk is not here.
     NotHere(TaskId),

@@ -17,6 +17,7 @@ mod load;
 mod place;
 mod ready;
 mod recovery;
+mod retract;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -131,12 +132,15 @@ pub struct Scheduler {
     /// Kinds of workers that may come, once that was told.
     offers: Option<Vec<Offer>>,
     next_order: u64,
+    /// When what is handled now happened.
+    now: Time,
     effects: VecDeque<Effect>,
 }
 
 impl Scheduler {
     /// Takes one event to completion.
     pub fn handle_event(&mut self, event: Event, now: Time) {
+        self.now = now;
         match event {
             Event::WorkerJoined(worker, joining) => {
                 if !self.replace(worker, &joining) {
@@ -165,21 +169,16 @@ impl Scheduler {
                 self.submit(job, groups, &targets, is_kept);
             }
             Event::Cancelled(job) => self.release(job),
-            Event::Retire(worker, deadline) => {
-                if let Some(known) = self.workers.get_mut(&worker) {
-                    // The first deadline holds, however often it is said.
-                    if !matches!(known.retiring, Retiring::Emptying { .. }) {
-                        known.retiring = Retiring::Emptying { by: deadline };
-                    }
-                }
-            }
+            Event::Retire(worker, deadline) => self.retire(worker, deadline),
         }
         self.assign();
+        self.retract();
         self.release_retiring(now);
     }
 
     /// Does what has fallen due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.now = now;
         self.forgive_if_late(now);
         let silent = self.workers.iter().filter(|(_, worker)| worker.silent_at <= now);
         let silent: Vec<WorkerId> = silent.map(|(id, _)| *id).collect();
@@ -189,6 +188,7 @@ impl Scheduler {
         }
         self.release_retiring(now);
         self.assign();
+        self.retract();
     }
 
     /// The next thing to do, if any.
@@ -285,6 +285,20 @@ impl Scheduler {
         true
     }
 
+    /// The first deadline holds, however often it is said. Who was released stays so, from now on for
+    /// as long as at first: whoever hears of it is about to take it away.
+    fn retire(&mut self, id: WorkerId, deadline: Time) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match worker.retiring {
+            Retiring::No => worker.retiring = Retiring::Emptying { by: deadline },
+            Retiring::Emptying { .. } => (),
+            Retiring::Released { .. } => {
+                worker.retiring = Retiring::Released { until: self.now.after(RELEASED_MAX) };
+                self.effects.push_back(Effect::Released(id));
+            }
+        }
+    }
+
     /// When this process stood still, nobody could be heard: everybody gets half of their time
     /// again.
     fn forgive_if_late(&mut self, now: Time) {
@@ -309,6 +323,18 @@ impl Scheduler {
             FromWorker::InputMissing { task, attempt, input, holder } => {
                 if self.is_assigned(task, from, attempt) {
                     self.miss_input(task, (input, holder), from);
+                }
+            }
+            FromWorker::Retracted { task, attempt } => {
+                if self.is_assigned(task, from, attempt) {
+                    self.take_retracted(task);
+                }
+            }
+            FromWorker::Begun { task, attempt } => {
+                if self.is_assigned(task, from, attempt)
+                    && let Some(worker) = self.workers.get_mut(&from)
+                {
+                    worker.load.begin(task, self.now);
                 }
             }
             FromWorker::NotHere(task) => self.lose_chunks(&[(task, from)]),
@@ -342,7 +368,10 @@ impl Scheduler {
         self.unassign(task);
         let entry = self.table.entry_mut(task.group);
         entry.done.set(task.index, true);
-        entry.measured.add(nanoseconds);
+        // What was here already took no time.
+        if nanoseconds > 0 {
+            self.table.measure(task.group, nanoseconds);
+        }
         if let Some(worker) = self.workers.get_mut(&from) {
             worker.held.insert(task);
             worker.held_bytes = worker.held_bytes.saturating_add(bytes);
@@ -430,7 +459,7 @@ impl Scheduler {
             return;
         }
         worker.defined.retain(|group| !groups.contains(group));
-        worker.load.take_groups(groups);
+        worker.load.take_groups(groups, self.now);
         worker.held.retain(|task| !groups.contains(&task.group));
         self.send(id, ToWorker::Forget(known));
         self.recount(id);
@@ -485,8 +514,8 @@ impl Scheduler {
 impl Worker {
     fn new(joining: Joining, now: Time) -> Self {
         Self {
+            load: Load::new(joining.cores),
             joining,
-            load: Load::default(),
             held: BTreeSet::new(),
             held_bytes: 0,
             disk_bytes: 0,

@@ -24,8 +24,14 @@ pub(crate) struct Entry {
     pub(crate) measured: Measured,
 }
 
-/// Time that tasks of a group took.
-#[derive(Debug, Default)]
+/// Most kinds of groups whose times are remembered. Beyond, all are learnt again.
+pub(crate) const KINDS_MAX: usize = 4096;
+
+/// After so many tasks each of them counts half: what was measured long ago fades.
+const MEASURED_MAX: u64 = 64;
+
+/// Time that tasks took.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Measured {
     tasks: u64,
     nanoseconds: u64,
@@ -42,6 +48,8 @@ pub(crate) struct Bits {
 pub(crate) struct Table {
     entries: BTreeMap<GroupId, Entry>,
     by_job: BTreeMap<JobId, Vec<GroupId>>,
+    /// Times of groups of one kind, for those that are there and those to come.
+    kinds: BTreeMap<u64, Measured>,
 }
 
 impl Table {
@@ -144,6 +152,30 @@ impl Table {
         needing
     }
 
+    /// Expected time of one task of a group on one core, in nanoseconds.
+    pub(crate) fn expected_nanoseconds(&self, id: GroupId) -> u64 {
+        self.expected_nanoseconds_with(id, Measured::default())
+    }
+
+    /// The same if these had been measured, too.
+    pub(crate) fn expected_nanoseconds_with(&self, id: GroupId, others: Measured) -> u64 {
+        let entry = self.entry(id);
+        let of_kind = entry.group.kind.and_then(|kind| self.kinds.get(&kind));
+        let mean = of_kind.unwrap_or(&entry.measured).and(others).mean();
+        mean.unwrap_or(entry.group.cost.nanoseconds).max(1)
+    }
+
+    /// Counts the time that a task of a group took.
+    pub(crate) fn measure(&mut self, id: GroupId, nanoseconds: u64) {
+        let entry = self.entry_mut(id);
+        entry.measured.add(nanoseconds);
+        let Some(kind) = entry.group.kind else { return };
+        if self.kinds.len() == KINDS_MAX && !self.kinds.contains_key(&kind) {
+            self.kinds.clear();
+        }
+        self.kinds.entry(kind).or_default().add(nanoseconds);
+    }
+
     pub(crate) fn is_done(&self, task: TaskId) -> bool {
         self.entry(task.group).done.get(task.index)
     }
@@ -163,21 +195,23 @@ impl Table {
     }
 }
 
-impl Entry {
-    /// Expected time of one task on one core, in nanoseconds.
-    pub(crate) fn expected_nanoseconds(&self) -> u64 {
-        self.measured
-            .nanoseconds
-            .checked_div(self.measured.tasks)
-            .unwrap_or(self.group.cost.nanoseconds)
-            .max(1)
-    }
-}
-
 impl Measured {
     pub(crate) fn add(&mut self, nanoseconds: u64) {
+        if self.tasks == MEASURED_MAX {
+            self.tasks /= 2;
+            self.nanoseconds /= 2;
+        }
         self.tasks += 1;
         self.nanoseconds = self.nanoseconds.saturating_add(nanoseconds);
+    }
+
+    fn and(self, other: Self) -> Self {
+        let nanoseconds = self.nanoseconds.saturating_add(other.nanoseconds);
+        Self { tasks: self.tasks + other.tasks, nanoseconds }
+    }
+
+    fn mean(self) -> Option<u64> {
+        self.nanoseconds.checked_div(self.tasks)
     }
 }
 

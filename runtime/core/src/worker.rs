@@ -259,6 +259,7 @@ impl Worker {
                 }
                 _ => self.say(FromWorker::NotHere(chunk)),
             },
+            ToWorker::Retract(task, attempt) => self.retract(task, attempt),
             ToWorker::Peer { worker, address } => {
                 self.effects.push_back(Effect::Introduce(worker, address));
             }
@@ -297,6 +298,17 @@ impl Worker {
             State::Waiting { missing }
         };
         self.tasks.insert(task, Task { attempt, inputs, cost, state });
+    }
+
+    fn retract(&mut self, task: TaskId, attempt: Attempt) {
+        let Some(known) = self.tasks.get(&task).filter(|it| it.attempt == attempt) else { return };
+        if let State::Running(_) = known.state {
+            self.say(FromWorker::Begun { task, attempt });
+            return;
+        }
+        self.take_task(task);
+        self.ready.retain(|it| *it != task);
+        self.say(FromWorker::Retracted { task, attempt });
     }
 
     fn want(&mut self, chunk: TaskId, holder: WorkerId, task: TaskId) {

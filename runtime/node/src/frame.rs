@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Version of everything that follows the greeting.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// Largest graph that a client may send.
 pub(crate) const GRAPH_BYTES_MAX: u64 = 256 << 20;

@@ -248,6 +248,8 @@ mod tests {
             FromWorker::Finished { task, attempt, bytes: 7, nanoseconds: 8 },
             FromWorker::Failed { task, attempt, failure: failure.clone() },
             missing,
+            FromWorker::Retracted { task, attempt },
+            FromWorker::Begun { task, attempt },
             FromWorker::NotHere(task),
             FromWorker::OnDisk { bytes: 9 },
             FromWorker::Heartbeat,
@@ -261,6 +263,7 @@ mod tests {
             ToWorker::Free(vec![(task, attempt)]),
             ToWorker::Forget(vec![GroupId(3)]),
             ToWorker::Collect(task),
+            ToWorker::Retract(task, attempt),
             peer,
         ]);
         let purposes = [Purpose::Future, Purpose::Compute, Purpose::Keep];
@@ -277,7 +280,7 @@ mod tests {
         protocol.add(&[PeerRequest { chunk: task }]);
         protocol.add(&[PeerReply::Chunk(task), PeerReply::NotHere(task)]);
         protocol.0.extend(graph.encode());
-        let known = (3, 5_441_812_483_008_490_416);
+        let known = (4, 17_241_726_314_051_996_342);
         let found = (VERSION, xxh3_64(&protocol.0));
         assert_eq!(found, known, "messages have changed: raise VERSION, and say so here");
     }

@@ -177,6 +177,47 @@ def test_futures_carry_values_arguments_exceptions_and_cancellation(
         ebbtide("down", "local")
 
 
+def test_short_calls_do_not_wait_behind_a_long_one(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    over = tmp_path / "over"
+
+    def long() -> str:
+        while not over.exists():
+            time.sleep(0.01)
+        return "over"
+
+    ebbtide("up", manifest(min=2))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            first = cluster.submit(long)
+            short = [cluster.submit(abs, nth) for nth in range(20)]
+            assert [it.result(60) for it in short] == list(range(20)) and not first.done()
+            over.touch()
+            assert first.result(60) == "over"
+    finally:
+        ebbtide("down", "local")
+
+
+def test_long_calls_bring_the_workers_that_they_need(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    def meets(nth: int) -> int:
+        (tmp_path / f"met-{nth}").touch()
+        while len(list(tmp_path.glob("met-*"))) < 3:
+            time.sleep(0.01)
+        return nth
+
+    # A second each is what is expected of them: one worker would do.
+    ebbtide("up", manifest(change="  scaling: {targetSeconds: 4}\n"))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            calls = [cluster.submit(meets, nth) for nth in range(3)]
+            assert [it.result(60) for it in calls] == [0, 1, 2]
+    finally:
+        ebbtide("down", "local")
+
+
 def test_a_closed_cluster_leaves_nobody_waiting(state: Path, manifest: Callable[..., str]) -> None:
     ebbtide("up", manifest())
     try:

@@ -79,7 +79,9 @@ impl SimJob {
         } else {
             Resources::new()
         };
-        Group { id, name, space, inputs, cost, resources, retries: random.roll(3), program }
+        let kind = random.once_in(3).then_some(1);
+        let retries = random.roll(3);
+        Group { id, name, space, inputs, cost, resources, retries, kind, program }
     }
 
     fn relation(random: &mut Random, producer: &Space, extents: &mut Vec<u32>) -> Relation {

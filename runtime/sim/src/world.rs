@@ -189,8 +189,8 @@ impl World {
         if self.collected != self.wanted {
             return Err("the job is done without all of its result".to_owned());
         }
-        if !self.scheduler.demand().is_empty() {
-            return Err(format!("demand is left: {:?}", self.scheduler.demand()));
+        if !self.scheduler.demand(self.now).is_empty() {
+            return Err(format!("demand is left: {:?}", self.scheduler.demand(self.now)));
         }
         for (id, worker) in &self.workers {
             let bytes = worker.core.taken_bytes() + worker.core.disk_bytes();
@@ -558,6 +558,8 @@ mod tests {
             "Unreadable {",
             "InputMissing {",
             "NotHere(",
+            "Retracted {",
+            "Begun {",
         ];
         for fault in faults {
             assert!(traces.contains(fault), "no world has {fault:?}");

@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
+
 use ebbtide_core::GroupId;
 
 use super::{axis_arity, lower};
 use crate::program::{Program, Step};
-use crate::{Array, BinaryOp, Distribution};
+use crate::{Array, BinaryOp, Call, DType, Distribution, Op};
 
 fn normal(shape: &[u64], chunks: &[u64]) -> Array {
     Array::random(Distribution::Normal, (1, 0), shape, Some(chunks)).unwrap()
@@ -46,6 +48,30 @@ fn a_row_is_read_by_every_chunk_that_it_is_repeated_for() {
         if let Step::Input { has_axis, .. } = step { Some(has_axis.clone()) } else { None }
     });
     assert_eq!(has_axis, Some(vec![false, true]));
+}
+
+#[test]
+fn calls_of_one_function_are_of_one_kind_and_those_of_another_are_not() {
+    let calls = [(1, "f"), (2, "f"), (3, "g")].map(|(number, function)| {
+        let call = Call {
+            name: "named alike".to_owned(),
+            number,
+            function: function.into(),
+            arguments: number.to_le_bytes().to_vec(),
+            python: (3, 11),
+            dtype: DType::Object,
+            shape: vec![],
+            memory_bytes: 0,
+            resources: BTreeMap::new(),
+            retries: 0,
+        };
+        Array::new(Op::Call(call), vec![]).unwrap()
+    });
+    let lowered = lower(&calls, GroupId(0), &|_, _, _, _| None).unwrap();
+    let kinds: Vec<Option<u64>> = lowered.groups.iter().map(|group| group.kind).collect();
+    assert!(kinds[0].is_some() && kinds[0] == kinds[1] && kinds[1] != kinds[2], "{kinds:?}");
+    let sum = lower(&[normal(&[4], &[4])], GroupId(0), &|_, _, _, _| None).unwrap();
+    assert_eq!(sum.groups[0].kind, None);
 }
 
 #[test]

@@ -1,18 +1,26 @@
 //! Which kinds of workers can take which tasks, and what is said when none can.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::message::Failure;
 use crate::scheduler::event::{Demand, Offer};
 use crate::scheduler::{Scheduler, Worker};
-use crate::table::Entry;
-use crate::{Bytes, Cost, Group, GroupId, JobId, Resources};
+use crate::table::{Entry, Measured};
+use crate::{Bytes, Cost, Group, GroupId, JobId, Resources, Time};
 
 /// What the tasks of a group need of a worker that is to run one of them alone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need<'a> {
     pub(super) bytes: u64,
     pub(super) resources: &'a Resources,
+}
+
+/// Whose tasks are expected to take as long as each other.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Alike {
+    Group(GroupId),
+    Kind(u64),
 }
 
 /// Whether there is so much of each kind.
@@ -52,12 +60,30 @@ impl Worker {
     }
 }
 
+/// How long what runs for longer than expected has run, in nanoseconds: twice the expected time, four
+/// times, and so on. In such steps whoever is told hears of it now and then.
+fn overrun(expected: u64, length: Duration) -> Option<u64> {
+    let length = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+    let doublings = (length / expected).checked_ilog2().filter(|it| *it > 0)?;
+    Some(expected << doublings)
+}
+
 impl Scheduler {
     /// What waits and runs, as far as it is known, by resource class. No class is empty.
-    pub fn demand(&self) -> Vec<Demand> {
+    ///
+    /// Tasks that run for longer than expected count among those that were measured.
+    pub fn demand(&self, now: Time) -> Vec<Demand> {
         let mut assigned = BTreeMap::<GroupId, u64>::new();
-        for task in self.workers.values().flat_map(|worker| worker.load.tasks()) {
-            *assigned.entry(task.group).or_default() += 1;
+        let mut late = BTreeMap::<Alike, Measured>::new();
+        for worker in self.workers.values() {
+            for task in worker.load.tasks() {
+                *assigned.entry(task.group).or_default() += 1;
+                let Some(since) = worker.load.running_since(task) else { continue };
+                let expected = self.table.expected_nanoseconds(task.group);
+                if let Some(length) = overrun(expected, now.0.saturating_sub(since.0)) {
+                    late.entry(self.alike(task.group)).or_default().add(length);
+                }
+            }
         }
         let mut classes = BTreeMap::<Vec<usize>, Demand>::new();
         for entry in self.table.iter() {
@@ -69,12 +95,18 @@ impl Scheduler {
             let class = classes.entry(self.offers_for(entry.need())).or_default();
             class.tasks += left.saturating_sub(assigned);
             class.assigned += assigned;
-            let nanoseconds = left.saturating_mul(entry.expected_nanoseconds());
+            let late = late.get(&self.alike(entry.group.id)).copied().unwrap_or_default();
+            let nanoseconds = self.table.expected_nanoseconds_with(entry.group.id, late);
+            let nanoseconds = left.saturating_mul(nanoseconds);
             class.nanoseconds = class.nanoseconds.saturating_add(nanoseconds);
         }
         let named =
             |fits: Vec<usize>| fits.iter().map(|at| self.offers()[*at].name.clone()).collect();
         classes.into_iter().map(|(fits, it)| Demand { fits: named(fits), ..it }).collect()
+    }
+
+    fn alike(&self, group: GroupId) -> Alike {
+        self.table.entry(group).group.kind.map_or(Alike::Group(group), Alike::Kind)
     }
 
     fn offers_for(&self, need: Need<'_>) -> Vec<usize> {

@@ -2,12 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{GroupId, Resources, TaskId};
+use crate::{GroupId, Resources, TaskId, Time};
 
 /// Tasks of one worker. An input that others hold comes once, for however many tasks need it.
+///
+/// Who was given first runs, one on each core; the others wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Load {
+    cores: u64,
     tasks: BTreeMap<TaskId, Given>,
+    /// Those that wait, in the order in which they were given.
+    waiting: BTreeMap<u64, TaskId>,
+    next: u64,
+    /// Those that the worker was asked to give back and has not answered.
+    asked_back: BTreeSet<TaskId>,
     inputs: BTreeMap<TaskId, Coming>,
     bytes: u64,
     resources: Resources,
@@ -19,6 +27,13 @@ struct Given {
     resources: Resources,
     /// Inputs that others hold.
     away: Vec<TaskId>,
+    turn: Turn,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Waiting(u64),
+    Running { since: Time },
 }
 
 #[derive(Debug)]
@@ -28,6 +43,11 @@ struct Coming {
 }
 
 impl Load {
+    /// Nothing, of a worker that runs so many tasks at once.
+    pub(super) fn new(cores: u32) -> Self {
+        Self { cores: u64::from(cores), ..Self::default() }
+    }
+
     /// Adds a task that takes so many bytes beside its inputs and these resources, and its inputs
     /// that others hold, each once, with their bytes.
     pub(super) fn give(
@@ -35,6 +55,7 @@ impl Load {
         task: TaskId,
         (bytes, resources): (u64, Resources),
         away: &BTreeMap<TaskId, u64>,
+        now: Time,
     ) {
         for (input, bytes) in away {
             let coming = self.inputs.entry(*input).or_insert_with(|| {
@@ -48,12 +69,21 @@ impl Load {
             *self.resources.entry(kind.clone()).or_default() += amount;
         }
         let away = away.keys().copied().collect();
-        self.tasks.insert(task, Given { bytes, resources, away });
+        let turn = Turn::Waiting(self.next);
+        self.tasks.insert(task, Given { bytes, resources, away, turn });
+        self.waiting.insert(self.next, task);
+        self.next += 1;
+        self.begin_next(now);
     }
 
     /// Removes a task.
-    pub(super) fn take(&mut self, task: TaskId) {
+    pub(super) fn take(&mut self, task: TaskId, now: Time) {
         let Some(given) = self.tasks.remove(&task) else { return };
+        self.asked_back.remove(&task);
+        if let Turn::Waiting(nth) = given.turn {
+            self.waiting.remove(&nth);
+        }
+        self.begin_next(now);
         self.bytes -= given.bytes;
         for (kind, amount) in &given.resources {
             *self.resources.entry(kind.clone()).or_default() -= amount;
@@ -69,10 +99,57 @@ impl Load {
     }
 
     /// Removes the tasks of these groups.
-    pub(super) fn take_groups(&mut self, groups: &BTreeSet<GroupId>) {
+    pub(super) fn take_groups(&mut self, groups: &BTreeSet<GroupId>, now: Time) {
         let over = self.tasks.keys().filter(|task| groups.contains(&task.group));
         for task in over.copied().collect::<Vec<TaskId>>() {
-            self.take(task);
+            self.take(task, now);
+        }
+    }
+
+    /// The worker says that a task runs.
+    pub(super) fn begin(&mut self, task: TaskId, now: Time) {
+        self.asked_back.remove(&task);
+        let Some(given) = self.tasks.get_mut(&task) else { return };
+        if let Turn::Waiting(nth) = given.turn {
+            self.waiting.remove(&nth);
+            given.turn = Turn::Running { since: now };
+        }
+    }
+
+    fn begin_next(&mut self, now: Time) {
+        while self.len() - (self.waiting.len() as u64) < self.cores {
+            let Some((_, task)) = self.waiting.pop_first() else { return };
+            let given = self.tasks.get_mut(&task).expect("what waits is a task of it");
+            given.turn = Turn::Running { since: now };
+        }
+    }
+
+    /// A task that waits is wanted back.
+    pub(super) fn ask_back(&mut self, task: TaskId) {
+        self.asked_back.insert(task);
+    }
+
+    /// How many tasks were asked back, with no answer yet.
+    pub(super) fn asked_back(&self) -> u64 {
+        self.asked_back.len() as u64
+    }
+
+    /// Cores that have nothing to do.
+    pub(super) fn idle_cores(&self) -> u64 {
+        self.cores.saturating_sub(self.len())
+    }
+
+    /// Tasks that wait and were not asked back, the last one first.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = TaskId> {
+        let waiting = self.waiting.values().rev().copied();
+        waiting.filter(|task| !self.asked_back.contains(task))
+    }
+
+    /// Since when a task runs, unless it waits.
+    pub(super) fn running_since(&self, task: TaskId) -> Option<Time> {
+        match self.tasks.get(&task)?.turn {
+            Turn::Running { since } => Some(since),
+            Turn::Waiting(_) => None,
         }
     }
 
@@ -111,9 +188,12 @@ impl Load {
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
 
     use super::Load;
-    use crate::{GroupId, Resources, TaskId};
+    use crate::{GroupId, Resources, TaskId, Time};
+
+    const NOW: Time = Time(Duration::ZERO);
 
     fn task(group: u64, index: u32) -> TaskId {
         TaskId { group: GroupId(group), index }
@@ -126,16 +206,39 @@ mod tests {
     #[test]
     fn an_input_of_several_tasks_counts_once_until_the_last_of_them_is_over() {
         let (shared, own) = (task(0, 0), task(0, 1));
-        let mut load = Load::default();
-        load.give(task(1, 0), (10, gpus(1)), &BTreeMap::from([(shared, 100)]));
-        load.give(task(1, 1), (10, gpus(2)), &BTreeMap::from([(shared, 100), (own, 1000)]));
+        let mut load = Load::new(1);
+        load.give(task(1, 0), (10, gpus(1)), &BTreeMap::from([(shared, 100)]), NOW);
+        load.give(task(1, 1), (10, gpus(2)), &BTreeMap::from([(shared, 100), (own, 1000)]), NOW);
         assert_eq!((load.bytes(), load.len(), load.taken("gpu")), (1120, 2, 3));
-        load.take(task(1, 1));
-        load.take(task(1, 1));
+        load.take(task(1, 1), NOW);
+        load.take(task(1, 1), NOW);
         assert_eq!((load.bytes(), load.taken("gpu")), (110, 1));
         assert!(load.has_input(shared) && !load.has_input(own));
-        load.take_groups(&BTreeSet::from([GroupId(1)]));
+        load.take_groups(&BTreeSet::from([GroupId(1)]), NOW);
         assert_eq!((load.bytes(), load.taken("gpu")), (0, 0));
         assert!(load.is_empty() && !load.has_input(shared));
+    }
+
+    #[test]
+    fn who_was_given_first_runs_and_the_next_begins_when_a_core_is_free() {
+        let at = |seconds| Time(Duration::from_secs(seconds));
+        let mut load = Load::new(2);
+        for nth in 0..5 {
+            load.give(task(1, nth), (0, gpus(0)), &BTreeMap::new(), at(nth.into()));
+        }
+        let since = |load: &Load| -> Vec<Option<Time>> {
+            (0..5).map(|nth| load.running_since(task(1, nth))).collect()
+        };
+        assert_eq!(since(&load), [Some(at(0)), Some(at(1)), None, None, None]);
+        assert_eq!(load.waiting().collect::<Vec<_>>(), [task(1, 4), task(1, 3), task(1, 2)]);
+        load.ask_back(task(1, 4));
+        load.take(task(1, 0), at(9));
+        assert_eq!(since(&load), [None, Some(at(1)), Some(at(9)), None, None]);
+        assert_eq!((load.waiting().collect::<Vec<_>>(), load.asked_back()), (vec![task(1, 3)], 1));
+        // Against the order: the worker knows better.
+        load.begin(task(1, 4), at(10));
+        load.take(task(1, 1), at(11));
+        assert_eq!(since(&load), [None, None, Some(at(9)), None, Some(at(10))]);
+        assert_eq!((load.idle_cores(), load.asked_back()), (0, 0));
     }
 }

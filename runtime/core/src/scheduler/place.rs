@@ -79,7 +79,7 @@ impl Scheduler {
         self.ready.contains(&class, entrant)
     }
 
-    fn entrant(&self, task: TaskId, order: u64) -> (Class, Entrant) {
+    pub(super) fn entrant(&self, task: TaskId, order: u64) -> (Class, Entrant) {
         let entry = self.table.entry(task.group);
         let class = Class::new(&entry.group.resources, entry.needed_bytes, &self.sizes);
         (class, Entrant { task, order, job: entry.job })
@@ -209,6 +209,7 @@ impl Scheduler {
     fn place(&self, task: TaskId, closed: &BTreeSet<WorkerId>) -> Option<WorkerId> {
         let inputs = self.table.dependencies(task);
         let entry = self.table.entry(task.group);
+        let expected = self.table.expected_nanoseconds(task.group);
         let local_bytes = |id: WorkerId| -> u64 {
             let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
                 Some(State::InMemory { holder, bytes, .. }) if *holder == id => *bytes,
@@ -221,7 +222,7 @@ impl Scheduler {
             .filter(|(id, it)| !closed.contains(id) && it.suits(entry.need()))
             .filter(|(id, it)| {
                 it.has_free(&entry.group.resources)
-                    && it.has_room(self.cost_at(task, **id, &inputs), entry.expected_nanoseconds())
+                    && it.has_room(self.cost_at(task, **id, &inputs), expected)
             })
             .max_by_key(|(id, it)| {
                 let in_hand = it.load.len() * 1024 / u64::from(it.joining.cores.max(1));
@@ -230,7 +231,7 @@ impl Scheduler {
             .map(|(id, _)| *id)
     }
 
-    fn give(&mut self, task: TaskId, to: WorkerId) {
+    pub(super) fn give(&mut self, task: TaskId, to: WorkerId) {
         let needs = self.table.dependencies(task);
         let inputs: Vec<(TaskId, WorkerId)> =
             needs.into_iter().map(|input| (input, self.holder(input))).collect();
@@ -244,7 +245,7 @@ impl Scheduler {
         let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
         let away: BTreeMap<TaskId, u64> = away.collect();
         let worker = self.workers.get_mut(&to).expect("place chose one of ours");
-        worker.load.give(task, taking, &away);
+        worker.load.give(task, taking, &away, self.now);
         self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
     }
 
@@ -274,7 +275,7 @@ impl Scheduler {
     }
 
     /// Bytes that a task takes on this worker beyond what is there and on its way there.
-    fn cost_at(&self, task: TaskId, at: WorkerId, inputs: &[TaskId]) -> u64 {
+    pub(super) fn cost_at(&self, task: TaskId, at: WorkerId, inputs: &[TaskId]) -> u64 {
         let load = &self.workers[&at].load;
         let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
             Some(State::InMemory { holder, bytes, .. })
@@ -297,18 +298,18 @@ impl Scheduler {
     pub(super) fn unassign(&mut self, task: TaskId) {
         let State::Assigned(from, _) = self.live(task).state else { return };
         if let Some(worker) = self.workers.get_mut(&from) {
-            worker.load.take(task);
+            worker.load.take(task, self.now);
         }
     }
 }
 
 impl Worker {
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.retiring == Retiring::No
             && self.load.len() < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
     }
 
-    fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
+    pub(super) fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
         let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
         let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
         let in_memory = self.held_bytes.saturating_sub(self.disk_bytes);

@@ -11,14 +11,13 @@ impl Scheduler {
         let chunks: Vec<(TaskId, WorkerId)> =
             worker.held.iter().map(|task| (*task, lost)).collect();
         self.lose_chunks(&chunks);
-        // Those that came up first ran.
         let order = |task: &TaskId| self.tasks.get(task).map(|live| live.order);
         let mut assigned: Vec<TaskId> = worker.load.tasks().collect();
         assigned.sort_by_key(order);
-        for (nth, task) in assigned.into_iter().enumerate() {
+        for task in assigned {
             // An earlier one may have failed the job that this one belonged to.
             let Some(live) = self.tasks.get_mut(&task) else { continue };
-            if nth < worker.joining.cores as usize {
+            if worker.load.running_since(task).is_some() {
                 live.losses += 1;
             } else {
                 live.waits += 1;

@@ -1,3 +1,5 @@
+mod waiting;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +11,16 @@ use crate::{
     WorkerId,
 };
 
+const NOW: Time = Time(Duration::ZERO);
+
 const COST: Cost = Cost { output_bytes: 100, scratch_bytes: 0, nanoseconds: 1_000_000_000 };
 
 fn group(id: u64, extents: &[u32], inputs: Vec<Input>) -> Group {
     let space = Space::new(extents.to_vec()).unwrap();
     let (name, program) = (format!("group {id}"), Arc::from([]));
     let resources = Resources::new();
-    Group { id: GroupId(id), name, space, inputs, cost: COST, resources, retries: 0, program }
+    let (id, kind) = (GroupId(id), None);
+    Group { id, name, space, inputs, cost: COST, resources, retries: 0, kind, program }
 }
 
 /// `leaves` tasks and one that needs them all.
@@ -102,7 +107,7 @@ fn a_job_runs_from_its_leaves_to_its_target_and_is_delivered() {
     assert_eq!(play.tasks(), [task(1, 0), task(1, 1), task(2, 0)]);
     play.at(0, Event::Collected(task(2, 0)));
     assert!(play.others.contains(&Effect::JobDone(JobId(1))), "{:?}", play.others);
-    assert_eq!(play.scheduler.demand(), []);
+    assert_eq!(play.scheduler.demand(NOW), []);
 }
 
 #[test]
@@ -177,6 +182,8 @@ fn a_released_worker_that_nobody_takes_away_works_on() {
     let mut play = Play::of([join(1, 1)]);
     play.at(0, Event::Retire(WorkerId(1), Time::default()));
     play.at(0, tree(1));
+    // Who asks again hears of it, and is waited for.
+    play.at(0, Event::Retire(WorkerId(1), Time(SILENCE_MAX)));
     // It lives meanwhile.
     for seconds in 1..30 {
         play.at(seconds, Event::Worker(WorkerId(1), FromWorker::Heartbeat));
@@ -210,7 +217,7 @@ fn a_worker_that_is_not_empty_in_time_works_on() {
 fn demand_counts_what_waits_and_what_runs() {
     let play = Play::of([tree(9)]);
     let all = Demand { fits: vec![], tasks: 10, assigned: 0, nanoseconds: 10_000_000_000 };
-    assert_eq!(play.scheduler.demand(), [all]);
+    assert_eq!(play.scheduler.demand(NOW), [all]);
 }
 
 #[test]
@@ -310,7 +317,7 @@ fn what_is_kept_stays_until_its_job_and_every_user_are_over() {
     play.at(0, Event::Collected(task(2, 0)));
     let forget = |id| Effect::Send(WorkerId(1), ToWorker::Forget(vec![GroupId(id)]));
     assert!(play.others.contains(&Effect::JobDone(JobId(2))) && play.others.contains(&forget(1)));
-    assert_eq!(play.scheduler.demand(), []);
+    assert_eq!(play.scheduler.demand(NOW), []);
 }
 
 #[test]
@@ -394,7 +401,7 @@ fn a_task_that_only_waited_on_a_lost_worker_is_not_blamed() {
     for id in 1..=u64::from(LOSSES_MAX) {
         play.at(0, join(id, 1));
         // Both were given to it, and it has one core.
-        assert_eq!(play.scheduler.demand()[0].assigned, 2);
+        assert_eq!(play.scheduler.demand(NOW)[0].assigned, 2);
         play.at(0, Event::WorkerLost(WorkerId(id)));
     }
     play.at(0, join(9, 1));
@@ -509,7 +516,7 @@ fn demand_tells_which_kinds_of_workers_can_take_it() {
         job(2, 2, (800, Resources::new())),
         job(3, 1, (100, gpus(1))),
     ]);
-    let demand = play.scheduler.demand();
+    let demand = play.scheduler.demand(NOW);
     let told: Vec<(String, u64)> = demand.iter().map(|it| (it.fits.join(" "), it.tasks)).collect();
     assert_eq!(told, [("plain gpu".to_owned(), 3), ("gpu".to_owned(), 3)]);
 }

@@ -21,8 +21,8 @@ fn define(worker: &mut Worker) {
     let space = Space::new(vec![100]).unwrap();
     let (name, program) = ("group".to_owned(), Arc::from([]));
     let resources = Resources::new();
-    let group =
-        Group { id: GroupId(1), name, space, inputs: vec![], cost, resources, retries: 0, program };
+    let (id, inputs, retries, kind) = (GroupId(1), vec![], 0, None);
+    let group = Group { id, name, space, inputs, cost, resources, retries, kind, program };
     worker.handle_event(Event::Scheduler(ToWorker::Define(vec![group])));
     effects(worker);
 }
@@ -119,6 +119,46 @@ fn an_input_that_cannot_be_had_gives_its_tasks_back() {
         holder: THERE,
     };
     assert_eq!(effects(&mut worker), [Effect::Say(said)]);
+}
+
+fn retract(worker: &mut Worker, task: TaskId, attempt: u32) -> Vec<Effect> {
+    worker.handle_event(Event::Scheduler(ToWorker::Retract(task, Attempt(attempt))));
+    effects(worker)
+}
+
+fn retracted(task: TaskId, attempt: u32) -> Effect {
+    Effect::Say(FromWorker::Retracted { task, attempt: Attempt(attempt) })
+}
+
+#[test]
+fn what_waits_is_given_back_and_what_runs_is_not() {
+    let mut worker = worker(1, 1000);
+    assign(&mut worker, chunk(1), 1, &[]);
+    assign(&mut worker, chunk(2), 2, &[]);
+    let runs = FromWorker::Begun { task: chunk(1), attempt: Attempt(1) };
+    assert_eq!(retract(&mut worker, chunk(1), 1), [Effect::Say(runs)]);
+    assert_eq!(retract(&mut worker, chunk(2), 1), [], "that was another try");
+    assert_eq!(retract(&mut worker, chunk(2), 2), [retracted(chunk(2), 2)]);
+    assert_eq!(retract(&mut worker, chunk(2), 2), []);
+    // It comes again, and runs once.
+    assign(&mut worker, chunk(2), 3, &[]);
+    let next = [keep(0, chunk(1)), finished(chunk(1), 1, 3), execute(1, chunk(2), &[])];
+    assert_eq!(executed(&mut worker, 0), next);
+    assert_eq!(executed(&mut worker, 1), [keep(1, chunk(2)), finished(chunk(2), 3, 3)]);
+    assert_eq!(worker.taken_bytes(), 20);
+}
+
+#[test]
+fn an_input_of_what_was_given_back_leaves_nothing_behind() {
+    let mut worker = worker(1, 1000);
+    assign(&mut worker, chunk(2), 1, &[chunk(0), chunk(1)]);
+    worker.handle_event(Event::Fetched { chunk: chunk(0), bytes: 10 });
+    effects(&mut worker);
+    let given = [Effect::Drop(chunk(0)), retracted(chunk(2), 1)];
+    assert_eq!(retract(&mut worker, chunk(2), 1), given);
+    worker.handle_event(Event::Fetched { chunk: chunk(1), bytes: 10 });
+    assert_eq!(effects(&mut worker), [Effect::Drop(chunk(1))]);
+    assert_eq!(worker.taken_bytes(), 0);
 }
 
 #[test]

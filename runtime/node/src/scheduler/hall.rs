@@ -509,7 +509,7 @@ impl Hall {
     }
 
     fn tell_operator(&self) {
-        let demand = self.core.demand();
+        let demand = self.core.demand(self.now());
         self.gauges.workers.set(count(self.workers.len() as u64));
         self.gauges.clients.set(count(self.clients.len() as u64));
         self.gauges.waiting.set(count(demand.iter().map(|it| it.tasks).sum()));

@@ -49,7 +49,7 @@ impl World {
             let mut there = there.map(|it| (it.memory_bytes, &it.resources));
             offer.is_some_and(|offer| there.any(|it| alike(offer, it)))
         };
-        let demand = self.scheduler.demand();
+        let demand = self.scheduler.demand(self.now);
         let is_missing = demand.iter().any(|it| !it.fits.iter().any(is_there));
         if is_missing {
             self.join();
