@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{GroupId, Resources, TaskId, Time};
+use crate::{Cost, GroupId, Resources, TaskId, Time};
 
 /// Tasks of one worker. An input that others hold comes once, for however many tasks need it.
 ///
@@ -23,7 +23,8 @@ pub(super) struct Load {
 
 #[derive(Debug)]
 struct Given {
-    bytes: u64,
+    output_bytes: u64,
+    scratch_bytes: u64,
     resources: Resources,
     /// Inputs that others hold.
     away: Vec<TaskId>,
@@ -48,12 +49,12 @@ impl Load {
         Self { cores: u64::from(cores), ..Self::default() }
     }
 
-    /// Adds a task that takes so many bytes beside its inputs and these resources, and its inputs
-    /// that others hold, each once, with their bytes.
+    /// Adds a task that takes so much beside its inputs and these resources, and its inputs that
+    /// others hold, each once, with their bytes. What it needs only while it runs counts then.
     pub(super) fn give(
         &mut self,
         task: TaskId,
-        (bytes, resources): (u64, Resources),
+        (cost, resources): (Cost, Resources),
         away: &BTreeMap<TaskId, u64>,
         now: Time,
     ) {
@@ -64,13 +65,14 @@ impl Load {
             });
             coming.users += 1;
         }
-        self.bytes = self.bytes.saturating_add(bytes);
+        let Cost { output_bytes, scratch_bytes, .. } = cost;
+        self.bytes = self.bytes.saturating_add(output_bytes);
         for (kind, amount) in &resources {
             *self.resources.entry(kind.clone()).or_default() += amount;
         }
         let away = away.keys().copied().collect();
         let turn = Turn::Waiting(self.next);
-        self.tasks.insert(task, Given { bytes, resources, away, turn });
+        self.tasks.insert(task, Given { output_bytes, scratch_bytes, resources, away, turn });
         self.waiting.insert(self.next, task);
         self.next += 1;
         self.begin_next(now);
@@ -80,11 +82,11 @@ impl Load {
     pub(super) fn take(&mut self, task: TaskId, now: Time) {
         let Some(given) = self.tasks.remove(&task) else { return };
         self.asked_back.remove(&task);
-        if let Turn::Waiting(nth) = given.turn {
-            self.waiting.remove(&nth);
+        self.bytes -= given.output_bytes;
+        match given.turn {
+            Turn::Waiting(nth) => drop(self.waiting.remove(&nth)),
+            Turn::Running { .. } => self.bytes -= given.scratch_bytes,
         }
-        self.begin_next(now);
-        self.bytes -= given.bytes;
         for (kind, amount) in &given.resources {
             *self.resources.entry(kind.clone()).or_default() -= amount;
         }
@@ -96,6 +98,7 @@ impl Load {
                 self.inputs.remove(&input);
             }
         }
+        self.begin_next(now);
     }
 
     /// Removes the tasks of these groups.
@@ -113,14 +116,14 @@ impl Load {
         if let Turn::Waiting(nth) = given.turn {
             self.waiting.remove(&nth);
             given.turn = Turn::Running { since: now };
+            self.bytes = self.bytes.saturating_add(given.scratch_bytes);
         }
     }
 
     fn begin_next(&mut self, now: Time) {
         while self.len() - (self.waiting.len() as u64) < self.cores {
-            let Some((_, task)) = self.waiting.pop_first() else { return };
-            let given = self.tasks.get_mut(&task).expect("what waits is a task of it");
-            given.turn = Turn::Running { since: now };
+            let Some(task) = self.waiting.values().next().copied() else { return };
+            self.begin(task, now);
         }
     }
 
@@ -191,9 +194,10 @@ mod tests {
     use std::time::Duration;
 
     use super::Load;
-    use crate::{GroupId, Resources, TaskId, Time};
+    use crate::{Cost, GroupId, Resources, TaskId, Time};
 
     const NOW: Time = Time(Duration::ZERO);
+    const COST: Cost = Cost { output_bytes: 10, scratch_bytes: 7, nanoseconds: 1 };
 
     fn task(group: u64, index: u32) -> TaskId {
         TaskId { group: GroupId(group), index }
@@ -207,12 +211,12 @@ mod tests {
     fn an_input_of_several_tasks_counts_once_until_the_last_of_them_is_over() {
         let (shared, own) = (task(0, 0), task(0, 1));
         let mut load = Load::new(1);
-        load.give(task(1, 0), (10, gpus(1)), &BTreeMap::from([(shared, 100)]), NOW);
-        load.give(task(1, 1), (10, gpus(2)), &BTreeMap::from([(shared, 100), (own, 1000)]), NOW);
-        assert_eq!((load.bytes(), load.len(), load.taken("gpu")), (1120, 2, 3));
+        load.give(task(1, 0), (COST, gpus(1)), &BTreeMap::from([(shared, 100)]), NOW);
+        load.give(task(1, 1), (COST, gpus(2)), &BTreeMap::from([(shared, 100), (own, 1000)]), NOW);
+        assert_eq!((load.bytes(), load.len(), load.taken("gpu")), (1127, 2, 3), "one runs");
         load.take(task(1, 1), NOW);
         load.take(task(1, 1), NOW);
-        assert_eq!((load.bytes(), load.taken("gpu")), (110, 1));
+        assert_eq!((load.bytes(), load.taken("gpu")), (117, 1));
         assert!(load.has_input(shared) && !load.has_input(own));
         load.take_groups(&BTreeSet::from([GroupId(1)]), NOW);
         assert_eq!((load.bytes(), load.taken("gpu")), (0, 0));
@@ -224,7 +228,7 @@ mod tests {
         let at = |seconds| Time(Duration::from_secs(seconds));
         let mut load = Load::new(2);
         for nth in 0..5 {
-            load.give(task(1, nth), (0, gpus(0)), &BTreeMap::new(), at(nth.into()));
+            load.give(task(1, nth), (COST, gpus(0)), &BTreeMap::new(), at(nth.into()));
         }
         let since = |load: &Load| -> Vec<Option<Time>> {
             (0..5).map(|nth| load.running_since(task(1, nth))).collect()
@@ -240,5 +244,8 @@ mod tests {
         load.take(task(1, 1), at(11));
         assert_eq!(since(&load), [None, None, Some(at(9)), None, Some(at(10))]);
         assert_eq!((load.idle_cores(), load.asked_back()), (0, 0));
+        assert_eq!(load.bytes(), 3 * 10 + 2 * 7);
+        load.take_groups(&BTreeSet::from([GroupId(1)]), at(12));
+        assert_eq!((load.idle_cores(), load.bytes()), (2, 0));
     }
 }

@@ -6,7 +6,7 @@ use crate::message::{Assignment, Attempt, ToWorker};
 use crate::scheduler::fit::Need;
 use crate::scheduler::ready::{Class, Entrant, Ready};
 use crate::scheduler::{Effect, Retiring, Scheduler, State, Task, Worker};
-use crate::{JobId, TaskId, WorkerId};
+use crate::{Cost, Group, JobId, TaskId, WorkerId};
 
 /// Work that a worker has in hand beyond what runs, per core, in nanoseconds: long enough to hide
 /// a round trip, short enough to leave work for others.
@@ -240,7 +240,8 @@ impl Scheduler {
         entry.attempt = Attempt(entry.attempt.0 + 1);
         let attempt = entry.attempt;
         self.live(task).state = State::Assigned(to, attempt);
-        let taking = (self.reservation(task), self.table.entry(task.group).group.resources.clone());
+        let Group { cost, resources, .. } = &self.table.entry(task.group).group;
+        let taking = (*cost, resources.clone());
         let away = inputs.iter().filter(|(_, holder)| *holder != to);
         let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
         let away: BTreeMap<TaskId, u64> = away.collect();
@@ -274,7 +275,8 @@ impl Scheduler {
         }
     }
 
-    /// Bytes that a task takes on this worker beyond what is there and on its way there.
+    /// Bytes that a task takes on this worker beyond what is there and on its way there: less, if it
+    /// is to wait, by what it needs only while it runs.
     pub(super) fn cost_at(&self, task: TaskId, at: WorkerId, inputs: &[TaskId]) -> u64 {
         let load = &self.workers[&at].load;
         let bytes = |input: &TaskId| match self.tasks.get(input).map(|it| &it.state) {
@@ -285,13 +287,10 @@ impl Scheduler {
             }
             _ => 0,
         };
-        inputs.iter().map(bytes).fold(self.reservation(task), u64::saturating_add)
-    }
-
-    /// Bytes that a task may take beside its inputs.
-    pub(super) fn reservation(&self, task: TaskId) -> u64 {
-        let cost = self.table.entry(task.group).group.cost;
-        cost.output_bytes.saturating_add(cost.scratch_bytes)
+        let Cost { output_bytes, scratch_bytes, .. } = self.table.entry(task.group).group.cost;
+        let scratch_bytes = if load.idle_cores() > 0 { scratch_bytes } else { 0 };
+        let own = output_bytes.saturating_add(scratch_bytes);
+        inputs.iter().map(bytes).fold(own, u64::saturating_add)
     }
 
     /// Takes a task off its worker. The caller gives it a new state.
