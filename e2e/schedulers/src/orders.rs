@@ -46,7 +46,10 @@ async fn demand(clusters: &Clusters, count: usize) -> Vec<Option<f64>> {
             let mut known = clusters.lock();
             let Some(cluster) = known.get_mut(&uid) else { continue };
             cluster.waits = Some(pod);
-            cluster.state.send_modify(|state| (state.tasks, state.jobs) = (1, state.jobs + 1));
+            cluster.state.send_modify(|state| {
+                state.tasks = state.workers.len() as u64 + 1;
+                state.jobs += 1;
+            });
         }
         let came = timeout(POD_MAX, comes).await.ok().and_then(Result::ok);
         took.push(came.map(|at| at.duration_since(begin).as_secs_f64()));

@@ -38,6 +38,8 @@ pub(crate) struct Target {
 #[derive(Clone, Copy, Debug, Default)]
 struct Share {
     is_busy: bool,
+    /// Tasks that wait and run.
+    tasks: u64,
     core_seconds: f64,
 }
 
@@ -73,10 +75,8 @@ pub(crate) fn targets(
         .map(|(nth, workers)| {
             let share = shares.get(nth).copied().unwrap_or_default();
             let idle_since = idle_since(cluster, workers, share, idle, now);
-            let asked = cluster.spec.workers.get(nth).map_or(0, |group| {
-                let least = u32::from(share.is_busy);
-                workers_for(cluster, group, share.core_seconds).max(least)
-            });
+            let asked =
+                cluster.spec.workers.get(nth).map_or(0, |group| workers_for(cluster, group, share));
             let bounds = bounds(cluster, nth);
             let needed = bounds.min.max(u32::from(share.is_busy));
             let target = Target { needed, idle_since, ..Target::default() };
@@ -106,6 +106,8 @@ fn shares(groups: &[WorkerGroup], demand: &Demand) -> Vec<Share> {
     for (fits, queue) in &demand.queues {
         if let Some(nth) = first_of(groups, fits) {
             shares[nth].is_busy = true;
+            let tasks = queue.tasks.saturating_add(queue.running);
+            shares[nth].tasks = shares[nth].tasks.saturating_add(tasks);
             shares[nth].core_seconds += queue.core_seconds;
         }
     }
@@ -218,8 +220,9 @@ fn bounds(cluster: &Cluster, nth: usize) -> Bounds {
     Bounds { min: count(min), max: count(max) }
 }
 
-/// Workers that finish so many core-seconds in the target time.
-fn workers_for(cluster: &Cluster, group: &WorkerGroup, core_seconds: f64) -> u32 {
+/// Workers that finish their share in the target time: one at least for some work, and no more than
+/// it has tasks, each of which takes one.
+fn workers_for(cluster: &Cluster, group: &WorkerGroup, share: Share) -> u32 {
     let cores = group.resources.cpu().value().map_or(1.0, f64::ceil).max(1.0);
     let seconds = f64::from(cluster.spec.scaling.target_seconds.max(1));
     #[expect(
@@ -227,8 +230,9 @@ fn workers_for(cluster: &Cluster, group: &WorkerGroup, core_seconds: f64) -> u32
         clippy::cast_sign_loss,
         reason = "demand is finite and not negative; beyond u32 the maximum decides anyway"
     )]
-    let workers = (core_seconds / (cores * seconds)).ceil() as u32;
-    workers
+    let workers = (share.core_seconds / (cores * seconds)).ceil() as u32;
+    let tasks = u32::try_from(share.tasks).unwrap_or(u32::MAX);
+    workers.min(tasks).max(u32::from(share.is_busy))
 }
 
 fn count(number: i32) -> u32 {

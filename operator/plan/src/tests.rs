@@ -389,12 +389,18 @@ fn a_pod_that_waits_for_a_node_is_no_failure_and_is_told() {
 
 #[test]
 fn the_queue_asks_for_as_many_workers_as_finish_it_in_time() {
-    for (core_seconds, workers) in [(0.1, 1), (20.0, 1), (20.1, 2), (79.0, 4), (1e18, 4)] {
+    let many = [(0.1, 1), (20.0, 1), (20.1, 2), (79.0, 4), (1e18, 4)];
+    // A task runs on one worker, however long it takes.
+    let few = [(1, 1e18, 1), (2, 1e18, 2)];
+    for (tasks, core_seconds, workers) in
+        many.map(|(length, it)| (9, length, it)).into_iter().chain(few)
+    {
         let mut world = World::new(cluster(|_| ()));
         world.step();
         world.run();
-        world.queue(1, core_seconds);
-        assert_eq!(world.after(1).status.workers.desired, workers, "{core_seconds}");
+        world.queue(tasks, core_seconds);
+        let desired = world.after(1).status.workers.desired;
+        assert_eq!(desired, workers, "{tasks} tasks of {core_seconds} core-seconds");
     }
 }
 

@@ -286,16 +286,16 @@ impl Lowering<'_> {
 
 /// Whether a reduction ends within each chunk, and not on its first axis: a map can do it then,
 /// portion by portion.
+fn is_local(axes: &[u8], array: &Array) -> bool {
+    let grid = &array.node().inputs[0].node().grid;
+    axes.iter().all(|axis| *axis > 0 && grid.ends(usize::from(*axis)).len() == 1)
+}
+
 /// Tells calls of one function from those of others, well enough to expect how long they take.
 fn kind_of(function: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     function.hash(&mut hasher);
     hasher.finish()
-}
-
-fn is_local(axes: &[u8], array: &Array) -> bool {
-    let grid = &array.node().inputs[0].node().grid;
-    axes.iter().all(|axis| *axis > 0 && grid.ends(usize::from(*axis)).len() == 1)
 }
 
 fn map_cost(map: &Map, output_elements: u64) -> Cost {

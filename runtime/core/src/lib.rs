@@ -24,7 +24,7 @@ pub use crate::group::{
 pub struct GroupId(pub u64);
 
 /// Names a connection of a worker; never reused.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct WorkerId(pub u64);
 
 /// Names a job of a client; never reused.

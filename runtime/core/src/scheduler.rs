@@ -101,6 +101,8 @@ struct Worker {
     /// When it counts as lost, unless it says something before.
     silent_at: Time,
     retiring: Retiring,
+    /// Whether all that it runs takes longer than was expected: nothing waits for that.
+    is_stuck: bool,
 }
 
 /// Whether the operator wants to do without a worker.
@@ -134,6 +136,8 @@ pub struct Scheduler {
     next_order: u64,
     /// When what is handled now happened.
     now: Time,
+    /// The last worker that was looked at for what waits there.
+    looked_at: WorkerId,
     effects: VecDeque<Effect>,
 }
 
@@ -327,14 +331,14 @@ impl Scheduler {
             }
             FromWorker::Retracted { task, attempt } => {
                 if self.is_assigned(task, from, attempt) {
-                    self.take_retracted(task);
+                    self.take_retracted(task, from);
                 }
             }
             FromWorker::Begun { task, attempt } => {
                 if self.is_assigned(task, from, attempt)
                     && let Some(worker) = self.workers.get_mut(&from)
                 {
-                    worker.load.begin(task, self.now);
+                    worker.load.begun(task, self.now);
                 }
             }
             FromWorker::NotHere(task) => self.lose_chunks(&[(task, from)]),
@@ -343,7 +347,7 @@ impl Scheduler {
                     worker.disk_bytes = bytes;
                 }
             }
-            FromWorker::Heartbeat => (),
+            FromWorker::Heartbeat => self.look_at(from),
         }
     }
 
@@ -365,12 +369,12 @@ impl Scheduler {
             }
             return;
         }
+        let begun = self.workers.get(&from).and_then(|it| it.load.running_since(task));
         self.unassign(task);
-        let entry = self.table.entry_mut(task.group);
-        entry.done.set(task.index, true);
+        self.table.entry_mut(task.group).done.set(task.index, true);
         // What was here already took no time.
         if nanoseconds > 0 {
-            self.table.measure(task.group, nanoseconds);
+            self.table.learn(task.group, nanoseconds, begun.unwrap_or(self.now));
         }
         if let Some(worker) = self.workers.get_mut(&from) {
             worker.held.insert(task);
@@ -514,7 +518,7 @@ impl Scheduler {
 impl Worker {
     fn new(joining: Joining, now: Time) -> Self {
         Self {
-            load: Load::new(joining.cores),
+            load: Load::new(joining.cores, joining.memory_bytes),
             joining,
             held: BTreeSet::new(),
             held_bytes: 0,
@@ -523,6 +527,7 @@ impl Worker {
             peers: BTreeSet::new(),
             silent_at: now.after(SILENCE_MAX),
             retiring: Retiring::No,
+            is_stuck: false,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::message::Attempt;
-use crate::{Group, GroupId, JobId, TaskId};
+use crate::{Group, GroupId, JobId, TaskId, Time};
 
 /// A group and what has become of it.
 #[derive(Debug)]
@@ -24,7 +24,8 @@ pub(crate) struct Entry {
     pub(crate) measured: Measured,
 }
 
-/// Most kinds of groups whose times are remembered. Beyond, all are learnt again.
+/// Most kinds of groups whose times are remembered. Beyond, the one goes that was not measured for
+/// longest.
 pub(crate) const KINDS_MAX: usize = 4096;
 
 /// After so many tasks each of them counts half: what was measured long ago fades.
@@ -35,6 +36,10 @@ const MEASURED_MAX: u64 = 64;
 pub(crate) struct Measured {
     tasks: u64,
     nanoseconds: u64,
+    /// When the one of them began that began last.
+    begun: Time,
+    /// Which measurement was the last one of these.
+    last: u64,
 }
 
 /// One bit for each task.
@@ -50,6 +55,8 @@ pub(crate) struct Table {
     by_job: BTreeMap<JobId, Vec<GroupId>>,
     /// Times of groups of one kind, for those that are there and those to come.
     kinds: BTreeMap<u64, Measured>,
+    /// How often something was measured.
+    measurements: u64,
 }
 
 impl Table {
@@ -154,26 +161,31 @@ impl Table {
 
     /// Expected time of one task of a group on one core, in nanoseconds.
     pub(crate) fn expected_nanoseconds(&self, id: GroupId) -> u64 {
-        self.expected_nanoseconds_with(id, Measured::default())
-    }
-
-    /// The same if these had been measured, too.
-    pub(crate) fn expected_nanoseconds_with(&self, id: GroupId, others: Measured) -> u64 {
         let entry = self.entry(id);
-        let of_kind = entry.group.kind.and_then(|kind| self.kinds.get(&kind));
-        let mean = of_kind.unwrap_or(&entry.measured).and(others).mean();
-        mean.unwrap_or(entry.group.cost.nanoseconds).max(1)
+        self.measured(entry).mean().unwrap_or(entry.group.cost.nanoseconds).max(1)
     }
 
-    /// Counts the time that a task of a group took.
-    pub(crate) fn measure(&mut self, id: GroupId, nanoseconds: u64) {
+    /// What was measured of tasks like those of a group.
+    pub(crate) fn measured(&self, entry: &Entry) -> Measured {
+        let of_kind = entry.group.kind.and_then(|kind| self.kinds.get(&kind));
+        *of_kind.unwrap_or(&entry.measured)
+    }
+
+    /// Learns how long a task of a group took that began then.
+    pub(crate) fn learn(&mut self, id: GroupId, nanoseconds: u64, begun: Time) {
+        self.measurements += 1;
+        let last = self.measurements;
         let entry = self.entry_mut(id);
-        entry.measured.add(nanoseconds);
+        entry.measured.add(nanoseconds, begun);
         let Some(kind) = entry.group.kind else { return };
         if self.kinds.len() == KINDS_MAX && !self.kinds.contains_key(&kind) {
-            self.kinds.clear();
+            let oldest = self.kinds.iter().min_by_key(|(_, measured)| measured.last);
+            let oldest = oldest.map(|(kind, _)| *kind).expect("there are as many as can be");
+            self.kinds.remove(&oldest);
         }
-        self.kinds.entry(kind).or_default().add(nanoseconds);
+        let measured = self.kinds.entry(kind).or_default();
+        measured.add(nanoseconds, begun);
+        measured.last = last;
     }
 
     pub(crate) fn is_done(&self, task: TaskId) -> bool {
@@ -196,21 +208,29 @@ impl Table {
 }
 
 impl Measured {
-    pub(crate) fn add(&mut self, nanoseconds: u64) {
+    pub(crate) fn add(&mut self, nanoseconds: u64, begun: Time) {
         if self.tasks == MEASURED_MAX {
             self.tasks /= 2;
             self.nanoseconds /= 2;
         }
         self.tasks += 1;
         self.nanoseconds = self.nanoseconds.saturating_add(nanoseconds);
+        self.begun = self.begun.max(begun);
     }
 
-    fn and(self, other: Self) -> Self {
+    /// These and others.
+    pub(crate) fn and(self, other: Self) -> Self {
         let nanoseconds = self.nanoseconds.saturating_add(other.nanoseconds);
-        Self { tasks: self.tasks + other.tasks, nanoseconds }
+        Self { tasks: self.tasks + other.tasks, nanoseconds, ..self }
     }
 
-    fn mean(self) -> Option<u64> {
+    /// When the one of them began that began last.
+    pub(crate) fn begun(self) -> Time {
+        self.begun
+    }
+
+    /// Nanoseconds of one.
+    pub(crate) fn mean(self) -> Option<u64> {
         self.nanoseconds.checked_div(self.tasks)
     }
 }

@@ -307,15 +307,15 @@ impl Worker {
             return;
         }
         self.take_task(task);
-        self.ready.retain(|it| *it != task);
         self.say(FromWorker::Retracted { task, attempt });
     }
 
     fn want(&mut self, chunk: TaskId, holder: WorkerId, task: TaskId) {
-        let waiting = self.fetching.entry(chunk).or_default();
-        if waiting.is_empty() {
+        // One that nobody waits for any more is still on its way.
+        let waiting = self.fetching.entry(chunk).or_insert_with(|| {
             self.effects.push_back(Effect::Fetch { chunk, holder });
-        }
+            BTreeSet::new()
+        });
         waiting.insert(task);
     }
 
@@ -376,7 +376,9 @@ impl Worker {
     fn admit(&mut self) {
         while self.running.len() < self.cores as usize {
             let Some(task) = self.ready.front().copied() else { return };
-            let Some(known) = self.tasks.get(&task) else {
+            // It may have gone since, and come again.
+            let known = self.tasks.get(&task).filter(|it| matches!(it.state, State::Ready));
+            let Some(known) = known else {
                 self.ready.pop_front();
                 continue;
             };

@@ -45,7 +45,7 @@ fn work_goes_to_the_first_group_that_can_take_it_and_no_other_comes_for_it() {
     let mut world = running(two());
     world.queue_for(&["w", "big"], 9, 1e6);
     assert_eq!(desired(&world.after(1)), [4, 0]);
-    world.queue_for(&["big"], 1, 30.0);
+    world.queue_for(&["big"], 2, 30.0);
     assert_eq!(desired(&world.after(1)), [4, 2]);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::message::Failure;
 use crate::scheduler::event::{Demand, Offer};
-use crate::scheduler::{Scheduler, Worker};
+use crate::scheduler::{SILENCE_MAX, Scheduler, Worker};
 use crate::table::{Entry, Measured};
 use crate::{Bytes, Cost, Group, GroupId, JobId, Resources, Time};
 
@@ -16,11 +16,20 @@ pub(super) struct Need<'a> {
     pub(super) resources: &'a Resources,
 }
 
+/// What runs for less is not late, however short it should be.
+const LATE_MIN: Duration = Duration::from_secs(1);
+
 /// Whose tasks are expected to take as long as each other.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Alike {
     Group(GroupId),
     Kind(u64),
+}
+
+impl Alike {
+    fn of(group: &Group) -> Self {
+        group.kind.map_or(Self::Group(group.id), Self::Kind)
+    }
 }
 
 /// Whether there is so much of each kind.
@@ -60,31 +69,16 @@ impl Worker {
     }
 }
 
-/// How long what runs for longer than expected has run, in nanoseconds: twice the expected time, four
-/// times, and so on. In such steps whoever is told hears of it now and then.
-fn overrun(expected: u64, length: Duration) -> Option<u64> {
-    let length = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-    let doublings = (length / expected).checked_ilog2().filter(|it| *it > 0)?;
-    Some(expected << doublings)
-}
-
 impl Scheduler {
     /// What waits and runs, as far as it is known, by resource class. No class is empty.
     ///
     /// Tasks that run for longer than expected count among those that were measured.
     pub fn demand(&self, now: Time) -> Vec<Demand> {
         let mut assigned = BTreeMap::<GroupId, u64>::new();
-        let mut late = BTreeMap::<Alike, Measured>::new();
-        for worker in self.workers.values() {
-            for task in worker.load.tasks() {
-                *assigned.entry(task.group).or_default() += 1;
-                let Some(since) = worker.load.running_since(task) else { continue };
-                let expected = self.table.expected_nanoseconds(task.group);
-                if let Some(length) = overrun(expected, now.0.saturating_sub(since.0)) {
-                    late.entry(self.alike(task.group)).or_default().add(length);
-                }
-            }
+        for task in self.workers.values().flat_map(|worker| worker.load.tasks()) {
+            *assigned.entry(task.group).or_default() += 1;
         }
+        let late = self.late(now);
         let mut classes = BTreeMap::<Vec<usize>, Demand>::new();
         for entry in self.table.iter() {
             let left = u64::from(entry.group.space.tasks() - entry.done.ones());
@@ -95,9 +89,10 @@ impl Scheduler {
             let class = classes.entry(self.offers_for(entry.need())).or_default();
             class.tasks += left.saturating_sub(assigned);
             class.assigned += assigned;
-            let late = late.get(&self.alike(entry.group.id)).copied().unwrap_or_default();
-            let nanoseconds = self.table.expected_nanoseconds_with(entry.group.id, late);
-            let nanoseconds = left.saturating_mul(nanoseconds);
+            let late = if late.is_empty() { None } else { late.get(&Alike::of(&entry.group)) };
+            let measured = self.table.measured(entry).and(late.copied().unwrap_or_default());
+            let expected = measured.mean().unwrap_or(entry.group.cost.nanoseconds).max(1);
+            let nanoseconds = left.saturating_mul(expected);
             class.nanoseconds = class.nanoseconds.saturating_add(nanoseconds);
         }
         let named =
@@ -105,8 +100,35 @@ impl Scheduler {
         classes.into_iter().map(|(fits, it)| Demand { fits: named(fits), ..it }).collect()
     }
 
-    fn alike(&self, group: GroupId) -> Alike {
-        self.table.entry(group).group.kind.map_or(Alike::Group(group), Alike::Kind)
+    /// Tasks that run for longer than expected, if their workers were heard within two heartbeats and
+    /// nothing like them that began later is over: that tells more. In nanoseconds that double, so
+    /// that it is seldom news.
+    fn late(&self, now: Time) -> BTreeMap<Alike, Measured> {
+        let mut late = BTreeMap::<Alike, Measured>::new();
+        let heard = now.after(SILENCE_MAX / 5 * 3);
+        let running = self.workers.values().filter(|it| it.silent_at >= heard);
+        for (task, since) in running.flat_map(|worker| worker.load.running()) {
+            let Some(doublings) = self.lateness(task.group, since, now) else { continue };
+            let entry = self.table.entry(task.group);
+            if self.table.measured(entry).begun() > since {
+                continue;
+            }
+            let nanoseconds = self.table.expected_nanoseconds(task.group) << doublings;
+            late.entry(Alike::of(&entry.group)).or_default().add(nanoseconds, since);
+        }
+        late
+    }
+
+    /// How often the expected time of a task doubles until it is as long as it has run; none unless
+    /// that is long, and at least once.
+    pub(super) fn lateness(&self, group: GroupId, since: Time, now: Time) -> Option<u32> {
+        let length = now.0.saturating_sub(since.0);
+        if length < LATE_MIN {
+            return None;
+        }
+        let length = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        let times = length / self.table.expected_nanoseconds(group);
+        times.checked_ilog2().filter(|doublings| *doublings > 0)
     }
 
     fn offers_for(&self, need: Need<'_>) -> Vec<usize> {

@@ -1,21 +1,27 @@
 //! What a worker was given: its tasks, and the bytes that they and their inputs will take there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use crate::{Cost, GroupId, Resources, TaskId, Time};
+use crate::{Cost, GroupId, Resources, TaskId, Time, WorkerId};
+
+/// How long a task may be thought to run before its worker is asked whether it does.
+const UNCERTAIN_MAX: Duration = Duration::from_secs(1);
 
 /// Tasks of one worker. An input that others hold comes once, for however many tasks need it.
 ///
-/// Who was given first runs, one on each core; the others wait for them.
+/// As far as can be told from here, who was given first runs, one on each core while there is memory,
+/// and the others wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     cores: u64,
+    memory_bytes: u64,
     tasks: BTreeMap<TaskId, Given>,
     /// Those that wait, in the order in which they were given.
     waiting: BTreeMap<u64, TaskId>,
     next: u64,
-    /// Those that the worker was asked to give back and has not answered.
-    asked_back: BTreeSet<TaskId>,
+    /// Those that the worker was asked to give back and has not answered, and who is to have them.
+    asked_back: BTreeMap<TaskId, Option<WorkerId>>,
     inputs: BTreeMap<TaskId, Coming>,
     bytes: u64,
     resources: Resources,
@@ -34,7 +40,7 @@ struct Given {
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     Waiting(u64),
-    Running { since: Time },
+    Running { since: Time, is_certain: bool },
 }
 
 #[derive(Debug)]
@@ -44,9 +50,9 @@ struct Coming {
 }
 
 impl Load {
-    /// Nothing, of a worker that runs so many tasks at once.
-    pub(super) fn new(cores: u32) -> Self {
-        Self { cores: u64::from(cores), ..Self::default() }
+    /// Nothing, of a worker that runs so many tasks at once in so much memory.
+    pub(super) fn new(cores: u32, memory_bytes: u64) -> Self {
+        Self { cores: u64::from(cores), memory_bytes, ..Self::default() }
     }
 
     /// Adds a task that takes so much beside its inputs and these resources, and its inputs that
@@ -110,31 +116,49 @@ impl Load {
     }
 
     /// The worker says that a task runs.
-    pub(super) fn begin(&mut self, task: TaskId, now: Time) {
+    pub(super) fn begun(&mut self, task: TaskId, now: Time) {
         self.asked_back.remove(&task);
+        self.begin(task, now);
+        if let Some(Given { turn: Turn::Running { is_certain, .. }, .. }) =
+            self.tasks.get_mut(&task)
+        {
+            *is_certain = true;
+        }
+    }
+
+    fn begin(&mut self, task: TaskId, now: Time) {
         let Some(given) = self.tasks.get_mut(&task) else { return };
         if let Turn::Waiting(nth) = given.turn {
             self.waiting.remove(&nth);
-            given.turn = Turn::Running { since: now };
+            given.turn = Turn::Running { since: now, is_certain: false };
             self.bytes = self.bytes.saturating_add(given.scratch_bytes);
         }
     }
 
     fn begin_next(&mut self, now: Time) {
-        while self.len() - (self.waiting.len() as u64) < self.cores {
+        while self.run() < self.cores {
             let Some(task) = self.waiting.values().next().copied() else { return };
+            let bytes = self.bytes.saturating_add(self.tasks[&task].scratch_bytes);
+            if bytes > self.memory_bytes && self.run() > 0 {
+                return;
+            }
             self.begin(task, now);
         }
     }
 
-    /// A task that waits is wanted back.
-    pub(super) fn ask_back(&mut self, task: TaskId) {
-        self.asked_back.insert(task);
+    /// How many tasks run.
+    fn run(&self) -> u64 {
+        self.len() - self.waiting.len() as u64
     }
 
-    /// How many tasks were asked back, with no answer yet.
-    pub(super) fn asked_back(&self) -> u64 {
-        self.asked_back.len() as u64
+    /// A task is wanted back, for a worker or for whoever can take it.
+    pub(super) fn ask_back(&mut self, task: TaskId, target: Option<WorkerId>) {
+        self.asked_back.insert(task, target);
+    }
+
+    /// Tasks that were asked back and for whom, with no answer yet.
+    pub(super) fn asked_back(&self) -> &BTreeMap<TaskId, Option<WorkerId>> {
+        &self.asked_back
     }
 
     /// Cores that have nothing to do.
@@ -142,16 +166,35 @@ impl Load {
         self.cores.saturating_sub(self.len())
     }
 
-    /// Tasks that wait and were not asked back, the last one first.
+    /// Tasks that may be asked back: those that wait, the last one first, and those of which it is not
+    /// certain that they run.
+    pub(super) fn movable(&self, now: Time) -> impl Iterator<Item = TaskId> {
+        let uncertain = self.tasks.iter().filter(move |(_, given)| match given.turn {
+            Turn::Running { since, is_certain: false } => now > since.after(UNCERTAIN_MAX),
+            Turn::Running { .. } | Turn::Waiting(_) => false,
+        });
+        let movable = self.waiting.values().rev().chain(uncertain.map(|(task, _)| task));
+        movable.copied().filter(|task| !self.asked_back.contains_key(task))
+    }
+
+    /// Tasks that wait and were not asked back.
     pub(super) fn waiting(&self) -> impl Iterator<Item = TaskId> {
-        let waiting = self.waiting.values().rev().copied();
-        waiting.filter(|task| !self.asked_back.contains(task))
+        let waiting = self.waiting.values().copied();
+        waiting.filter(|task| !self.asked_back.contains_key(task))
+    }
+
+    /// Tasks that run, and since when.
+    pub(super) fn running(&self) -> impl Iterator<Item = (TaskId, Time)> {
+        self.tasks.iter().filter_map(|(task, given)| match given.turn {
+            Turn::Running { since, .. } => Some((*task, since)),
+            Turn::Waiting(_) => None,
+        })
     }
 
     /// Since when a task runs, unless it waits.
     pub(super) fn running_since(&self, task: TaskId) -> Option<Time> {
         match self.tasks.get(&task)?.turn {
-            Turn::Running { since } => Some(since),
+            Turn::Running { since, .. } => Some(since),
             Turn::Waiting(_) => None,
         }
     }
@@ -207,10 +250,31 @@ mod tests {
         Resources::from([("gpu".to_owned(), count)])
     }
 
+    fn at(seconds: u64) -> Time {
+        Time(Duration::from_secs(seconds))
+    }
+
+    /// So many tasks, each given a second after the one before.
+    fn given(cores: u32, memory_bytes: u64, tasks: u32) -> Load {
+        let mut load = Load::new(cores, memory_bytes);
+        for nth in 0..tasks {
+            load.give(task(1, nth), (COST, gpus(0)), &BTreeMap::new(), at(nth.into()));
+        }
+        load
+    }
+
+    fn since(load: &Load) -> Vec<Option<Time>> {
+        (0..5).map(|nth| load.running_since(task(1, nth))).collect()
+    }
+
+    fn movable(load: &Load, now: Time) -> Vec<u32> {
+        load.movable(now).map(|task| task.index).collect()
+    }
+
     #[test]
     fn an_input_of_several_tasks_counts_once_until_the_last_of_them_is_over() {
         let (shared, own) = (task(0, 0), task(0, 1));
-        let mut load = Load::new(1);
+        let mut load = Load::new(1, 10_000);
         load.give(task(1, 0), (COST, gpus(1)), &BTreeMap::from([(shared, 100)]), NOW);
         load.give(task(1, 1), (COST, gpus(2)), &BTreeMap::from([(shared, 100), (own, 1000)]), NOW);
         assert_eq!((load.bytes(), load.len(), load.taken("gpu")), (1127, 2, 3), "one runs");
@@ -225,27 +289,42 @@ mod tests {
 
     #[test]
     fn who_was_given_first_runs_and_the_next_begins_when_a_core_is_free() {
-        let at = |seconds| Time(Duration::from_secs(seconds));
-        let mut load = Load::new(2);
-        for nth in 0..5 {
-            load.give(task(1, nth), (COST, gpus(0)), &BTreeMap::new(), at(nth.into()));
-        }
-        let since = |load: &Load| -> Vec<Option<Time>> {
-            (0..5).map(|nth| load.running_since(task(1, nth))).collect()
-        };
+        let mut load = given(2, 1000, 5);
         assert_eq!(since(&load), [Some(at(0)), Some(at(1)), None, None, None]);
-        assert_eq!(load.waiting().collect::<Vec<_>>(), [task(1, 4), task(1, 3), task(1, 2)]);
-        load.ask_back(task(1, 4));
         load.take(task(1, 0), at(9));
         assert_eq!(since(&load), [None, Some(at(1)), Some(at(9)), None, None]);
-        assert_eq!((load.waiting().collect::<Vec<_>>(), load.asked_back()), (vec![task(1, 3)], 1));
         // Against the order: the worker knows better.
-        load.begin(task(1, 4), at(10));
+        load.begun(task(1, 4), at(10));
         load.take(task(1, 1), at(11));
         assert_eq!(since(&load), [None, None, Some(at(9)), None, Some(at(10))]);
-        assert_eq!((load.idle_cores(), load.asked_back()), (0, 0));
-        assert_eq!(load.bytes(), 3 * 10 + 2 * 7);
+        assert_eq!((load.idle_cores(), load.bytes()), (0, 3 * 10 + 2 * 7));
         load.take_groups(&BTreeSet::from([GroupId(1)]), at(12));
         assert_eq!((load.idle_cores(), load.bytes()), (2, 0));
+    }
+
+    #[test]
+    fn what_has_no_memory_waits_though_a_core_is_free_and_one_always_runs() {
+        let mut load = given(2, 30, 2);
+        assert_eq!(since(&load)[..2], [Some(at(0)), None]);
+        load.take(task(1, 0), at(5));
+        assert_eq!(since(&load)[..2], [None, Some(at(5))]);
+        assert_eq!(since(&given(2, 1, 1))[0], Some(at(0)));
+    }
+
+    #[test]
+    fn what_waits_can_be_asked_back_and_what_may_not_run_though_it_should_for_a_second() {
+        let mut load = given(2, 1000, 5);
+        assert_eq!(movable(&load, at(1)), [4, 3, 2]);
+        load.ask_back(task(1, 4), None);
+        assert_eq!(movable(&load, at(1)), [3, 2]);
+        load.begun(task(1, 0), at(1));
+        assert_eq!(movable(&load, at(3)), [3, 2, 1]);
+        // That it comes up here is no answer.
+        for nth in [0, 1, 2, 3] {
+            load.take(task(1, nth), at(4));
+        }
+        assert!(load.asked_back().contains_key(&task(1, 4)) && movable(&load, at(9)).is_empty());
+        load.begun(task(1, 4), at(5));
+        assert!(load.asked_back().is_empty() && movable(&load, at(9)).is_empty());
     }
 }

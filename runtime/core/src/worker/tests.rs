@@ -131,6 +131,18 @@ fn retracted(task: TaskId, attempt: u32) -> Effect {
 }
 
 #[test]
+fn what_was_given_back_and_comes_again_runs_once_however_many_cores_are_free() {
+    let mut worker = worker(2, 1000);
+    for index in 1..=3 {
+        assign(&mut worker, chunk(index), 1, &[]);
+    }
+    assert_eq!(retract(&mut worker, chunk(3), 1), [retracted(chunk(3), 1)]);
+    assign(&mut worker, chunk(3), 2, &[]);
+    assert!(executed(&mut worker, 0).contains(&execute(2, chunk(3), &[])));
+    assert_eq!(executed(&mut worker, 1), [keep(1, chunk(2)), finished(chunk(2), 1, 3)]);
+}
+
+#[test]
 fn what_waits_is_given_back_and_what_runs_is_not() {
     let mut worker = worker(1, 1000);
     assign(&mut worker, chunk(1), 1, &[]);

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{NOW, Play, group, join, joining, task};
+use super::{NOW, Play, group, job, join, joining, task};
 use crate::message::{Attempt, FromWorker, ToWorker};
 use crate::scheduler::{Effect, Event, Joining};
 use crate::table::KINDS_MAX;
-use crate::{AxisRelation, Group, GroupId, Input, JobId, Relation, TaskId, Time, WorkerId};
+use crate::{
+    AxisRelation, Group, GroupId, Input, JobId, Relation, Resources, TaskId, Time, WorkerId,
+};
 
 /// A job of one group for each of these kinds, with so many tasks each, the first group having this
 /// number.
@@ -32,6 +34,17 @@ impl Play {
         asked.collect()
     }
 
+    fn beat(&mut self, seconds: u64, worker: u64) {
+        self.at(seconds, Event::Worker(WorkerId(worker), FromWorker::Heartbeat));
+    }
+
+    /// The `nth` assignment is over, at a time and after a time.
+    fn took(&mut self, nth: usize, seconds: u64, nanoseconds: u64) {
+        let (at, task, attempt) = self.assigned[nth];
+        let took = FromWorker::Finished { task, attempt, bytes: 1, nanoseconds };
+        self.at(seconds, Event::Worker(at, took));
+    }
+
     fn give_back(&mut self, nth: usize) {
         let (at, task, attempt) = self.asked_back()[nth];
         self.at(0, Event::Worker(at, FromWorker::Retracted { task, attempt }));
@@ -48,6 +61,7 @@ impl Play {
 fn what_waits_goes_to_a_worker_that_comes_and_has_nothing_to_do() {
     let mut play = Play::of([join(1, 2), calls(1, 4, &[None]), join(2, 1)]);
     let attempt = play.assigned[3].2;
+    play.beat(0, 2);
     assert_eq!(play.asked_back(), [(WorkerId(1), task(1, 3), attempt)], "one core, one task");
     play.give_back(0);
     assert_eq!(play.assigned[4].0, WorkerId(2));
@@ -65,7 +79,9 @@ fn what_has_begun_is_not_asked_for_again() {
     let (at, task, attempt) = play.asked_back()[0];
     play.at(1, Event::Worker(at, FromWorker::Begun { task, attempt }));
     play.at(2, join(3, 1));
-    assert_eq!((play.assigned.len(), play.asked_back().len()), (2, 1));
+    // But the other one, which may not run after all.
+    let asked: Vec<TaskId> = play.asked_back().iter().map(|(_, task, _)| *task).collect();
+    assert_eq!(asked, [super::task(1, 1), super::task(1, 0)]);
     // And it counts as having run.
     play.at(3, Event::WorkerLost(at));
     let lost = &play.scheduler.tasks[&task];
@@ -101,7 +117,13 @@ fn what_waits_beside_more_data_than_it_is_worth_stays() {
         }
         assert_eq!(play.tasks()[2..], [task(2, 0), task(2, 1)]);
         play.at(0, large(2));
-        play.asked_back().len()
+        let asked = play.asked_back().len();
+        if asked == 1 {
+            // It does not go back to its inputs.
+            play.give_back(0);
+            assert_eq!(play.assigned[4].0, WorkerId(2));
+        }
+        asked
     };
     // It would take a second, in which the network brings 100 MB.
     assert_eq!((asked_with(100_000_000), asked_with(100_000_001)), (1, 0));
@@ -111,33 +133,47 @@ fn what_waits_beside_more_data_than_it_is_worth_stays() {
 fn calls_of_one_kind_are_expected_to_take_as_long_as_those_before() {
     let mut play = Play::of([join(1, 1), calls(1, 1, &[Some(7)])]);
     assert_eq!(play.core_seconds(NOW), 1);
-    let (at, done, attempt) = play.assigned[0];
-    let took = FromWorker::Finished { task: done, attempt, bytes: 1, nanoseconds: 30_000_000_000 };
-    play.at(30, Event::Worker(at, took));
-    play.at(30, Event::Collected(done));
+    play.took(0, 30, 30_000_000_000);
+    play.at(30, Event::Collected(task(1, 0)));
     play.at(30, calls(2, 1, &[Some(7), Some(7), Some(8), None]));
     assert_eq!(play.core_seconds(seconds(30)), 30 + 30 + 1 + 1);
 }
 
 #[test]
 fn what_runs_for_long_tells_what_those_like_it_will_take() {
-    let play = Play::of([join(1, 1), calls(1, 1, &[Some(7), Some(7), Some(7), None])]);
-    assert_eq!(play.core_seconds(seconds(1)), 4);
-    assert_eq!(play.core_seconds(seconds(3)), 2 + 2 + 2 + 1);
+    let mut play = Play::of([join(1, 1), calls(1, 1, &[Some(7), Some(7), Some(7), None])]);
+    let mut after = |seconds: u64| {
+        play.beat(seconds, 1);
+        play.core_seconds(self::seconds(seconds))
+    };
+    assert_eq!(after(1), 4);
+    assert_eq!(after(3), 2 + 2 + 2 + 1);
     // By the power of two below, so that it is not news at every look.
-    assert_eq!(play.core_seconds(seconds(63)), 3 * 32 + 1);
-    assert_eq!(play.core_seconds(seconds(64)), 3 * 64 + 1);
+    assert_eq!(after(63), 3 * 32 + 1);
+    assert_eq!(after(64), 3 * 64 + 1);
+    // What runs where nobody is heard may be over.
+    assert_eq!(play.core_seconds(seconds(69)), 4);
+}
+
+#[test]
+fn one_that_runs_for_long_tells_nothing_when_one_that_began_later_is_over() {
+    let mut play = Play::of([join(1, 2), calls(1, 9, &[None])]);
+    play.took(1, 0, 1_000_000_000);
+    play.beat(8, 1);
+    assert_eq!(play.core_seconds(seconds(8)), 8 * (1 + 8 + 8) / 3, "two run since the beginning");
+    play.took(2, 8, 1_000_000_000);
+    play.took(3, 9, 1_000_000_000);
+    assert_eq!(play.core_seconds(seconds(9)), 6);
 }
 
 #[test]
 fn one_that_runs_for_long_is_one_among_those_that_were_measured() {
     let mut play = Play::of([join(1, 1), calls(1, 12, &[None])]);
     for nth in 0..9 {
-        let (at, task, attempt) = play.assigned[nth];
-        let took = FromWorker::Finished { task, attempt, bytes: 1, nanoseconds: 1_000_000_000 };
-        play.at(0, Event::Worker(at, took));
+        play.took(nth, 0, 1_000_000_000);
     }
     assert_eq!(play.core_seconds(seconds(1)), 3);
+    play.beat(11, 1);
     // Nine took a second, and one takes eight of them, or eleven.
     assert_eq!(play.core_seconds(seconds(11)), 3 * (9 + 8) / 10);
 }
@@ -148,11 +184,58 @@ fn the_kinds_that_are_remembered_are_bounded() {
     let kinds = KINDS_MAX as u64 + 1;
     for kind in 0..kinds {
         play.at(0, calls(kind, 1, &[Some(kind)]));
-        let (at, task, attempt) = play.assigned[usize::try_from(kind).unwrap()];
-        let took = FromWorker::Finished { task, attempt, bytes: 1, nanoseconds: 9_000_000_000 };
-        play.at(0, Event::Worker(at, took));
-        play.at(0, Event::Collected(task));
+        play.took(usize::try_from(kind).unwrap(), 0, 9_000_000_000);
+        play.at(0, Event::Collected(task(kind, 0)));
     }
-    play.at(0, calls(kinds, 1, &[Some(0), Some(kinds - 1)]));
-    assert_eq!(play.core_seconds(NOW), 1 + 9);
+    // The first one went.
+    play.at(0, calls(kinds, 1, &[Some(0), Some(1), Some(kinds - 1)]));
+    assert_eq!(play.core_seconds(NOW), 1 + 9 + 9);
+}
+
+#[test]
+fn nothing_waits_behind_what_takes_longer_than_it_should() {
+    // Calls that took a millisecond: two workers have many of them in hand.
+    let mut play = Play::of([join(1, 1), calls(1, 1, &[Some(7)])]);
+    play.took(0, 0, 1_000_000);
+    play.at(0, calls(2, 50, &[Some(7)]));
+    play.at(0, join(2, 1));
+    let at =
+        |play: &Play, worker| play.assigned.iter().filter(|it| it.0 == WorkerId(worker)).count();
+    let (first, second) = (at(&play, 1), at(&play, 2));
+    assert!(first > 10 && second > 10, "{first} {second}");
+    // The one that runs at the first worker takes three seconds, and the second worker is busy, too.
+    let asked = play.asked_back().len();
+    play.beat(3, 1);
+    assert_eq!(
+        play.asked_back().len() - asked,
+        first - 2,
+        "all but the one that is over and the one that runs"
+    );
+    for nth in asked..play.asked_back().len() {
+        play.give_back(nth);
+    }
+    assert_eq!(at(&play, 1), first, "nothing more comes to it");
+}
+
+#[test]
+fn what_waits_does_not_take_the_room_that_another_task_waits_for() {
+    let large = Joining { name: "large".to_owned(), memory_bytes: 1000, ..joining(2) };
+    let of = |id: u64, tasks: u32, bytes: u64| job(id, tasks, (bytes, Resources::new()));
+    let mut play =
+        Play::of([Event::WorkerJoined(WorkerId(1), large), of(1, 1, 900), of(2, 1, 900)]);
+    // The second one waits until the first is over, and so does a core.
+    assert_eq!(play.tasks(), [task(1, 0)]);
+    let small = Joining { name: "small".to_owned(), memory_bytes: 500, ..joining(1) };
+    play.at(0, Event::WorkerJoined(WorkerId(2), small));
+    play.at(0, of(3, 2, 50));
+    assert_eq!(play.tasks()[1..], [task(3, 0), task(3, 1)]);
+    assert_eq!(play.asked_back(), []);
+}
+
+#[test]
+fn what_nobody_asked_for_is_not_taken_back() {
+    let mut play = Play::of([join(1, 1), calls(1, 1, &[None])]);
+    let (at, task, attempt) = play.assigned[0];
+    play.at(0, Event::Worker(at, FromWorker::Retracted { task, attempt }));
+    assert_eq!(play.assigned.len(), 1);
 }
