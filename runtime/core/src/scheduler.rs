@@ -101,8 +101,9 @@ struct Worker {
     /// When it counts as lost, unless it says something before.
     silent_at: Time,
     retiring: Retiring,
-    /// Whether all that it runs takes longer than was expected: nothing waits for that.
-    is_stuck: bool,
+    /// How long all that it runs takes at least, if that is longer than was expected: nothing more
+    /// waits for it.
+    late: Option<Duration>,
 }
 
 /// Whether the operator wants to do without a worker.
@@ -138,6 +139,8 @@ pub struct Scheduler {
     now: Time,
     /// The last worker that was looked at for what waits there.
     looked_at: WorkerId,
+    /// When to look again for what should run and may not.
+    doubts_at: Time,
     effects: VecDeque<Effect>,
 }
 
@@ -370,11 +373,13 @@ impl Scheduler {
             return;
         }
         let begun = self.workers.get(&from).and_then(|it| it.load.running_since(task));
+        let length = Duration::from_nanos(nanoseconds);
+        let begun = begun.unwrap_or_else(|| Time(self.now.0.saturating_sub(length)));
         self.unassign(task);
         self.table.entry_mut(task.group).done.set(task.index, true);
         // What was here already took no time.
         if nanoseconds > 0 {
-            self.table.learn(task.group, nanoseconds, begun.unwrap_or(self.now));
+            self.table.learn(task.group, nanoseconds, begun);
         }
         if let Some(worker) = self.workers.get_mut(&from) {
             worker.held.insert(task);
@@ -527,7 +532,7 @@ impl Worker {
             peers: BTreeSet::new(),
             silent_at: now.after(SILENCE_MAX),
             retiring: Retiring::No,
-            is_stuck: false,
+            late: None,
         }
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Load {
     asked_back: BTreeMap<TaskId, Option<WorkerId>>,
     inputs: BTreeMap<TaskId, Coming>,
     bytes: u64,
+    /// How much of that is what waiting tasks will make.
+    waiting_bytes: u64,
     resources: Resources,
 }
 
@@ -73,6 +75,7 @@ impl Load {
         }
         let Cost { output_bytes, scratch_bytes, .. } = cost;
         self.bytes = self.bytes.saturating_add(output_bytes);
+        self.waiting_bytes = self.waiting_bytes.saturating_add(output_bytes);
         for (kind, amount) in &resources {
             *self.resources.entry(kind.clone()).or_default() += amount;
         }
@@ -90,7 +93,10 @@ impl Load {
         self.asked_back.remove(&task);
         self.bytes -= given.output_bytes;
         match given.turn {
-            Turn::Waiting(nth) => drop(self.waiting.remove(&nth)),
+            Turn::Waiting(nth) => {
+                self.waiting.remove(&nth);
+                self.waiting_bytes -= given.output_bytes;
+            }
             Turn::Running { .. } => self.bytes -= given.scratch_bytes,
         }
         for (kind, amount) in &given.resources {
@@ -132,14 +138,17 @@ impl Load {
             self.waiting.remove(&nth);
             given.turn = Turn::Running { since: now, is_certain: false };
             self.bytes = self.bytes.saturating_add(given.scratch_bytes);
+            self.waiting_bytes -= given.output_bytes;
         }
     }
 
     fn begin_next(&mut self, now: Time) {
         while self.run() < self.cores {
             let Some(task) = self.waiting.values().next().copied() else { return };
-            let bytes = self.bytes.saturating_add(self.tasks[&task].scratch_bytes);
-            if bytes > self.memory_bytes && self.run() > 0 {
+            let Given { output_bytes, scratch_bytes, .. } = self.tasks[&task];
+            let needed = output_bytes.saturating_add(scratch_bytes);
+            let taken = self.bytes - self.waiting_bytes;
+            if taken.saturating_add(needed) > self.memory_bytes && self.run() > 0 {
                 return;
             }
             self.begin(task, now);
@@ -166,21 +175,22 @@ impl Load {
         self.cores.saturating_sub(self.len())
     }
 
-    /// Tasks that may be asked back: those that wait, the last one first, and those of which it is not
-    /// certain that they run.
-    pub(super) fn movable(&self, now: Time) -> impl Iterator<Item = TaskId> {
-        let uncertain = self.tasks.iter().filter(move |(_, given)| match given.turn {
-            Turn::Running { since, is_certain: false } => now > since.after(UNCERTAIN_MAX),
-            Turn::Running { .. } | Turn::Waiting(_) => false,
-        });
-        let movable = self.waiting.values().rev().chain(uncertain.map(|(task, _)| task));
-        movable.copied().filter(|task| !self.asked_back.contains_key(task))
+    /// Tasks that wait and were not asked back, the last one first.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = TaskId> {
+        let waiting = self.waiting.values().rev().copied();
+        waiting.filter(|task| !self.asked_back.contains_key(task))
     }
 
-    /// Tasks that wait and were not asked back.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = TaskId> {
-        let waiting = self.waiting.values().copied();
-        waiting.filter(|task| !self.asked_back.contains_key(task))
+    /// Tasks that should run, have nothing to wait for, and may not run after all.
+    pub(super) fn uncertain(&self, now: Time) -> impl Iterator<Item = TaskId> {
+        let uncertain = self.tasks.iter().filter(move |(_, given)| match given.turn {
+            Turn::Running { since, is_certain: false } => {
+                given.away.is_empty() && now > since.after(UNCERTAIN_MAX)
+            }
+            Turn::Running { .. } | Turn::Waiting(_) => false,
+        });
+        let uncertain = uncertain.map(|(task, _)| *task);
+        uncertain.filter(|task| !self.asked_back.contains_key(task))
     }
 
     /// Tasks that run, and since when.
@@ -268,7 +278,7 @@ mod tests {
     }
 
     fn movable(load: &Load, now: Time) -> Vec<u32> {
-        load.movable(now).map(|task| task.index).collect()
+        load.waiting().chain(load.uncertain(now)).map(|task| task.index).collect()
     }
 
     #[test]
@@ -304,8 +314,9 @@ mod tests {
 
     #[test]
     fn what_has_no_memory_waits_though_a_core_is_free_and_one_always_runs() {
-        let mut load = given(2, 30, 2);
+        let mut load = given(2, 33, 2);
         assert_eq!(since(&load)[..2], [Some(at(0)), None]);
+        assert_eq!(since(&given(2, 34, 9))[..3], [Some(at(0)), Some(at(1)), None]);
         load.take(task(1, 0), at(5));
         assert_eq!(since(&load)[..2], [None, Some(at(5))]);
         assert_eq!(since(&given(2, 1, 1))[0], Some(at(0)));
@@ -326,5 +337,9 @@ mod tests {
         assert!(load.asked_back().contains_key(&task(1, 4)) && movable(&load, at(9)).is_empty());
         load.begun(task(1, 4), at(5));
         assert!(load.asked_back().is_empty() && movable(&load, at(9)).is_empty());
+        // What fetches its inputs does not run, and is where it should be.
+        load.give(task(1, 5), (COST, gpus(0)), &BTreeMap::from([(task(0, 0), 1)]), at(9));
+        load.give(task(1, 6), (COST, gpus(0)), &BTreeMap::from([(task(0, 0), 1)]), at(9));
+        assert_eq!(movable(&load, at(20)), [6]);
     }
 }

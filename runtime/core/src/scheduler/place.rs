@@ -310,7 +310,7 @@ impl Worker {
 
     pub(super) fn has_room(&self, bytes: u64, expected_nanoseconds: u64) -> bool {
         let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
-        let ahead = if self.is_stuck { 0 } else { ahead };
+        let ahead = if self.late.is_some() { 0 } else { ahead };
         let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
         let in_memory = self.held_bytes.saturating_sub(self.disk_bytes);
         let taken = in_memory.saturating_add(self.load.bytes());

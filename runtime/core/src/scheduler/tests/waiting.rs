@@ -136,7 +136,7 @@ fn calls_of_one_kind_are_expected_to_take_as_long_as_those_before() {
     play.took(0, 30, 30_000_000_000);
     play.at(30, Event::Collected(task(1, 0)));
     play.at(30, calls(2, 1, &[Some(7), Some(7), Some(8), None]));
-    assert_eq!(play.core_seconds(seconds(30)), 30 + 30 + 1 + 1);
+    assert_eq!(play.core_seconds(seconds(30)), 10 + 30 + 1 + 1, "one of them runs");
 }
 
 #[test]
@@ -148,9 +148,10 @@ fn what_runs_for_long_tells_what_those_like_it_will_take() {
     };
     assert_eq!(after(1), 4);
     assert_eq!(after(3), 2 + 2 + 2 + 1);
-    // By the power of two below, so that it is not news at every look.
-    assert_eq!(after(63), 3 * 32 + 1);
-    assert_eq!(after(64), 3 * 64 + 1);
+    // By the power of two below, so that it is not news at every look. Who runs already needs nobody
+    // else, and counts little.
+    assert_eq!(after(63), 10 + 2 * 32 + 1);
+    assert_eq!(after(64), 10 + 2 * 64 + 1);
     // What runs where nobody is heard may be over.
     assert_eq!(play.core_seconds(seconds(69)), 4);
 }
@@ -238,4 +239,34 @@ fn what_nobody_asked_for_is_not_taken_back() {
     let (at, task, attempt) = play.assigned[0];
     play.at(0, Event::Worker(at, FromWorker::Retracted { task, attempt }));
     assert_eq!(play.assigned.len(), 1);
+}
+
+#[test]
+fn a_worker_with_a_free_core_is_not_asked_for_what_it_runs() {
+    let mut play = Play::of([join(1, 2), calls(1, 1, &[None])]);
+    play.beat(9, 1);
+    assert_eq!(play.asked_back(), []);
+}
+
+#[test]
+fn what_waits_behind_late_tasks_moves_with_its_inputs_when_that_takes_less_than_they_took() {
+    let relation = Relation(vec![AxisRelation::Same { axis: 0 }]);
+    let inputs = vec![Input { group: GroupId(1), relation }];
+    let groups = vec![group(1, &[2], vec![]), group(2, &[2], inputs)];
+    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false };
+    let (name, memory_bytes) = ("w1".to_owned(), 10_000_000_000);
+    let large = Event::WorkerJoined(WorkerId(1), Joining { name, memory_bytes, ..joining(1) });
+    let mut play = Play::of([large, job]);
+    for nth in 0..2 {
+        let (at, task, attempt) = play.assigned[nth];
+        let bytes = 300_000_000;
+        let made = FromWorker::Finished { task, attempt, bytes, nanoseconds: 1_000_000_000 };
+        play.at(0, Event::Worker(at, made));
+    }
+    // A second is expected of each, and three take its inputs to another worker.
+    play.beat(2, 1);
+    assert_eq!(play.asked_back(), []);
+    play.beat(3, 1);
+    let asked: Vec<TaskId> = play.asked_back().iter().map(|(_, task, _)| *task).collect();
+    assert_eq!(asked, [task(2, 1)]);
 }
