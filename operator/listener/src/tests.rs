@@ -286,6 +286,7 @@ async fn each_connection_is_told_of_the_worker_groups_once_and_of_every_change()
         name: name.to_owned(),
         memory_bytes: 1,
         resources: BTreeMap::from([("nvidia.com/gpu".to_owned(), 2)]),
+        target_seconds: 3,
     };
     let mut before = None;
     for epoch in 1..=2 {

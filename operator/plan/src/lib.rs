@@ -380,6 +380,7 @@ pub fn groups(spec: &ClusterSpec) -> Vec<Group> {
         name: it.name.clone(),
         memory_bytes: it.resources.memory_bytes(),
         resources: it.resources.others(),
+        target_seconds: u32::try_from(spec.scaling.target_seconds).unwrap_or(1),
     };
     spec.workers.iter().map(group).collect()
 }

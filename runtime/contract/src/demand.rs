@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Longest line, in bytes, that either side accepts.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -69,7 +69,7 @@ pub enum Fact {
         fits: Vec<String>,
         /// Tasks that wait.
         tasks: u64,
-        /// Core-seconds that they are expected to need.
+        /// Core-seconds that they and those that run are expected to need.
         core_seconds: f64,
         /// Tasks that run.
         running: u64,
@@ -111,6 +111,9 @@ pub struct Group {
     pub memory_bytes: u64,
     /// What a worker has beside cores and memory, by kind, like `nvidia.com/gpu`.
     pub resources: BTreeMap<String, u64>,
+    /// In how many seconds the queue is to be finished. A task counts for no more in what is told of
+    /// the queue: it takes one core, however long.
+    pub target_seconds: u32,
 }
 
 /// What became of a worker that was to be retired.

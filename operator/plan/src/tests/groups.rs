@@ -34,8 +34,13 @@ fn the_scheduler_is_told_what_the_workers_of_each_group_have() {
     assert_eq!(
         told,
         json!([
-            { "name": "w", "memoryBytes": small, "resources": {} },
-            { "name": "big", "memoryBytes": big, "resources": { "nvidia.com/gpu": 2 } },
+            { "name": "w", "memoryBytes": small, "resources": {}, "targetSeconds": 10 },
+            {
+                "name": "big",
+                "memoryBytes": big,
+                "resources": { "nvidia.com/gpu": 2 },
+                "targetSeconds": 10,
+            },
         ])
     );
 }

@@ -1,5 +1,7 @@
 //! What goes into the scheduler and what comes out of it.
 
+use std::time::Duration;
+
 use crate::message::{Failure, FromWorker, ToWorker};
 use crate::{Group, GroupId, JobId, Resources, TaskId, Time, WorkerId};
 
@@ -43,6 +45,8 @@ pub struct Offer {
     pub memory_bytes: u64,
     /// What it has beside cores and memory.
     pub resources: Resources,
+    /// In which time the queue is to be finished: a task counts for no more, however long it takes.
+    pub target: Duration,
 }
 
 /// What a worker says of itself when it joins.
@@ -86,7 +90,8 @@ pub struct Demand {
     pub fits: Vec<String>,
     /// Tasks that wait.
     pub tasks: u64,
-    /// Nanoseconds on one core that they are expected to need.
+    /// Nanoseconds on one core that they and those that run are expected to need, each no more than the
+    /// target of the first kind of workers that can take it.
     pub nanoseconds: u64,
     /// Tasks that were given to workers.
     pub assigned: u64,

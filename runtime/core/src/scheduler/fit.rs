@@ -19,17 +19,6 @@ pub(super) struct Need<'a> {
 /// What runs for less is not late, however short it should be.
 const LATE_MIN: Duration = Duration::from_secs(1);
 
-/// Most that is counted of a task that runs, in nanoseconds: it has its core, and no other worker
-/// would end it sooner.
-const RUNNING_MAX: u64 = 10_000_000_000;
-
-/// Tasks of a group that workers were given, and how many of them run.
-#[derive(Clone, Copy, Debug, Default)]
-struct Given {
-    assigned: u64,
-    running: u64,
-}
-
 /// Whose tasks are expected to take as long as each other.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Alike {
@@ -85,43 +74,33 @@ impl Scheduler {
     ///
     /// Tasks that run for longer than expected count among those that were measured.
     pub fn demand(&self, now: Time) -> Vec<Demand> {
-        let given = self.given();
+        let mut assigned = BTreeMap::<GroupId, u64>::new();
+        for task in self.workers.values().flat_map(|worker| worker.load.tasks()) {
+            *assigned.entry(task.group).or_default() += 1;
+        }
         let late = self.late(now);
         let mut classes = BTreeMap::<Vec<usize>, Demand>::new();
         for entry in self.table.iter() {
             let left = u64::from(entry.group.space.tasks() - entry.done.ones());
-            let Given { assigned, running } =
-                given.get(&entry.group.id).copied().unwrap_or_default();
+            let assigned = assigned.get(&entry.group.id).copied().unwrap_or_default();
             if left == 0 && assigned == 0 {
                 continue;
             }
-            let class = classes.entry(self.offers_for(entry.need())).or_default();
+            let fits = self.offers_for(entry.need());
+            let most = fits.first().map_or(Duration::MAX, |at| self.offers()[*at].target);
+            let most = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+            let class = classes.entry(fits).or_default();
             class.tasks += left.saturating_sub(assigned);
             class.assigned += assigned;
             let late = if late.is_empty() { None } else { late.get(&Alike::of(&entry.group)) };
             let measured = self.table.measured(entry).and(late.copied().unwrap_or_default());
             let expected = measured.mean().unwrap_or(entry.group.cost.nanoseconds).max(1);
-            let waiting = left.saturating_sub(running).saturating_mul(expected);
-            let nanoseconds = waiting.saturating_add(running * expected.min(RUNNING_MAX));
+            let nanoseconds = left.saturating_mul(expected.min(most));
             class.nanoseconds = class.nanoseconds.saturating_add(nanoseconds);
         }
         let named =
             |fits: Vec<usize>| fits.iter().map(|at| self.offers()[*at].name.clone()).collect();
         classes.into_iter().map(|(fits, it)| Demand { fits: named(fits), ..it }).collect()
-    }
-
-    /// How many tasks of each group workers were given.
-    fn given(&self) -> BTreeMap<GroupId, Given> {
-        let mut given = BTreeMap::<GroupId, Given>::new();
-        for worker in self.workers.values() {
-            for task in worker.load.tasks() {
-                given.entry(task.group).or_default().assigned += 1;
-            }
-            for (task, _) in worker.load.running() {
-                given.entry(task.group).or_default().running += 1;
-            }
-        }
-        given
     }
 
     /// Tasks that run for longer than expected, if their workers were heard within two heartbeats and

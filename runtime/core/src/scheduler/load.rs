@@ -26,6 +26,8 @@ pub(super) struct Load {
     bytes: u64,
     /// How much of that is what waiting tasks will make.
     waiting_bytes: u64,
+    /// What chunks take that the worker holds.
+    held_bytes: u64,
     resources: Resources,
 }
 
@@ -147,12 +149,22 @@ impl Load {
             let Some(task) = self.waiting.values().next().copied() else { return };
             let Given { output_bytes, scratch_bytes, .. } = self.tasks[&task];
             let needed = output_bytes.saturating_add(scratch_bytes);
-            let taken = self.bytes - self.waiting_bytes;
+            let taken = self.held_bytes.saturating_add(self.bytes - self.waiting_bytes);
             if taken.saturating_add(needed) > self.memory_bytes && self.run() > 0 {
                 return;
             }
             self.begin(task, now);
         }
+    }
+
+    /// The worker holds chunks that take so much memory.
+    pub(super) fn beside(&mut self, held_bytes: u64) {
+        self.held_bytes = held_bytes;
+    }
+
+    /// How many tasks wait, asked back or not.
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.len()
     }
 
     /// How many tasks run.
@@ -181,11 +193,17 @@ impl Load {
         waiting.filter(|task| !self.asked_back.contains_key(task))
     }
 
+    /// How long a task's inputs may be on their way, at 10 MB a second.
+    fn fetched_in(&self, given: &Given) -> Duration {
+        let bytes = given.away.iter().map(|input| self.inputs[input].bytes);
+        Duration::from_nanos(bytes.fold(0, u64::saturating_add).saturating_mul(100))
+    }
+
     /// Tasks that should run, have nothing to wait for, and may not run after all.
     pub(super) fn uncertain(&self, now: Time) -> impl Iterator<Item = TaskId> {
         let uncertain = self.tasks.iter().filter(move |(_, given)| match given.turn {
             Turn::Running { since, is_certain: false } => {
-                given.away.is_empty() && now > since.after(UNCERTAIN_MAX)
+                now > since.after(UNCERTAIN_MAX).after(self.fetched_in(given))
             }
             Turn::Running { .. } | Turn::Waiting(_) => false,
         });
@@ -314,7 +332,11 @@ mod tests {
 
     #[test]
     fn what_has_no_memory_waits_though_a_core_is_free_and_one_always_runs() {
-        let mut load = given(2, 33, 2);
+        let mut load = given(2, 43, 0);
+        load.beside(10);
+        for nth in 0..2 {
+            load.give(task(1, nth), (COST, gpus(0)), &BTreeMap::new(), at(0));
+        }
         assert_eq!(since(&load)[..2], [Some(at(0)), None]);
         assert_eq!(since(&given(2, 34, 9))[..3], [Some(at(0)), Some(at(1)), None]);
         load.take(task(1, 0), at(5));
@@ -338,8 +360,11 @@ mod tests {
         load.begun(task(1, 4), at(5));
         assert!(load.asked_back().is_empty() && movable(&load, at(9)).is_empty());
         // What fetches its inputs does not run, and is where it should be.
-        load.give(task(1, 5), (COST, gpus(0)), &BTreeMap::from([(task(0, 0), 1)]), at(9));
-        load.give(task(1, 6), (COST, gpus(0)), &BTreeMap::from([(task(0, 0), 1)]), at(9));
-        assert_eq!(movable(&load, at(20)), [6]);
+        let away = BTreeMap::from([(task(0, 0), 100_000_000)]);
+        load.beside(0);
+        load.take_groups(&BTreeSet::from([GroupId(1)]), at(9));
+        load.give(task(1, 5), (COST, gpus(0)), &away, at(9));
+        assert!(movable(&load, at(20)).is_empty());
+        assert_eq!(movable(&load, at(21)), [5]);
     }
 }

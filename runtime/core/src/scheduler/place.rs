@@ -246,6 +246,7 @@ impl Scheduler {
         let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
         let away: BTreeMap<TaskId, u64> = away.collect();
         let worker = self.workers.get_mut(&to).expect("place chose one of ours");
+        worker.load.beside(worker.held_bytes.saturating_sub(worker.disk_bytes));
         worker.load.give(task, taking, &away, self.now);
         self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
     }
@@ -297,6 +298,7 @@ impl Scheduler {
     pub(super) fn unassign(&mut self, task: TaskId) {
         let State::Assigned(from, _) = self.live(task).state else { return };
         if let Some(worker) = self.workers.get_mut(&from) {
+            worker.load.beside(worker.held_bytes.saturating_sub(worker.disk_bytes));
             worker.load.take(task, self.now);
         }
     }

@@ -125,7 +125,10 @@ impl Scheduler {
         let is_waited_for = |worker: &Worker| {
             waiting.iter().any(|need| worker.suits(*need) && worker.has_free(need.resources))
         };
-        let is_idle = |it: &Worker| it.is_open() && it.load.idle_cores() > 0 && !is_waited_for(it);
+        let is_idle = |it: &Worker| {
+            let has_core = it.load.idle_cores() > 0 && it.load.waiting_count() == 0;
+            it.is_open() && has_core && !is_waited_for(it)
+        };
         let idle = self.workers.iter().filter(|(_, it)| is_idle(it));
         let idle: Vec<(WorkerId, u64)> = idle.map(|(id, it)| (*id, it.load.idle_cores())).collect();
         if idle.is_empty() {

@@ -446,7 +446,8 @@ fn job(id: u64, tasks: u32, (output_bytes, resources): (u64, Resources)) -> Even
 }
 
 fn offer(name: &str, memory_bytes: u64, resources: Resources) -> Offer {
-    Offer { name: name.to_owned(), memory_bytes, resources }
+    let target = Duration::from_secs(10);
+    Offer { name: name.to_owned(), memory_bytes, resources, target }
 }
 
 #[test]

@@ -540,8 +540,9 @@ impl Hall {
 }
 
 fn offer(group: Group) -> Offer {
-    let Group { name, memory_bytes, resources } = group;
-    Offer { name, memory_bytes: settings::chunks_bytes(memory_bytes), resources }
+    let Group { name, memory_bytes, resources, target_seconds } = group;
+    let target = Duration::from_secs(target_seconds.into());
+    Offer { name, memory_bytes: settings::chunks_bytes(memory_bytes), resources, target }
 }
 
 fn count(number: u64) -> i64 {

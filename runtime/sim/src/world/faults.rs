@@ -29,6 +29,7 @@ impl World {
             name: name.to_owned(),
             memory_bytes,
             resources: gpus.iter().map(|it| (GPU.to_owned(), *it)).collect::<Resources>(),
+            target: Duration::from_secs(10),
         };
         self.kinds = vec![
             kind("small", small, &[]),

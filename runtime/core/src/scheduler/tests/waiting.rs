@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{NOW, Play, group, job, join, joining, task};
+use super::{COST, NOW, Play, group, job, join, joining, offer, task};
 use crate::message::{Attempt, FromWorker, ToWorker};
 use crate::scheduler::{Effect, Event, Joining};
 use crate::table::KINDS_MAX;
 use crate::{
-    AxisRelation, Group, GroupId, Input, JobId, Relation, Resources, TaskId, Time, WorkerId,
+    AxisRelation, Cost, Group, GroupId, Input, JobId, Relation, Resources, TaskId, Time, WorkerId,
 };
 
 /// A job of one group for each of these kinds, with so many tasks each, the first group having this
@@ -136,7 +136,10 @@ fn calls_of_one_kind_are_expected_to_take_as_long_as_those_before() {
     play.took(0, 30, 30_000_000_000);
     play.at(30, Event::Collected(task(1, 0)));
     play.at(30, calls(2, 1, &[Some(7), Some(7), Some(8), None]));
-    assert_eq!(play.core_seconds(seconds(30)), 10 + 30 + 1 + 1, "one of them runs");
+    assert_eq!(play.core_seconds(seconds(30)), 30 + 30 + 1 + 1);
+    // Within the target of ten seconds a core is all that one of them takes.
+    play.at(30, Event::Offered(vec![offer("w", 10_000, Resources::new())]));
+    assert_eq!(play.core_seconds(seconds(30)), 10 + 10 + 1 + 1);
 }
 
 #[test]
@@ -148,10 +151,9 @@ fn what_runs_for_long_tells_what_those_like_it_will_take() {
     };
     assert_eq!(after(1), 4);
     assert_eq!(after(3), 2 + 2 + 2 + 1);
-    // By the power of two below, so that it is not news at every look. Who runs already needs nobody
-    // else, and counts little.
-    assert_eq!(after(63), 10 + 2 * 32 + 1);
-    assert_eq!(after(64), 10 + 2 * 64 + 1);
+    // By the power of two below, so that it is not news at every look.
+    assert_eq!(after(63), 3 * 32 + 1);
+    assert_eq!(after(64), 3 * 64 + 1);
     // What runs where nobody is heard may be over.
     assert_eq!(play.core_seconds(seconds(69)), 4);
 }
@@ -269,4 +271,33 @@ fn what_waits_behind_late_tasks_moves_with_its_inputs_when_that_takes_less_than_
     play.beat(3, 1);
     let asked: Vec<TaskId> = play.asked_back().iter().map(|(_, task, _)| *task).collect();
     assert_eq!(asked, [task(2, 1)]);
+}
+
+#[test]
+fn who_has_a_free_core_and_no_memory_for_what_waits_there_gets_nothing_from_others() {
+    let of = |id: u64, scratch_bytes: u64| {
+        let cost = Cost { output_bytes: 0, scratch_bytes, ..COST };
+        let groups = vec![Group { cost, ..group(id, &[1], vec![]) }];
+        Event::Submitted { job: JobId(id), groups, targets: vec![GroupId(id)], is_kept: false }
+    };
+    let worker = |id: u64| {
+        let name = format!("w{id}");
+        Event::WorkerJoined(WorkerId(id), Joining { name, memory_bytes: 100, ..joining(3) })
+    };
+    // At each a long one runs with two short ones, and one waits that needs the memory of the long one.
+    let mut play = Play::of([worker(1), worker(2)]);
+    for id in 0..8 {
+        let scratch_bytes = if (2..6).contains(&id) { 0 } else { 60 };
+        play.at(0, of(id, scratch_bytes));
+    }
+    let places = |play: &Play| play.assigned.iter().map(|it| it.0.0).collect::<Vec<u64>>();
+    assert_eq!(places(&play), [1, 2, 1, 2, 1, 2, 1, 2]);
+    for nth in 2..6 {
+        play.took(nth, 0, 1);
+    }
+    play.at(0, of(9, 10));
+    for worker in [1, 2] {
+        play.beat(1, worker);
+    }
+    assert_eq!(play.asked_back(), []);
 }
