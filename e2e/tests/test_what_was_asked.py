@@ -46,6 +46,9 @@ def requests() -> list[Request]:
         event = json.loads(line)
         if event["user"]["username"] != OPERATOR or "objectRef" not in event:
             continue
+        if "annotations" not in event and event["responseStatus"]["code"] == 429:
+            # Turned away for being too many at once, before anybody asked whether it may.
+            continue
         about = event["objectRef"]
         resource = "/".join(filter(None, [about["resource"], about.get("subresource")]))
         asked = (about.get("apiGroup", ""), resource, event["verb"])
