@@ -56,12 +56,17 @@ impl Worker {
     }
 
     /// Whether enough of what it has beside cores and memory is free.
-    pub(super) fn has_free(&self, needed: &Resources) -> bool {
+    fn has_free(&self, needed: &Resources) -> bool {
         let free = |kind: &String| {
             let all = self.joining.resources.get(kind).copied().unwrap_or_default();
             all.saturating_sub(self.load.taken(kind))
         };
         needed.iter().all(|(kind, amount)| free(kind) >= *amount)
+    }
+
+    /// Whether it could run such a task with what is free of that beside cores and memory.
+    pub(super) fn can_take(&self, need: Need<'_>) -> bool {
+        self.suits(need) && self.has_free(need.resources)
     }
 
     fn kind(&self) -> (u64, &Resources) {

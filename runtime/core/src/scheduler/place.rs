@@ -38,9 +38,7 @@ impl Scheduler {
             } else {
                 // No later task takes the room that this one waits for.
                 let need = self.table.entry(task.group).need();
-                let lacks_room =
-                    |worker: &&Worker| worker.suits(need) && worker.has_free(need.resources);
-                let full = self.workers.iter().filter(|(_, it)| lacks_room(it));
+                let full = self.workers.iter().filter(|(_, it)| it.can_take(need));
                 closed.extend(full.map(|(id, _)| *id));
                 blocked.insert(class);
             }
@@ -219,11 +217,8 @@ impl Scheduler {
         };
         self.workers
             .iter()
-            .filter(|(id, it)| !closed.contains(id) && it.suits(entry.need()))
-            .filter(|(id, it)| {
-                it.has_free(&entry.group.resources)
-                    && it.has_room(self.cost_at(task, **id, &inputs), expected)
-            })
+            .filter(|(id, it)| !closed.contains(id) && it.can_take(entry.need()))
+            .filter(|(id, it)| it.has_room(self.cost_at(task, **id, &inputs), expected))
             .max_by_key(|(id, it)| {
                 let in_hand = it.load.len() * 1024 / u64::from(it.joining.cores.max(1));
                 (local_bytes(**id), std::cmp::Reverse((in_hand, **id)))
@@ -246,7 +241,7 @@ impl Scheduler {
         let away = away.map(|(input, _)| (*input, self.chunk_bytes(*input).unwrap_or_default()));
         let away: BTreeMap<TaskId, u64> = away.collect();
         let worker = self.workers.get_mut(&to).expect("place chose one of ours");
-        worker.load.beside(worker.held_bytes.saturating_sub(worker.disk_bytes));
+        worker.load.beside(worker.held_in_memory());
         worker.load.give(task, taking, &away, self.now);
         self.send(to, ToWorker::Assign(Assignment { task, attempt, inputs }));
     }
@@ -298,13 +293,18 @@ impl Scheduler {
     pub(super) fn unassign(&mut self, task: TaskId) {
         let State::Assigned(from, _) = self.live(task).state else { return };
         if let Some(worker) = self.workers.get_mut(&from) {
-            worker.load.beside(worker.held_bytes.saturating_sub(worker.disk_bytes));
+            worker.load.beside(worker.held_in_memory());
             worker.load.take(task, self.now);
         }
     }
 }
 
 impl Worker {
+    /// Bytes of chunks that it holds and that are not on disk.
+    fn held_in_memory(&self) -> u64 {
+        self.held_bytes.saturating_sub(self.disk_bytes)
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.retiring == Retiring::No
             && self.load.len() < u64::from(self.joining.cores) * (1 + AHEAD_MAX)
@@ -314,8 +314,7 @@ impl Worker {
         let ahead = (AHEAD_NANOSECONDS / expected_nanoseconds.max(1)).clamp(1, AHEAD_MAX);
         let ahead = if self.late.is_some() { 0 } else { ahead };
         let tasks_max = u64::from(self.joining.cores) * (1 + ahead);
-        let in_memory = self.held_bytes.saturating_sub(self.disk_bytes);
-        let taken = in_memory.saturating_add(self.load.bytes());
+        let taken = self.held_in_memory().saturating_add(self.load.bytes());
         let fits = taken.saturating_add(bytes) <= self.joining.memory_bytes;
         self.is_open() && self.load.len() < tasks_max && (fits || self.load.is_empty())
     }

@@ -122,9 +122,7 @@ impl Scheduler {
     fn idle(&self) -> Vec<Idle> {
         let waiting: Vec<Need<'_>> =
             self.ready.firsts().map(|task| self.table.entry(task.group).need()).collect();
-        let is_waited_for = |worker: &Worker| {
-            waiting.iter().any(|need| worker.suits(*need) && worker.has_free(need.resources))
-        };
+        let is_waited_for = |worker: &Worker| waiting.iter().any(|need| worker.can_take(*need));
         let is_idle = |it: &Worker| {
             let has_core = it.load.idle_cores() > 0 && it.load.waiting_count() == 0;
             it.is_open() && has_core && !is_waited_for(it)
@@ -171,9 +169,7 @@ impl Scheduler {
     }
 
     fn suits(&self, task: TaskId, worker: WorkerId) -> bool {
-        let need = self.table.entry(task.group).need();
-        let worker = &self.workers[&worker];
-        worker.suits(need) && worker.has_free(need.resources)
+        self.workers[&worker].can_take(self.table.entry(task.group).need())
     }
 
     fn cost_of(&self, task: TaskId, at: WorkerId) -> u64 {

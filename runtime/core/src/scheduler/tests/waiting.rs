@@ -20,6 +20,27 @@ fn calls(first: u64, tasks: u32, kinds: &[Option<u64>]) -> Event {
     Event::Submitted { job: JobId(first), groups, targets, is_kept: false }
 }
 
+/// A worker with one core and much memory.
+fn large(id: u64) -> Event {
+    let (name, memory_bytes) = (format!("w{id}"), 10_000_000_000);
+    Event::WorkerJoined(WorkerId(id), Joining { name, memory_bytes, ..joining(1) })
+}
+
+/// Two tasks at a large worker, one behind the other, each with an input there of so many bytes.
+fn beside(bytes: u64) -> Play {
+    let relation = Relation(vec![AxisRelation::Same { axis: 0 }]);
+    let inputs = vec![Input { group: GroupId(1), relation }];
+    let groups = vec![group(1, &[2], vec![]), group(2, &[2], inputs)];
+    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false };
+    let mut play = Play::of([large(1), job]);
+    for nth in 0..2 {
+        let (at, task, attempt) = play.assigned[nth];
+        let made = FromWorker::Finished { task, attempt, bytes, nanoseconds: 1_000_000_000 };
+        play.at(0, Event::Worker(at, made));
+    }
+    play
+}
+
 fn seconds(seconds: u64) -> Time {
     Time(Duration::from_secs(seconds))
 }
@@ -100,21 +121,8 @@ fn what_was_given_back_goes_where_there_is_room_when_the_idle_one_is_gone() {
 
 #[test]
 fn what_waits_beside_more_data_than_it_is_worth_stays() {
-    let relation = Relation(vec![AxisRelation::Same { axis: 0 }]);
-    let inputs = vec![Input { group: GroupId(1), relation }];
-    let groups = vec![group(1, &[2], vec![]), group(2, &[2], inputs)];
-    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false };
-    let large = |id: u64| {
-        let (name, memory_bytes) = (format!("w{id}"), 10_000_000_000);
-        Event::WorkerJoined(WorkerId(id), Joining { name, memory_bytes, ..joining(1) })
-    };
     let asked_with = |bytes: u64| {
-        let mut play = Play::of([large(1), job.clone()]);
-        for nth in 0..2 {
-            let (at, task, attempt) = play.assigned[nth];
-            let made = FromWorker::Finished { task, attempt, bytes, nanoseconds: 1_000_000_000 };
-            play.at(0, Event::Worker(at, made));
-        }
+        let mut play = beside(bytes);
         assert_eq!(play.tasks()[2..], [task(2, 0), task(2, 1)]);
         play.at(0, large(2));
         let asked = play.asked_back().len();
@@ -252,19 +260,7 @@ fn a_worker_with_a_free_core_is_not_asked_for_what_it_runs() {
 
 #[test]
 fn what_waits_behind_late_tasks_moves_with_its_inputs_when_that_takes_less_than_they_took() {
-    let relation = Relation(vec![AxisRelation::Same { axis: 0 }]);
-    let inputs = vec![Input { group: GroupId(1), relation }];
-    let groups = vec![group(1, &[2], vec![]), group(2, &[2], inputs)];
-    let job = Event::Submitted { job: JobId(1), groups, targets: vec![GroupId(2)], is_kept: false };
-    let (name, memory_bytes) = ("w1".to_owned(), 10_000_000_000);
-    let large = Event::WorkerJoined(WorkerId(1), Joining { name, memory_bytes, ..joining(1) });
-    let mut play = Play::of([large, job]);
-    for nth in 0..2 {
-        let (at, task, attempt) = play.assigned[nth];
-        let bytes = 300_000_000;
-        let made = FromWorker::Finished { task, attempt, bytes, nanoseconds: 1_000_000_000 };
-        play.at(0, Event::Worker(at, made));
-    }
+    let mut play = beside(300_000_000);
     // A second is expected of each, and three take its inputs to another worker.
     play.beat(2, 1);
     assert_eq!(play.asked_back(), []);
