@@ -439,6 +439,9 @@ fn widened<'a>(
     if count == register.len() {
         return register;
     }
+    if count == 0 {
+        return &[];
+    }
     // The last axes that are all there, or all missing, go in one piece.
     let last = axes.last().is_none_or(|axis| has[*axis]);
     let run = axes.iter().rposition(|axis| has[*axis] != last && extents[*axis] > 1);

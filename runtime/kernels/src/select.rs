@@ -194,7 +194,8 @@ fn check(round: u8) -> Result<(), KernelError> {
     if round < ROUNDS { Ok(()) } else { Err(KernelError::Program("a round that is not there")) }
 }
 
-/// The largest `k` elements of several chunks, in descending order, or all where there are fewer.
+/// The largest `k` elements of several chunks, in descending order, or all where there are fewer. Of NaN there
+/// is one: which of several stay would hang on the chunks.
 pub(crate) fn largest(
     inputs: &[&Buffer],
     dtype: DType,
@@ -208,8 +209,11 @@ pub(crate) fn largest(
     if inputs.iter().any(|input| input.len() % 8 != 0) {
         return Err(KernelError::Program("chunks of other elements"));
     }
-    let mut words: Vec<u64> =
-        inputs.iter().flat_map(|input| input.elements::<u64>()).copied().collect();
+    let one = |word: u64| {
+        if is_float && f64::from_bits(word).is_nan() { f64::NAN.to_bits() } else { word }
+    };
+    let words = inputs.iter().flat_map(|input| input.elements::<u64>());
+    let mut words: Vec<u64> = words.map(|word| one(*word)).collect();
     let k = usize::try_from(k).unwrap_or(usize::MAX).min(words.len());
     if k > 0 && k < words.len() {
         words.select_nth_unstable_by_key(k - 1, |word| std::cmp::Reverse(order(*word)));

@@ -177,7 +177,7 @@ fn a_sum_of_nothing_is_zero_and_a_product_is_one() {
 
 /// An expression over three axes with every kind of step, reduced over some of the axes.
 fn expressions() -> impl Strategy<Value = Array> {
-    let extents = prop::collection::vec((1_u64..40, 1_u64..40), 3);
+    let extents = prop::collection::vec((0_u64..40, 1_u64..40), 3);
     let axes = prop::sample::subsequence(vec![0_i64, 1, 2], 0..=3);
     (extents, axes, any::<bool>()).prop_map(|(extents, axes, is_product)| {
         let shape: Vec<u64> = extents.iter().map(|(extent, _)| *extent).collect();
@@ -187,6 +187,8 @@ fn expressions() -> impl Strategy<Value = Array> {
         let row = row.cast(DType::Float64).unwrap();
         let scaled = Array::binary(BinaryOp::Divide, &normal, &row).unwrap();
         let sum = Array::binary(BinaryOp::Add, &scaled, &normal).unwrap();
+        let column = random(Distribution::Uniform, &[shape[1], 1], &[chunks[1], 1]);
+        let sum = Array::binary(BinaryOp::Subtract, &sum, &column).unwrap();
         let op = if is_product { ReduceOp::Prod } else { ReduceOp::Sum };
         sum.reduce(op, Some(&axes)).unwrap()
     })
@@ -215,6 +217,16 @@ fn operations() -> Vec<Array> {
         normal.topk(10).unwrap(),
         random(Distribution::Integers { low: 3, high: 77 }, &[1000], &[300]),
     ]
+}
+
+#[test]
+fn what_meets_along_an_empty_axis_and_is_reduced_over_it_is_the_sum_of_nothing() {
+    for (left, right) in [([3, 0], [3, 1]), ([3, 1], [3, 0]), ([3, 0], [1, 1]), ([3, 0], [3, 0])] {
+        let of = |shape: [u64; 2]| random(Distribution::Uniform, &shape, &[2, 1]);
+        let sum = Array::binary(BinaryOp::Add, &of(left), &of(right)).unwrap();
+        let nothing = sum.reduce(ReduceOp::Sum, Some(&[1])).unwrap();
+        assert_eq!(floats(&compute(level(), &nothing)), [0.0; 3]);
+    }
 }
 
 #[test]
