@@ -72,7 +72,58 @@ def test_the_chunks_do_not_change_a_random_array_but_may_change_a_sum() -> None:
     [
         (lambda x: x + xp.asarray([1.0, 2.0, 3.0]), ValueError, "do not broadcast"),
         (lambda x: x + xp.asarray([1, 2]), TypeError, "astype"),
-        (lambda x: x.sum(axis=2), IndexError, "axis 2 is out of range for an array of 1 axes"),
+        (lambda x: x.sum(axis=2), IndexError, "sum: axis 2 is out of range for an array of 1 axes"),
+        (lambda x: x.mean(axis=100), IndexError, "mean: axis 100 is out of range for an array of"),
+        (lambda x: x.prod(axis=(0, -(2**70))), IndexError, "prod: axis -1180591620717411303424 is"),
+        (
+            lambda x: xp.take(x, xp.asarray([0]), axis=2**70),
+            IndexError,
+            "take: axis 1180591620717411303424 is out of range for an array of 1 axes",
+        ),
+        (
+            lambda x: x[::-1],
+            IndexError,
+            "step -1 of axis 0: steps are at least 1; nothing reverses",
+        ),
+        (lambda x: x[2], IndexError, "index 2 is out of range for axis 0 of 2"),
+        (lambda x: x[-3], IndexError, "index -3 is out of range for axis 0 of 2"),
+        (lambda x: x[0, 0], IndexError, "2 indices for an array of 1 axes"),
+        (lambda x: x[..., ...], IndexError, "an index may have one ellipsis only"),
+        (
+            lambda x: x[1.5],
+            TypeError,
+            "index 1.5 of axis 0: expected a slice, a whole number or an",
+        ),
+        (lambda x: x[True], TypeError, "index True of axis 0: expected a slice"),
+        (lambda x: x["a":], TypeError, "index slice('a', None, None) of axis 0: expected whole"),
+        (lambda x: x[[0, 1]], TypeError, "take(x, asarray(indices), axis=0) takes several places"),
+        (lambda x: x[np.array([0, 1])], TypeError, "take(x, asarray(indices), axis=0)"),
+        (
+            lambda x: xp.asarray([[1, 2]])[:, [0]],
+            TypeError,
+            "index [0] of axis 1: expected a slice, a whole number or an ellipsis; "
+            "take(x, asarray(indices), axis=1)",
+        ),
+        (
+            lambda x: x[x > 1],
+            TypeError,
+            "x * mask.astype(x.dtype) makes 0 of what is outside a mask",
+        ),
+        (lambda x: x[np.array([True, False])], TypeError, "x * mask.astype(x.dtype)"),
+        (lambda x: x.sum(axis=np.array([0.5])), TypeError, "sum: axis array([0.5]) is no whole"),
+        (lambda x: x.rechunk(np.array(1.5)), TypeError, "chunks array(1.5) is no whole number"),
+        (
+            lambda x: xp.random.default_rng(1).random(np.array([[1], [2]])),
+            TypeError,
+            "is no whole number, nor several",
+        ),
+        (
+            lambda x: xp.quantile(x, np.array([0.1, 0.9])),
+            TypeError,
+            "q array([0.1, 0.9]) is no numb",
+        ),
+        (lambda x: xp.quantile(x, "0.5"), TypeError, "quantile: q '0.5' is no number"),
+        (lambda x: xp.quantile(x, 10**400), ValueError, "quantile: q is beyond every float"),
         (lambda x: x + "a", TypeError, "use asarray"),
         (lambda x: x == None, TypeError, "equal: expected an array or a bool, int or float"),  # noqa: E711
         (lambda x: xp.add(1, 2), TypeError, "add: expected an array, not int; use asarray"),
@@ -201,11 +252,75 @@ def test_numbers_of_another_byte_order_keep_their_value() -> None:
     assert (xp.asarray(given).compute() == [1.5, -2.0]).all()
 
 
+ODD = np.array([np.nan, np.inf, -np.inf, 1e300, -1e300, -0.0, 1.7, -1.7])
+MIN, MAX = -(2**63), 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda x, to: xp.asarray(x).astype(to), lambda x, to: xp.asarray(x, dtype=to)],
+    ids=["astype", "asarray"],
+)
+def test_a_conversion_saturates_and_makes_nan_0_wherever_it_is_asked_for(
+    convert: Callable,
+) -> None:
+    assert convert(ODD, xp.int64).compute().tolist() == [0, MAX, MIN, MAX, MIN, 0, 1, -1]
+    assert convert(ODD, xp.bool).compute().tolist() == [True] * 5 + [False, True, True]
+    assert convert(ODD, xp.float64).compute().tobytes() == ODD.tobytes()
+    assert convert(ODD[0], xp.int64).compute() == 0
+    assert convert(ODD.astype(">f8"), xp.int64).compute().tolist()[1:3] == [MAX, MIN]
+    for given in (np.array([MIN, MAX, 2**53 + 1, 0]), np.array([True, False])):
+        for to in (xp.bool, xp.int64, xp.float64):
+            made, numpys = convert(given, to).compute(), given.astype(to.name)
+            assert made.dtype == numpys.dtype and np.array_equal(made, numpys)
+
+
+def test_what_has_no_kernels_is_converted_as_numpy_does_where_a_dtype_is_said() -> None:
+    for given in (np.array([1.5, -2.5], np.float32), np.array([1, 2], np.uint8), np.array(["3"])):
+        made = xp.asarray(given, dtype=xp.int64).compute()
+        assert made.dtype == np.int64 and np.array_equal(made, given.astype(np.int64))
+
+
+def test_int64_wraps_around_as_numpys_does() -> None:
+    given = np.array([MAX, 1])
+    x = xp.from_numpy(given, chunks=1)
+    for ours, numpys in [
+        (x + x, given + given),
+        (x + 1, given + 1),
+        (-x - 2, -given - 2),
+        (x * x, given * given),
+        (x * 3, given * 3),
+        (x.sum(), given.sum()),
+        ((x + 2).prod(), (given + 2).prod()),
+    ]:
+        made = ours.compute()
+        assert made.dtype == np.int64 and np.array_equal(made, numpys)
+
+
 @pytest.mark.parametrize("shape, axis", [((3, 0), 0), ((2, 3, 0), 0), ((0, 3), 0), ((0,), 0)])
 def test_empty_axes_reduce_as_numpy_does(shape: tuple[int, ...], axis: int) -> None:
     given = np.zeros(shape)
     made = xp.asarray(given).sum(axis=axis).compute()
     assert made.shape == given.sum(axis=axis).shape and (made == given.sum(axis=axis)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: x + y,
+        lambda x, y: x < y,
+        lambda x, y: y < x,
+        lambda x, y: (x + y).sum(axis=1),
+        lambda x, y: (y * x).sum(axis=0),
+        lambda x, y: (x + y).mean(axis=1),
+        lambda x, y: (x < y).sum(axis=1),
+    ],
+)
+def test_what_meets_along_an_empty_axis_is_numpys(make: Callable) -> None:
+    nothing, one = np.zeros((3, 0)), np.ones((3, 1))
+    made, numpys = make(xp.asarray(nothing), xp.asarray(one)).compute(), make(nothing, one)
+    assert made.dtype == numpys.dtype and np.array_equal(made, numpys, equal_nan=True)
 
 
 def test_numpy_arrays_and_numbers_meet_ours_on_either_side() -> None:
@@ -215,6 +330,13 @@ def test_numpy_arrays_and_numbers_meet_ours_on_either_side() -> None:
     assert (np.float64(2) * x).compute().tolist() == [2.0, 4.0]
     assert x.sum(axis=np.int64(0)).compute() == 3.0
     assert xp.random.default_rng(1).random(np.int64(3)).shape == (3,)
+
+
+def test_numpy_arrays_of_whole_numbers_are_sizes_chunks_axes_and_places() -> None:
+    x = xp.random.default_rng(1).random(np.array([4, 3]), chunks=np.array([2, 3]))
+    assert (x.shape, x.chunks) == ((4, 3), ((2, 2), (3,)))
+    assert x.sum(axis=np.array([0, 1])).shape == ()
+    assert x[np.array(1)].shape == (3,)
 
 
 @pytest.mark.parametrize(

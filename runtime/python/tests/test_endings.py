@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
+import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +89,46 @@ def test_the_way_to_a_cluster_ends_with_whoever_drops_it(
         del cluster
         gc.collect()
         assert way.wait(20) == 0
+
+
+#: Whoever has the exception has the cluster that was not opened, as a notebook has its last one.
+OPENING = """
+import ebbtide as eb
+try:
+    eb.Cluster("silent", backend="kubernetes")
+except KeyboardInterrupt as interrupt:
+    print("interrupted", flush=True)
+    input()
+"""
+
+
+def test_the_way_to_a_cluster_that_is_being_opened_ends_with_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as api_server:
+        cluster = {"server": f"http://127.0.0.1:{api_server.getsockname()[1]}"}
+        config = {
+            "clusters": [{"name": "silent", "cluster": cluster}],
+            "contexts": [{"name": "silent", "context": {"cluster": "silent", "user": ""}}],
+            "current-context": "silent",
+        }
+        (tmp_path / "config").write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        command = [sys.executable, "-c", OPENING]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes, start_new_session=True) as program:  # type: ignore[call-overload]
+            api_server.settimeout(20)
+            # The way asks, and nobody answers.
+            asked, _ = api_server.accept()
+            proc = Path("/proc", str(program.pid))
+            until(lambda: (proc / "stat").read_text().rpartition(")")[2].split()[0] == "S")
+            program.send_signal(signal.SIGINT)
+            # At once: not after the time that a way has to end by itself.
+            assert select.select([program.stdout], [], [], 5)[0]
+            assert program.stdout.readline() == "interrupted\n"
+            assert (proc / "task" / str(program.pid) / "children").read_text() == ""
+            program.communicate("\n")
+            asked.close()
 
 
 def test_a_cluster_is_of_the_process_that_opened_it(

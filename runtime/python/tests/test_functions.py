@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -145,10 +146,36 @@ def test_a_task_that_can_never_fit_is_refused_with_the_numbers() -> None:
         large.sum().compute()
 
 
-@pytest.mark.parametrize("bad", ["lots", "512 MQ", -1, 0, "1.2.3 GB", ""])
+@pytest.mark.parametrize(
+    "bad",
+    ["lots", "512 MQ", -1, 0, "1.2.3 GB", "", "0.5", "99999999 TiB", 2**64, 10**20, "9" * 400],
+)
 def test_memory_that_is_no_number_of_bytes_is_refused(bad: object) -> None:
-    with pytest.raises(ValueError, match="is no number of bytes; write it like '512 MiB'"):
+    expected = f"memory {bad!r} is no number of bytes from 1 to 2**64 - 1; write it like '512 MiB'"
+    with pytest.raises(ValueError, match=re.escape(expected)):
         xp.from_delayed(float, (), xp.float64, memory=bad)
+
+
+@pytest.mark.parametrize(
+    "bad, kind, words",
+    [
+        (-1, ValueError, "retries -1: expected at least 0, and less than 2**32"),
+        (2**32, ValueError, "retries 4294967296: expected at least 0, and less than 2**32"),
+        (None, TypeError, "retries None is no whole number"),
+        (0.5, TypeError, "retries 0.5 is no whole number"),
+    ],
+)
+def test_retries_that_cannot_be_counted_are_refused(
+    bad: object, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=re.escape(words)):
+        xp.from_delayed(float, (), xp.float64, retries=bad)
+
+
+def test_the_largest_limits_are_taken() -> None:
+    assert array(lambda: np.ones(4), retries=2**32 - 1).sum() == 4
+    with pytest.raises(eb.TaskFailed, match=r"one task needs 16\.0 EiB of memory"):
+        array(lambda: np.ones(4), memory=2**64 - 1)
 
 
 def test_what_cannot_be_pickled_is_refused_by_name() -> None:

@@ -177,6 +177,26 @@ def test_futures_carry_values_arguments_exceptions_and_cancellation(
         ebbtide("down", "local")
 
 
+def test_a_future_inside_anything_else_is_refused_with_the_remedy(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest(max=1))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            one, two = cluster.map(abs, [-1, -2])
+            for call in (
+                lambda: cluster.submit(sum, [one, two]),
+                lambda: cluster.submit(len, obj={"one": one}),
+                lambda: cluster.map(sum, [[one, two]]),
+                lambda: cluster.submit(lambda: one),
+            ):
+                with pytest.raises(TypeError, match=r"a future .* by itself, or pass its result()"):
+                    call()
+            assert cluster.submit(sum, [one.result(60), two.result(60)]).result(60) == 3
+    finally:
+        ebbtide("down", "local")
+
+
 def test_short_calls_do_not_wait_behind_a_long_one(
     state: Path, manifest: Callable[..., str], tmp_path: Path
 ) -> None:

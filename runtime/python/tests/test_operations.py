@@ -157,6 +157,19 @@ def test_the_largest_come_in_order(chunks: int, k: int) -> None:
     assert np.array_equal(made, np.sort(whole)[::-1][:k])
 
 
+@pytest.mark.parametrize("k", [1, 2, 6, 8, 11])
+def test_the_largest_have_the_same_bits_in_any_chunks_and_order(k: int) -> None:
+    given = np.array([-np.nan, 0.0, np.inf, -0.0, -np.inf, 1.0, np.nan, -0.0, 0.0, np.nan, -1.0])
+    assert np.signbit(given[np.isnan(given)]).tolist() == [True, False, False]
+    bits = set()
+    for order in (given, given[::-1]):
+        for chunks in (1, 2, 5, len(given)):
+            made = xp.topk(xp.from_numpy(order, chunks=chunks), k).compute()
+            assert np.array_equal(made, np.sort(given)[::-1][:k], equal_nan=True)
+            bits.add(made.tobytes())
+    assert len(bits) == 1
+
+
 def test_what_is_fused_has_the_bits_of_what_is_not() -> None:
     table = random((30, 4), (30, 4)).compute()
     weights = np.array([0.1, 0.2, 0.3, 0.4])
@@ -183,11 +196,18 @@ def test_from_numpy_cuts_into_chunks() -> None:
 def test_a_random_expression_gives_the_same_bits_in_any_chunks() -> None:
     for seed in range(60):
         pick = np.random.default_rng(seed)
-        shape = tuple(int(pick.integers(1, 9)) for _ in range(3))
+        shape = tuple(int(pick.integers(0, 9)) for _ in range(3))
+        # One element goes with none.
+        row = tuple(max(extent, 1) for extent in shape[1:])
         made = []
         for _ in range(3):
-            chunks = tuple(int(pick.integers(1, extent + 1)) for extent in shape)
+            chunks = tuple(int(pick.integers(1, max(extent, 1) + 1)) for extent in shape)
             rng = xp.random.default_rng(seed)
-            x, y = rng.random(shape, chunks=chunks), rng.normal(size=shape[1:], chunks=chunks[1:])
-            made.append(((x * y - 0.5) * (x[:1] > 0.25).astype(xp.float64)).compute())
-        assert all(np.array_equal(made[0], other) for other in made[1:])
+            x, y = rng.random(shape, chunks=chunks), rng.normal(size=row, chunks=chunks[1:])
+            numbers = (x * y - 0.5) * (x[:1] > 0.25).astype(xp.float64)
+            made.append(xp.compute(numbers, (x > y).sum(axis=2)))
+        assert all(
+            np.array_equal(first, other)
+            for others in made[1:]
+            for first, other in zip(made[0], others, strict=True)
+        )

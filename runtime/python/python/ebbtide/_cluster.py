@@ -102,16 +102,16 @@ class Cluster:
             start_new_session=True,
         )
         assert self._way.stdout is not None and self._way.stderr is not None
-        endpoint = self._way.stdout.readline().decode()
-        if not endpoint:
-            words = self._way.stderr.read().decode().strip().removeprefix("error: ")
-            self._way.stderr.close()
-            self._close_way()
-            raise _native.ConnectionLost(words or f"cluster {name} cannot be reached")
         self.name = name
         try:
+            endpoint = self._way.stdout.readline().decode()
+            if not endpoint:
+                words = self._way.stderr.read().decode().strip().removeprefix("error: ")
+                raise _native.ConnectionLost(words or f"cluster {name} cannot be reached")
             client = _connect(endpoint)
         except BaseException:
+            # Before there is a way, it does not look at its standard input.
+            self._way.terminate()
             self._way.stderr.close()
             self._close_way()
             raise
@@ -149,9 +149,10 @@ class Cluster:
         np.int64(25)
 
         Raises:
-            TypeError: the function cannot be called, or it or an argument cannot be pickled.
-            ValueError: memory is no number of bytes, retries are less than 0, resources are no
-                kinds with amounts, or an array among the arguments was persisted elsewhere.
+            TypeError: the function cannot be called, it or an argument cannot be pickled, a future
+                is inside another argument, or retries are no whole number.
+            ValueError: memory is no number of bytes, retries are less than 0 or too many, resources
+                are no kinds with amounts, or an array among the arguments was persisted elsewhere.
             ConnectionLost: the cluster is gone, or was closed by this program.
             Exception: what waiting for a future among the arguments raised.
 

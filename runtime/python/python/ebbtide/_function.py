@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import operator
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Self, SupportsIndex, TypeVar
 
 from ebbtide import _native
 
@@ -194,6 +195,17 @@ class Future(Generic[T]):
             # Its bytes come once: what went wrong here is what the future has to tell.
             return None, error
 
+    def __copy__(self) -> Self:
+        """Return itself: there is one result."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse with a TypeError: whoever waits for it is here."""
+        raise TypeError(
+            "a future does not travel inside anything else: give it to submit by itself, or pass "
+            "its result()"
+        )
+
     def __repr__(self) -> str:
         """Show name and state, and wait for nothing."""
         return f"<ebbtide.Future {self._name} ({'done' if self.done() else 'pending'})>"
@@ -238,17 +250,15 @@ class Callee:
         """Pickle a function.
 
         Raises:
-            TypeError: it cannot be called or pickled.
+            TypeError: it cannot be called or pickled, or retries are no whole number.
             ValueError: memory, retries or resources are not what they should be.
 
         """
         if not callable(function):
             raise TypeError(f"{function!r} cannot be called; expected a function")
         self.name: str = getattr(function, "__name__", None) or type(function).__name__
-        if retries < 0:
-            raise ValueError(f"retries {retries} is less than 0")
         limit = parse_bytes(MEMORY_DEFAULT if memory is None else memory)
-        self._limits = (limit, retries, checked_resources(resources or {}))
+        self._limits = (limit, checked_retries(retries), checked_resources(resources or {}))
         self._function, _ = _pickle(function, self.name, "the function")
 
     def expression(
@@ -278,18 +288,47 @@ def parse_bytes(text: int | str) -> int:
 
     >>> parse_bytes("1.5 KiB")
     1536
+
+    Raises:
+        ValueError: it is none, is less than one byte, or does not fit 64 bits.
+
     """
+    size: float = 0
     if isinstance(text, int):
-        number, unit = float(text), ""
-    else:
-        match = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([A-Za-z]*)\s*", str(text))
-        number = float(match[1]) if match else -1.0
-        unit = match[2].upper() if match else ""
+        size = text
+    elif match := re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([A-Za-z]*)\s*", str(text)):
+        unit = match[2].upper()
         unit = {"B": "", "K": "KIB", "M": "MIB", "G": "GIB", "T": "TIB"}.get(unit, unit)
         unit = f"{unit[0]}IB" if len(unit) == 2 and unit[1] == "I" else unit
-    if number <= 0 or unit not in _UNITS:
-        raise ValueError(f"memory {text!r} is no number of bytes; write it like '512 MiB'")
-    return int(number * _UNITS[unit])
+        size = float(match[1]) * _UNITS.get(unit, 0)
+    if not 1 <= size < 2**64:
+        raise ValueError(
+            f"memory {text!r} is no number of bytes from 1 to 2**64 - 1; write it like '512 MiB'"
+        )
+    return int(size)
+
+
+def checked_retries(retries: SupportsIndex) -> int:
+    """Check how often a function is tried again.
+
+    >>> checked_retries(3)
+    3
+    >>> checked_retries(-1)
+    Traceback (most recent call last):
+    ValueError: retries -1: expected at least 0, and less than 2**32
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less than 0, or does not fit 32 bits.
+
+    """
+    try:
+        times = operator.index(retries)
+    except TypeError:
+        raise TypeError(f"retries {retries!r} is no whole number") from None
+    if not 0 <= times < 2**32:
+        raise ValueError(f"retries {times}: expected at least 0, and less than 2**32")
+    return times
 
 
 def checked_resources(resources: Mapping[str, int]) -> dict[str, int]:

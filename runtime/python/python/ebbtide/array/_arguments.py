@@ -37,10 +37,12 @@ def integer(given: SupportsIndex, what: str) -> int:
 
 def integers(given: Size, what: str) -> list[int]:
     """Read one whole number or several, as Python's or NumPy's."""
-    if isinstance(given, SupportsIndex):
-        return [operator.index(given)]
     try:
-        return [operator.index(one) for one in given]
+        return [operator.index(given)]  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    try:
+        return [operator.index(one) for one in given]  # type: ignore[union-attr]
     except TypeError:
         raise TypeError(f"{what} {given!r} is no whole number, nor several") from None
 
@@ -53,14 +55,19 @@ def extents(given: Size, what: str) -> list[int]:
     return read
 
 
-def axes(axis: Axis) -> list[int] | None:
-    """Read axes, or all of them."""
+def along(op: str, axis: SupportsIndex, ndim: int) -> int:
+    """Read an axis of an array that has so many."""
+    read = integer(axis, f"{op}: axis")
+    if not -ndim <= read < ndim:
+        raise IndexError(f"{op}: axis {read} is out of range for an array of {ndim} axes")
+    return read
+
+
+def axes(op: str, axis: Axis, ndim: int) -> list[int] | None:
+    """Read axes of an array that has so many, or all of them."""
     if axis is None:
         return None
-    read = integers(axis, "axis")
-    if not all(-64 <= one < 64 for one in read):
-        raise IndexError(f"axis {axis!r} is out of range: an array has at most 64 axes")
-    return read
+    return [along(op, one, ndim) for one in integers(axis, f"{op}: axis")]
 
 
 def dtype_name(dtype: DType) -> str:
@@ -122,16 +129,28 @@ def part(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], 
     ranges, single = [], []
     for axis, (one, extent) in enumerate(zip(full, shape, strict=True)):
         if isinstance(one, slice):
-            start, stop, step = one.indices(extent)
+            try:
+                start, stop, step = one.indices(extent)
+            except TypeError:
+                raise TypeError(f"index {one!r} of axis {axis}: expected whole numbers") from None
             if step < 1:
-                raise IndexError(f"step {step} of axis {axis}: expected at least 1")
+                raise IndexError(
+                    f"step {step} of axis {axis}: steps are at least 1; nothing reverses an axis"
+                )
             ranges.append((start, len(range(start, stop, step)), step))
-        elif isinstance(one, SupportsIndex) and not isinstance(one, builtins.bool):
-            place = operator.index(one)
-            if not -extent <= place < extent:
-                raise IndexError(f"index {place} is out of range for axis {axis} of {extent}")
-            ranges.append((place % extent, 1, 1))
-            single.append(axis)
-        else:
-            raise TypeError(f"index {one!r}: expected a slice, a whole number or an ellipsis")
+            continue
+        # A bool is a mask here, and no 0 or 1.
+        whole: Any = None if isinstance(one, builtins.bool) else one
+        try:
+            place = operator.index(whole)
+        except TypeError:
+            raise TypeError(
+                f"index {one!r} of axis {axis}: expected a slice, a whole number or an ellipsis; "
+                f"take(x, asarray(indices), axis={axis}) takes several places, and "
+                "x * mask.astype(x.dtype) makes 0 of what is outside a mask"
+            ) from None
+        if not -extent <= place < extent:
+            raise IndexError(f"index {place} is out of range for axis {axis} of {extent}")
+        ranges.append((place % extent, 1, 1))
+        single.append(axis)
     return ranges, single

@@ -133,7 +133,7 @@ class Array:
         >>> xp.asarray([[1, 2], [3, 4]]).sum(axis=0).compute()
         array([4, 6])
         """
-        return Array(self._expression.reduce("sum", _arguments.axes(axis)))
+        return Array(self._expression.reduce("sum", _arguments.axes("sum", axis, self.ndim)))
 
     def prod(self, *, axis: Axis = None) -> Array:
         """Multiply over axes, all by default, as `ebbtide.array.prod` does.
@@ -142,7 +142,7 @@ class Array:
         >>> xp.asarray([[1, 2], [3, 4]]).prod(axis=-1).compute()
         array([ 2, 12])
         """
-        return Array(self._expression.reduce("prod", _arguments.axes(axis)))
+        return Array(self._expression.reduce("prod", _arguments.axes("prod", axis, self.ndim)))
 
     def mean(self, *, axis: Axis = None) -> Array:
         """Average over axes, all by default, as `ebbtide.array.mean` does.
@@ -151,7 +151,7 @@ class Array:
         >>> xp.asarray([[1, 2], [3, 4]]).mean().compute()
         np.float64(2.5)
         """
-        return Array(self._expression.reduce("mean", _arguments.axes(axis)))
+        return Array(self._expression.reduce("mean", _arguments.axes("mean", axis, self.ndim)))
 
     def astype(self, dtype: DType) -> Array:
         """Convert every element, as `ebbtide.array.astype` does.

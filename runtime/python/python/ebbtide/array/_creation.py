@@ -21,8 +21,9 @@ def asarray(obj: object, *, dtype: DType | None = None) -> Array:
     """Make an array of one chunk from numbers, nested sequences or a NumPy array.
 
     The shape is that of NumPy's array; so is the dtype, where none is said: bool, int64 or float64
-    for Python's numbers. With a dtype the elements are converted. An array of ours comes back as it
-    is, or converted.
+    for Python's numbers. With a dtype the elements are converted: NumPy's of bool, int64 and
+    float64 as `astype` does, others as NumPy does. An array of ours comes back as it is, or
+    converted.
 
     >>> import ebbtide.array as xp
     >>> xp.asarray([[1, 2], [3, 4]])
@@ -40,8 +41,13 @@ def asarray(obj: object, *, dtype: DType | None = None) -> Array:
         return obj if dtype is None else obj.astype(dtype)
     import numpy as np
 
-    name = None if dtype is None else _arguments.dtype_name(dtype)
-    return Array(_arguments.constant(np.asarray(obj, dtype=name)))
+    if dtype is None:
+        return Array(_arguments.constant(np.asarray(obj)))
+    name = _arguments.dtype_name(dtype)
+    given = np.asarray(obj, dtype=None if hasattr(obj, "dtype") else name)
+    if given.dtype.name not in _arguments.KERNELS:
+        given = np.asarray(obj, dtype=name)
+    return Array(_arguments.constant(given)).astype(dtype)
 
 
 def from_numpy(x: NDArray[Any], *, chunks: Size | None = None) -> Array:
@@ -90,10 +96,10 @@ def from_delayed(
     np.float64(14.0)
 
     Raises:
-        TypeError: the function cannot be called, it or an argument cannot be pickled, or no kernels
-            exist for the dtype.
-        ValueError: memory is no number of bytes, retries or an extent is less than 0, or resources
-            are no kinds with amounts.
+        TypeError: the function cannot be called, it or an argument cannot be pickled, retries are
+            no whole number, or no kernels exist for the dtype.
+        ValueError: memory is no number of bytes, retries or an extent is less than 0 or too large,
+            or resources are no kinds with amounts.
         TaskFailed: at compute, it returned another shape or dtype, or ended its process.
         Exception: at compute, what the function raised.
 

@@ -257,9 +257,13 @@ def quantile(x: Array, q: float, /) -> Array:
         TypeError: x is no array, or q no number.
 
     """
-    if not hasattr(q, "__float__"):
-        raise TypeError(f"quantile: q {q!r} is no number")
-    return Array(checked("quantile", x)._expression.quantile(float(q)))
+    try:
+        share = q.__float__()
+    except (AttributeError, TypeError):
+        raise TypeError(f"quantile: q {q!r} is no number") from None
+    except OverflowError:
+        raise ValueError("quantile: q is beyond every float; expected 0 to 1") from None
+    return Array(checked("quantile", x)._expression.quantile(share))
 
 
 def topk(x: Array, k: SupportsIndex, /) -> Array:
@@ -300,5 +304,5 @@ def take(x: Array, indices: Array, /, *, axis: SupportsIndex = 0) -> Array:
 
     """
     places = checked("take", indices)._expression
-    along = _arguments.integer(axis, "axis")
-    return Array(checked("take", x)._expression.take(places, along))
+    along = _arguments.along("take", axis, checked("take", x).ndim)
+    return Array(x._expression.take(places, along))
