@@ -183,6 +183,7 @@ impl Speech {
     fn hear(&mut self, order: Down, state: &State) -> Vec<Up> {
         match order {
             Down::Resend => self.snapshot(state),
+            Down::Later => Vec::new(),
             Down::Groups { groups } => {
                 self.groups = groups.into_iter().map(|it| it.name).collect();
                 self.news(state)

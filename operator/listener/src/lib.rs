@@ -561,7 +561,7 @@ async fn converse<R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin>(
                 conversation.came();
                 match conversation.hear(up).map_err(unheard)? {
                     Heard::News => is_new = true,
-                    Heard::Partial => {}
+                    Heard::Nothing => {}
                     Heard::Gap => say(writer, &Down::Resend).await?,
                 }
             }

@@ -169,6 +169,7 @@ impl Engine {
                     self.groups = groups.into_iter().map(|it| it.name).collect();
                 }
                 Down::Resend => self.said = None,
+                Down::Later => {}
             }
         }
     }

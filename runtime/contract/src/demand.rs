@@ -3,6 +3,11 @@
 //! A scheduler says [`Up::Hello`], then a snapshot (`Begin`, facts, `End`), then numbered facts as
 //! they change. A gap in the numbers makes the operator answer [`Down::Resend`]. Silence says
 //! nothing: neither that the cluster is idle nor that its scheduler is dead.
+//!
+//! The operator is often of another release than the images of the clusters: either side passes over
+//! fields, facts and messages that it does not know. So what is added later has a default where it is
+//! missing, and a message that is added has no number. What cannot be added so is another [`PROTOCOL`]:
+//! an old message with another meaning, another [`Outcome`].
 
 use std::collections::BTreeMap;
 
@@ -22,7 +27,7 @@ pub const SILENT_SECONDS: u64 = 2 * INTERVAL_SECONDS_MAX;
 
 /// From the scheduler to the operator.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum Up {
     /// The first line.
     Hello {
@@ -55,11 +60,14 @@ pub enum Up {
         /// What became of it.
         outcome: Outcome,
     },
+    /// What a later release says beside.
+    #[serde(other)]
+    Later,
 }
 
 /// Something that is so until said otherwise.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(tag = "fact", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "fact", rename_all = "camelCase")]
 pub enum Fact {
     /// What waits and runs of one resource class: tasks that the same worker groups can take.
     #[serde(rename_all = "camelCase")]
@@ -99,11 +107,14 @@ pub enum Fact {
         /// Open connections of clients.
         connected: u64,
     },
+    /// What a later release tells beside.
+    #[serde(other)]
+    Later,
 }
 
 /// A worker group, as an engine must know it to tell which tasks its workers can take.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -130,7 +141,7 @@ pub enum Outcome {
 
 /// From the operator to the scheduler.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum Down {
     /// Send a new snapshot.
     Resend,
@@ -147,4 +158,7 @@ pub enum Down {
         /// How long moving may take, in seconds.
         deadline_seconds: u64,
     },
+    /// What a later release asks for beside.
+    #[serde(other)]
+    Later,
 }

@@ -68,8 +68,8 @@ impl Demand {
 pub enum Heard {
     /// [`View::demand`] may have changed.
     News,
-    /// Part of a snapshot that is not complete yet.
-    Partial,
+    /// [`View::demand`] is as before: a part of a snapshot, or what is not known here.
+    Nothing,
     /// Lines are missing: ask for a new snapshot.
     Gap,
 }
@@ -129,17 +129,17 @@ impl View {
                 return Err(Violation::Protocol(protocol));
             }
             *self = Self { hello: true, epoch, ..Self::default() };
-            return Ok(Heard::Partial);
+            return Ok(Heard::Nothing);
         }
         if !self.hello {
             return Err(Violation::NoHello);
         }
         match line {
-            Up::Hello { .. } => Ok(Heard::Partial),
+            Up::Hello { .. } | Up::Later => Ok(Heard::Nothing),
             Up::Begin { sequence } => {
                 self.next = sequence.checked_add(1);
                 self.draft = Some(Demand { epoch: self.epoch, ..Demand::default() });
-                Ok(Heard::Partial)
+                Ok(Heard::Nothing)
             }
             Up::Fact { sequence, fact } => {
                 if !self.is_next(sequence) {
@@ -149,8 +149,9 @@ impl View {
                 let Some(demand) = self.draft.as_mut().or(self.demand.as_mut()) else {
                     return Ok(Heard::Gap);
                 };
+                let is_news = !in_snapshot && fact != Fact::Later;
                 learn(demand, fact)?;
-                Ok(if in_snapshot { Heard::Partial } else { Heard::News })
+                Ok(if is_news { Heard::News } else { Heard::Nothing })
             }
             Up::End { sequence } => match (self.is_next(sequence), self.draft.take()) {
                 (true, Some(draft)) => {
@@ -213,6 +214,7 @@ fn learn(demand: &mut Demand, fact: Fact) -> Result<(), Violation> {
             demand.retired.remove(&name);
         }
         Fact::Clients { connected } => demand.clients = connected,
+        Fact::Later => {}
     }
     Ok(())
 }
@@ -224,7 +226,7 @@ fn check_name(name: &str) -> Result<(), Violation> {
 #[cfg(test)]
 mod tests {
     use super::{Demand, GROUPS_MAX, Heard, QUEUES_MAX, View, Violation, WORKERS_MAX};
-    use crate::demand::{Fact, Outcome, PROTOCOL, Up};
+    use crate::demand::{Down, Fact, Outcome, PROTOCOL, Up};
 
     fn clients(sequence: u64, connected: u64) -> Up {
         Up::Fact { sequence, fact: Fact::Clients { connected } }
@@ -347,8 +349,33 @@ mod tests {
     #[test]
     fn the_last_number_of_all_has_none_after_it() {
         let mut view = greeted();
-        assert_eq!(view.hear(Up::Begin { sequence: u64::MAX }), Ok(Heard::Partial));
+        assert_eq!(view.hear(Up::Begin { sequence: u64::MAX }), Ok(Heard::Nothing));
         assert_eq!(view.hear(clients(0, 1)), Ok(Heard::Gap));
+    }
+
+    #[test]
+    fn what_another_release_says_beside_is_passed_over() {
+        let mut view = greeted();
+        let mut hear = |line: &str| view.hear(serde_json::from_str(line).unwrap());
+        let field = r#"{"type":"fact","sequence":13,"later":[1],"fact":{"fact":"jobs","ever":7,"later":{}}}"#;
+        let fact = r#"{"type":"fact","sequence":14,"fact":{"fact":"aLaterOne","what":"ever"}}"#;
+        assert_eq!(hear(field), Ok(Heard::News));
+        assert_eq!(hear(fact), Ok(Heard::Nothing));
+        assert_eq!(hear(r#"{"type":"aLaterOne","sequence":15}"#), Ok(Heard::Nothing));
+        assert_eq!(view.hear(clients(15, 9)), Ok(Heard::News));
+        assert_eq!(view.demand().map(|it| (it.jobs, it.clients)), Some((7, 9)));
+    }
+
+    #[test]
+    fn orders_of_another_release_are_read() {
+        let order = |line: &str| serde_json::from_str::<Down>(line).unwrap();
+        let retire = r#"{"type":"retire","workers":["a"],"deadlineSeconds":3,"later":null}"#;
+        let workers = vec!["a".to_owned()];
+        assert_eq!(order(retire), Down::Retire { workers, deadline_seconds: 3 });
+        let group = r#"{"name":"w","memoryBytes":1,"resources":{},"targetSeconds":2,"later":4}"#;
+        let groups = format!(r#"{{"type":"groups","groups":[{group}]}}"#);
+        assert!(matches!(order(&groups), Down::Groups { groups } if groups.len() == 1));
+        assert_eq!(order(r#"{"type":"aLaterOne","who":"knows"}"#), Down::Later);
     }
 
     #[test]

@@ -192,7 +192,10 @@ impl Speech {
                     core_seconds: 0.0,
                     running: 0,
                 }),
-                Fact::Jobs { .. } | Fact::Clients { .. } | Fact::WorkerGone { .. } => None,
+                Fact::Jobs { .. }
+                | Fact::Clients { .. }
+                | Fact::WorkerGone { .. }
+                | Fact::Later => None,
             })
             .collect();
         let new = facts.iter().filter(|(key, fact)| self.said.get(*key) != Some(fact));

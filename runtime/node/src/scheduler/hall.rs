@@ -246,7 +246,7 @@ impl Hall {
                 self.tell_operator();
                 return;
             }
-            Down::Resend => return,
+            Down::Resend | Down::Later => return,
         };
         let deadline = self.now().after(Duration::from_secs(deadline_seconds));
         for name in workers {
