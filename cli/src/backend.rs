@@ -123,11 +123,19 @@ impl Backend {
         }
     }
 
-    /// What a change does, in words.
-    pub(crate) fn effect(&self, class: Class) -> &'static str {
+    /// What a change does to a cluster whose scheduler has answered or not, in words.
+    pub(crate) fn effect(&self, class: Class, has_started: bool) -> &'static str {
         match self {
-            Self::Kubernetes(_) => class.effect(),
+            Self::Kubernetes(_) => class.effect(has_started),
             Self::Local { .. } => "is refused on this machine; take the cluster down first",
+        }
+    }
+
+    /// Whether somebody else than `up` says how many workers there are at least.
+    pub(crate) fn is_scaled(&self, cluster: &Cluster) -> bool {
+        match self {
+            Self::Kubernetes(_) => !kubernetes::has_set(cluster, "minWorkers"),
+            Self::Local { .. } => false,
         }
     }
 

@@ -344,7 +344,9 @@ impl Printer<'_> {
 async fn refusal(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Option<String> {
     let status = job.status.as_ref()?;
     let accepted = status.conditions.iter().find(|it| it.type_ == "Accepted");
-    if let Some(refused) = accepted.filter(|it| it.status == "False") {
+    let is_first = status.failures.total == 0 && status.pod.is_none();
+    let is_final = |reason: &str| is_first || reason == "InvalidSpec";
+    if let Some(refused) = accepted.filter(|it| it.status == "False" && is_final(&it.reason)) {
         return Some(refused.message.clone());
     }
     let seen = status.cluster.as_ref().filter(|_| {

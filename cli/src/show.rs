@@ -1,5 +1,6 @@
 //! What there is, as it is by now.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{anyhow, bail};
@@ -87,7 +88,13 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
         return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
     }
     let cluster = backend.get(&namespace, &name).await?;
-    let mut differences = differences(&cluster.spec, &wanted.spec);
+    let mut wanted = wanted.spec;
+    if wanted.min_workers == 0 && backend.is_scaled(&cluster) {
+        // `up` leaves it as it was set.
+        wanted.min_workers = cluster.spec.min_workers;
+    }
+    let has_started = cluster.status.as_ref().is_some_and(|it| it.started_at.is_some());
+    let mut differences = differences(&cluster.spec, &wanted);
     if differences.is_empty() {
         return output::line("nothing differs");
     }
@@ -95,7 +102,7 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
     let mut last = None;
     for difference in differences {
         if last.replace(difference.class) != Some(difference.class) {
-            output::line(&format!("{}:", backend.effect(difference.class)))?;
+            output::line(&format!("{}:", backend.effect(difference.class, has_started)))?;
         }
         output::line(&format!("  {difference}"))?;
     }
@@ -107,8 +114,9 @@ pub(crate) async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow
     let cluster = backend.get(&backend.namespace(), name).await?;
     let mut logs = backend.logs(&cluster).await?;
     if let Some(wanted) = pod {
-        let pods: Vec<String> = logs.iter().map(|(pod, _)| pod.clone()).collect();
-        logs.retain(|(pod, _)| pod.ends_with(wanted));
+        let pods: BTreeSet<String> = logs.iter().map(|(pod, _)| pod.clone()).collect();
+        let pods: Vec<String> = pods.into_iter().collect();
+        logs.retain(|(pod, _)| pod.split('/').next().is_some_and(|it| it.ends_with(wanted)));
         if logs.is_empty() {
             bail!("{name} has no pod whose name ends with {wanted}; it has {}", pods.join(", "));
         }

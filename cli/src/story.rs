@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use ebbtide_api::Cluster;
-use ebbtide_api::status::GroupStatus;
+use ebbtide_api::status::{GroupStatus, PhaseTime};
 use ebbtide_contract::log::Spoken;
 use ebbtide_plan::job::is_made_for_job;
 use jiff::Timestamp;
@@ -71,6 +71,14 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
     if let Some(condition) = status.conditions.iter().find(|it| it.type_ == "Ready") {
         let since = age(condition.last_transition_time.0, now);
         row("ready", &format!("{}, since {since}: {}", condition.status, condition.reason));
+    }
+    for PhaseTime { phase, milliseconds } in &status.phases {
+        let took = *milliseconds as f64 / 1000.0;
+        row("was", &format!("{phase:?} for {took:.1} s"));
+    }
+    let pending = status.conditions.iter().find(|it| it.type_ == "PendingChange");
+    if let Some(pending) = pending.filter(|it| it.status == "True") {
+        row("pending", &pending.message);
     }
     if let Some(message) = &status.message {
         row("message", message);
@@ -158,7 +166,10 @@ mod tests {
                 "phase": "Starting",
                 "message": "risk-w-2: Unschedulable: 0/2 nodes are available",
                 "conditions": [{ "type": "Ready", "status": "False", "reason": "Unschedulable",
-                    "message": "", "lastTransitionTime": "2026-01-01T00:02:00Z" }],
+                    "message": "", "lastTransitionTime": "2026-01-01T00:02:00Z" },
+                    { "type": "PendingChange", "status": "True", "reason": "NextPods",
+                    "message": "1 pod is of other settings", "lastTransitionTime": "2026-01-01T00:02:00Z" }],
+                "phases": [{ "phase": "Ready", "milliseconds": 61_250 }],
                 "groups": [{ "name": "w", "desired": 4, "ready": 1, "starting": 2, "failed": 1,
                     "causes": [
                         { "cause": "Unschedulable", "pods": 2, "message": "0/2 nodes are available" },
@@ -174,6 +185,8 @@ risk  Starting
   namespace    rates
   age          3h
   ready        False, since 2h: Unschedulable
+  was          Ready for 61.2 s
+  pending      1 pod is of other settings
   message      risk-w-2: Unschedulable: 0/2 nodes are available
   workers      w: 1 of 4 ready, 2 starting, 1 failed
                2 pods: 0/2 nodes are available

@@ -171,6 +171,13 @@ def test_what_no_cluster_can_be_made_of_is_told_and_not_waited_for(
     code, _, err = runs(*command(program(PROGRAM), unpacked, namespace, "--name", "job"))
     assert code == 1 and "no image is packed with the key" in err, err
     assert kubectl("get", "clusterjobs,ebb", "-n", namespace, "-o", "name") == ""
+    # A pod that the API server does not take is told before there is a cluster for it.
+    apply(namespace, {"cluster": spec_of(manifest()), "script": "1",
+                      "pod": {"serviceAccountName": "nobody"}}, "job")  # fmt: skip
+    wait(namespace, '{.status.conditions[?(@.type=="Accepted")].reason}=Rejected')
+    assert 'serviceaccount "nobody" not found' in status(namespace)["message"]
+    assert kubectl("get", "ebb,pods,secrets", "-n", namespace, "-o", "name") == ""
+    kubectl("delete", "clusterjob/job", "-n", namespace)
     right = {"clusterRef": {"name": "a"}, "script": "1"}
     for spec, words in [
         ({"script": "1"}, "give either cluster or clusterRef"),

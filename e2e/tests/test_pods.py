@@ -221,7 +221,7 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
     assert "mean is not there" in diff(lambda spec: None)
     with up(manifest(), namespace):
         assert diff(lambda spec: None) == "nothing differs\n"
-        assert "is refused from then on" in diff(
+        assert "is refused while the cluster lives" in diff(
             lambda spec: spec["environment"].update(packages=["zarr"])
         )
         told = diff(changed)
@@ -231,6 +231,10 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         kubectl("wait", "ebb/mean", "-n", namespace, "--for=condition=PendingChange")
         kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=2")
         wait(namespace, "{.status.replicas}=2")
+        # What the manifest does not ask for is let be.
+        assert diff(changed) == "nothing differs\n"
+        run("ebbtide", "up", str(manifest(changed)), "-n", namespace)
+        assert kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.spec.minWorkers}") == "2"
         too_many = kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=3", check=False)
         assert "minWorkers must not be greater than max of the first group" in too_many
         # The worker that runs stays; when it goes, the next one has the variable.
@@ -429,6 +433,23 @@ def test_a_scheduler_that_cannot_live_is_made_again_when_it_is_corrected(
     run("ebbtide", "down", "mean", "-n", namespace)
 
 
+def test_settings_that_the_api_server_does_not_take_are_told_before_anything_is_made(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def wrong(spec: dict) -> None:
+        # Of a group that nobody needs yet.
+        spec["workers"][0].update(min=0, pod={"tolerations": [{"key": "a", "operator": "Foo"}]})
+
+    up = run("ebbtide", "up", str(manifest(wrong)), "-n", namespace, check=False)
+    assert "spec.tolerations[0].operator" in up and "Foo" in up, up
+    wait(namespace, "{.status.conditions[0].reason}=Rejected")
+    made = "pods,secrets,services,networkpolicies"
+    assert kubectl("get", made, "-n", namespace, "-o", "name") == ""
+    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    wait(namespace, "{.status.phase}=Ready")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
 def test_what_is_another_s_and_has_the_name_of_a_cluster_s_own_is_told_and_left_alone(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
@@ -444,7 +465,7 @@ def test_what_is_another_s_and_has_the_name_of_a_cluster_s_own_is_told_and_left_
         foreign["spec"] = spec
         kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(foreign))
         kubectl("apply", "-n", namespace, "-f", str(manifest()))
-        wait(namespace, "{.status.conditions[0].reason}=ApplyFailed")
+        wait(namespace, "{.status.conditions[0].reason}=Rejected")
         assert f"{name} exists and is not this cluster's" in message(namespace)
         there = json.loads(kubectl("get", kind, name, "-n", namespace, "-o", "json"))
         assert "ownerReferences" not in there["metadata"]

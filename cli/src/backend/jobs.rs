@@ -124,6 +124,7 @@ async fn print(
 ) -> anyhow::Result<()> {
     let before = *last;
     let params = LogParams {
+        container: Some("job".to_owned()),
         follow: true,
         timestamps: true,
         // It is asked for by whole seconds.

@@ -11,7 +11,7 @@ use ebbtide_api::{Cluster, GROUP, names};
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Event, Pod, Secret};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
@@ -63,6 +63,11 @@ pub(super) async fn in_time<T>(
         Ok(Err(kube::Error::Api(status))) if status.message.contains("page not found") => bail!(
             "{what}: this Kubernetes knows no clusters of {GROUP}; install the chart ebbtide first"
         ),
+        Ok(Err(kube::Error::Api(status))) if what == "apply" && status.code == 409 => bail!(
+            "{what}: {}\nwhoever is named has set it since; take it over with `kubectl apply --server-side \
+             --field-manager={FIELD_MANAGER} --force-conflicts -f FILE`, or leave it out of the manifest",
+            status.message
+        ),
         Ok(Err(kube::Error::Api(status))) => bail!("{what}: {}", status.message),
         Ok(Err(error)) => Err(anyhow!(error).context(what.to_owned())),
         Err(_) => bail!("{what}: the API server did not answer within {REQUEST_MAX:?}"),
@@ -99,12 +104,17 @@ impl Kubernetes {
     }
 
     pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        let mut cluster = cluster.clone();
-        cluster.status = None;
-        let params = PatchParams::apply(FIELD_MANAGER);
         let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let mut wanted = serde_json::to_value(Cluster { status: None, ..cluster.clone() })?;
+        if cluster.spec.min_workers == 0
+            && let Some(spec) = wanted["spec"].as_object_mut()
+        {
+            // It is `kubectl scale`'s, where the manifest asks for none.
+            spec.remove("minWorkers");
+        }
+        let params = PatchParams::apply(FIELD_MANAGER);
         let clusters = self.clusters(&namespace);
-        in_time("apply", clusters.patch(&name, &params, &Patch::Apply(&cluster))).await?;
+        in_time("apply", clusters.patch(&name, &params, &Patch::Apply(&wanted))).await?;
         Ok(())
     }
 
@@ -157,8 +167,10 @@ impl Kubernetes {
     }
 
     pub(super) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
-        let clusters = self.clusters(namespace);
-        let cluster = self.get(namespace, name).await?;
+        // One that cannot be read goes like any other.
+        let clusters: Api<DeserializeGuard<Cluster>> =
+            Api::namespaced(self.client.clone(), namespace);
+        let cluster = in_time("get", clusters.get(name)).await?;
         let uid = cluster.uid();
         // In the foreground: it is gone when everything that it owned is.
         let params = DeleteParams::foreground()
@@ -259,13 +271,18 @@ impl Kubernetes {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let own = format!("{}={}", names::CLUSTER_UID, cluster.uid().unwrap_or_default());
         let found = in_time("list pods", pods.list(&ListParams::default().labels(&own))).await?;
-        let params = LogParams { timestamps: true, ..LogParams::default() };
         let mut logs = Vec::new();
-        for pod in found.items.iter().map(kube::ResourceExt::name_any) {
-            // What has not started has said nothing.
-            let log = in_time("read a log", pods.logs(&pod, &params)).await;
-            let log = log.unwrap_or_else(|error| format!("{} {error:#}", Timestamp::now()));
-            logs.push((pod, log));
+        for pod in &found.items {
+            for Spoke { container, is_own, previous } in spoke(pod) {
+                let (name, timestamps) = (pod.name_any(), true);
+                let who = if is_own { name.clone() } else { format!("{name}/{container}") };
+                let container = Some(container);
+                let params = LogParams { container, previous, timestamps, ..LogParams::default() };
+                // What has not started has said nothing.
+                let log = in_time("read a log", pods.logs(&name, &params)).await;
+                let log = log.unwrap_or_else(|error| format!("{} {error:#}", Timestamp::now()));
+                logs.push((who, log));
+            }
         }
         Ok(logs)
     }
@@ -279,6 +296,47 @@ impl Kubernetes {
         let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
         there.is_ok_and(|there| there.is_none_or(|it| it.uid().as_deref() != Some(uid)))
     }
+}
+
+/// Whether `up` has set this field of a cluster's spec.
+pub(super) fn has_set(cluster: &Cluster, field: &str) -> bool {
+    cluster.managed_fields().iter().any(|it| {
+        let fields = it.fields_v1.as_ref().map(|it| &it.0["f:spec"][format!("f:{field}")]);
+        it.manager.as_deref() == Some(FIELD_MANAGER) && fields.is_some_and(|it| !it.is_null())
+    })
+}
+
+/// A container of which there is a log.
+struct Spoke {
+    container: String,
+    is_own: bool,
+    /// Of the process before the present one.
+    previous: bool,
+}
+
+/// What of a pod may have said something: init containers that have begun, and its own container, twice where
+/// that was started again. What others put beside them is theirs.
+fn spoke(pod: &Pod) -> Vec<Spoke> {
+    let status = pod.status.as_ref();
+    let begun = |it: &ContainerStatus| {
+        let state = it.state.as_ref();
+        state.is_some_and(|it| it.running.is_some() || it.terminated.is_some())
+    };
+    let inits = status.and_then(|it| it.init_container_statuses.as_ref()).into_iter().flatten();
+    let inits = inits.filter(|it| begun(it) || it.restart_count > 0);
+    let of_init = |it: &ContainerStatus| Spoke {
+        container: it.name.clone(),
+        is_own: false,
+        previous: !begun(it),
+    };
+    let own = pod.labels().get(names::ROLE).cloned().unwrap_or_default();
+    let mut known = status.and_then(|it| it.container_statuses.as_ref()).into_iter().flatten();
+    let is_again = known.find(|it| it.name == own && it.restart_count > 0);
+    let of_own = |previous| Spoke { container: own.clone(), is_own: true, previous };
+    // Of one that is about to be started again, the present log is the one before.
+    let is_there = is_again.is_none_or(begun);
+    let own = is_again.map(|_| of_own(true)).into_iter().chain(is_there.then(|| of_own(false)));
+    inits.map(of_init).chain(own).collect()
 }
 
 /// An event, at the last time that it happened.

@@ -42,8 +42,8 @@ pub const CLASSES: [(&str, Class); 14] = [
 ];
 
 impl Class {
-    /// What happens, in words.
-    pub fn effect(self) -> &'static str {
+    /// What happens, in words, to a cluster whose scheduler has answered or not.
+    pub fn effect(self, has_started: bool) -> &'static str {
         match self {
             Self::Live => "holds at once",
             Self::NextPods => {
@@ -51,11 +51,10 @@ impl Class {
                  is made again"
             }
             Self::Recreate => "a group that is new comes, one that is gone goes with its workers",
-            Self::UntilStarted => {
-                "holds until the scheduler has answered for the first time, and is refused from then \
-                 on; delete the cluster and create it again"
+            Self::UntilStarted if !has_started => {
+                "holds, as the scheduler has not answered yet: pods are made again"
             }
-            Self::Immutable => {
+            Self::UntilStarted | Self::Immutable => {
                 "is refused while the cluster lives; delete the cluster and create it again"
             }
         }

@@ -258,10 +258,11 @@ pub struct MaxAge {
 }
 
 /// What happens when there is no work.
-#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Idle {
     /// How long there must be no work. Default: `20m`.
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("would take the cluster away before it has work; give it as long as work may take to come"))]
     #[serde(default = "twenty_minutes")]
     pub after: Length,
     /// What happens then. Default: `Delete`.

@@ -366,7 +366,8 @@ pub struct WeightedNeighbour {
 }
 
 impl PodSettings {
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -58,6 +58,27 @@ impl CallError {
         causes.into_iter().flatten().any(|it| it.reason == "NamespaceTerminating")
     }
 
+    /// There is no room for more now, or it is not known yet.
+    pub(crate) fn is_of_quota(&self) -> bool {
+        self.is_forbidden(&["exceeded quota", "status unknown for quota"])
+    }
+
+    fn is_forbidden(&self, words: &[&str]) -> bool {
+        self.status().is_some_and(|it| {
+            it.code == 403 && words.iter().any(|words| it.message.contains(words))
+        })
+    }
+
+    /// Whether what was asked for can never be: another try alone does not help. A namespace has its account
+    /// `default` a moment after it is made, and whether the operator has its rights is no manifest's matter.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.status().is_some_and(|it| matches!(it.code, 400 | 403 | 422))
+            && !self.is_for_nothing()
+            && !self.is_of_quota()
+            && !self
+                .is_forbidden(&["serviceaccount \"default\" not found", "is forbidden: User \""])
+    }
+
     /// Something of this name is there already.
     pub(crate) fn is_already_there(&self) -> bool {
         self.status().is_some_and(kube::core::Status::is_already_exists)

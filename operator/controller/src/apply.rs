@@ -1,7 +1,7 @@
 //! All writes of one reconcile: step by step, one match, stopped by an error.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
@@ -50,37 +50,73 @@ pub(crate) enum ApplyError {
     Renewal { name: String, source: CallError },
 }
 
+impl ApplyError {
+    /// Whether a person must change something.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Call(error) => error.is_lasting(),
+            Self::Foreign { .. } | Self::Unlabelled { .. } => true,
+            Self::Mint(_) | Self::Fought { .. } | Self::Earlier { .. } | Self::Renewal { .. } => {
+                false
+            }
+        }
+    }
+}
+
 /// What was done and what was not.
 pub(crate) struct Applied {
     /// Whether every Secret that was to be renewed was.
     pub(crate) renewed: Result<(), ApplyError>,
-    /// Whether everything else that was due was done.
+    /// Whether the API server would take every pod that it was asked about.
+    pub(crate) tried: Result<(), ApplyError>,
+    /// Whether everything else that was due was done, but for pods.
     pub(crate) others: Result<(), ApplyError>,
+    /// Whether every pod that was due was made.
+    pub(crate) pods: Result<(), ApplyError>,
 }
 
 /// Pods of one cluster that are created at once.
 const PODS_AT_ONCE: usize = 8;
 
 /// Applies changes. Renewals stand alone: what they cannot do keeps nothing else from being done, and what
-/// else cannot be done does not make them due again.
-pub(crate) async fn apply(context: &Context, cluster: &Cluster, changes: &[Change]) -> Applied {
+/// else cannot be done does not make them due again. Of a cluster that has no pod yet nothing is made when the
+/// API server would not take its pods.
+pub(crate) async fn apply(
+    context: &Context,
+    cluster: &Cluster,
+    changes: &[Change],
+    is_new: bool,
+) -> Applied {
     let is_renewal = |it: &&Change| matches!(it.op, Op::RenewSecret(_));
     let mut renewed = Ok(());
     for change in changes.iter().filter(is_renewal) {
         renewed = renewed.and(carry_out(context, cluster, change).await);
     }
-    Applied { renewed, others: apply_others(context, cluster, changes).await }
+    let step = |now, at_once| apply_step(context, cluster, changes, (now, at_once));
+    let tried = step(Step::Trials, PODS_AT_ONCE).await;
+    if tried.is_err() && is_new {
+        return Applied { renewed, tried, others: Ok(()), pods: Ok(()) };
+    }
+    // What pods need at once, then everything else that is no pod.
+    let mut others = step(Step::Needed, PODS_AT_ONCE).await;
+    if others.is_ok() {
+        others = step(Step::Others, 1).await;
+    }
+    let pods = if others.is_ok() { step(Step::Pods, PODS_AT_ONCE).await } else { Ok(()) };
+    Applied { renewed, tried, others, pods }
 }
 
-/// In their order: what pods need at once, then everything else that is no pod, then the pods, several at a
-/// time. After an error nothing more is begun, and the first one is told.
-async fn apply_others(
+/// In their order, several at a time. After an error nothing more is begun, but pods of other groups. The first
+/// one is told that a person must see to, or the first one.
+async fn apply_step(
     context: &Context,
     cluster: &Cluster,
     changes: &[Change],
+    (now, at_once): (Step, usize),
 ) -> Result<(), ApplyError> {
     let step = |change: &Change| match change.op {
         Op::RenewSecret(_) => Step::Done,
+        Op::TryPod(_) => Step::Trials,
         Op::CreateSecret(_)
         | Op::CreateNetworkPolicy(_)
         | Op::RestoreNetworkPolicy(_)
@@ -92,33 +128,40 @@ async fn apply_others(
         | Op::Retire { .. }
         | Op::DeleteCluster { .. } => Step::Others,
     };
-    let failed = AtomicBool::new(false);
-    for (now, at_once) in
-        [(Step::Needed, PODS_AT_ONCE), (Step::Others, 1), (Step::Pods, PODS_AT_ONCE)]
-    {
-        let mut due = Vec::new();
-        for change in changes.iter().filter(|it| step(it) == now) {
-            let failed = &failed;
-            let carried_out = async move {
-                // After an error nothing more is begun.
-                if failed.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                let done = carry_out(context, cluster, change).await;
-                failed.fetch_or(done.is_err(), Ordering::Relaxed);
-                done
-            };
-            due.push(carried_out.boxed());
-        }
-        let done: Vec<Result<(), ApplyError>> = stream::iter(due).buffered(at_once).collect().await;
-        done.into_iter().collect::<Result<(), ApplyError>>()?;
+    let failed: Mutex<BTreeSet<Option<&str>>> = Mutex::default();
+    let mut due = Vec::new();
+    for change in changes.iter().filter(|it| step(it) == now) {
+        let failed = &failed;
+        let carried_out = async move {
+            let group = group(change);
+            let is_in_vain =
+                |failed: &BTreeSet<_>| failed.contains(&group) || failed.contains(&None);
+            if is_in_vain(&failed.lock().unwrap_or_else(PoisonError::into_inner)) {
+                return Ok(());
+            }
+            let done = carry_out(context, cluster, change).await;
+            if done.is_err() {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
+            }
+            done
+        };
+        due.push(carried_out.boxed());
     }
-    Ok(())
+    let done: Vec<Result<(), ApplyError>> = stream::iter(due).buffered(at_once).collect().await;
+    let errors = done.into_iter().filter_map(Result::err);
+    errors.min_by_key(|it| !it.is_lasting()).map_or(Ok(()), Err)
+}
+
+/// The worker group that a change makes a pod of.
+fn group(change: &Change) -> Option<&str> {
+    let (Op::CreatePod(pod) | Op::TryPod(pod)) = &change.op else { return None };
+    pod.labels().get(names::WORKER_GROUP).map(String::as_str)
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Step {
     Done,
+    Trials,
     Needed,
     Others,
     Pods,
@@ -168,6 +211,7 @@ async fn carry_out(
             believe(context, cluster, &**service, Some(&made));
             "restore service"
         }
+        Op::TryPod(pod) => try_child(context, cluster, pod).await.map(|()| "try pod")?,
         Op::CreatePod(pod) => {
             if let Some(made) = create_pod(context, cluster, pod).await? {
                 context.beliefs.made(cluster, &made);
@@ -383,6 +427,30 @@ async fn create_pod(
     judge(&there, cluster, "pod", pod)?;
     let unlabelled = || ApplyError::Unlabelled { kind: "pod", name: pod.name_any() };
     is_shown(&there).then_some(None).ok_or_else(unlabelled)
+}
+
+async fn try_child(context: &Context, cluster: &Cluster, pod: &Pod) -> Result<(), ApplyError> {
+    let there = try_pod(context, pod).await?;
+    there.map_or(Ok(()), |it| judge(&it, cluster, "pod", pod))
+}
+
+/// Asks whether the API server would take a pod. That there is no room for it now is no refusal. Gives what is known
+/// of the one that has its name.
+pub(crate) async fn try_pod(
+    context: &Context,
+    pod: &Pod,
+) -> Result<Option<Box<ObjectMeta>>, CallError> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let only_tried = PostParams { dry_run: true, ..PostParams::default() };
+    match call("make a pod", pods.create(&only_tried, pod)).await {
+        Err(error) if error.is_already_there() => {
+            let there = call("read a child", pods.get_metadata(&pod.name_any())).await?;
+            Ok(Some(Box::new(there.metadata)))
+        }
+        Err(error) if !error.is_of_quota() => Err(error),
+        _ => Ok(None),
+    }
 }
 
 /// Whether what has the name of a child is ours.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use ebbtide_api::job::Named;
-use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, MESSAGE_MAX};
-use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan};
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
+use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
+use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
@@ -13,7 +14,7 @@ use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 use crate::api_call::{CallError, call};
-use crate::apply::{Child, Made, delete, is_owned, made};
+use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
@@ -32,6 +33,16 @@ pub(crate) enum JobError {
     Call(#[from] CallError),
     #[error("{kind} {name} exists and is not this job's; remove or rename it")]
     Foreign { kind: String, name: String },
+}
+
+impl JobError {
+    /// Whether a person must change something.
+    fn is_lasting(&self) -> bool {
+        match self {
+            Self::Call(error) => error.is_lasting(),
+            Self::Foreign { .. } => false,
+        }
+    }
 }
 
 /// Looks at one job and does what is due. Gives when to look again though nothing happens.
@@ -73,8 +84,18 @@ pub(crate) async fn steps(
     }
     for change in &changes {
         if let Err(error) = carry_out(context, key, job, change).await {
-            record(context, key, job, &stuck(job, &status, &error)).await?;
+            let (words, is_lasting) = (&*error.to_string(), error.is_lasting());
+            let why = Refusal { words, is_lasting, at: Stage::Others };
+            let (status, go) = stuck((job, &observed), &status, (change, &why), (context.clock)());
+            record(context, key, job, &status).await?;
+            for change in &go {
+                carry_out(context, key, job, change).await?;
+                tell(context, key, job, told(change), &change.to_string()).await;
+            }
             return Err(error);
+        }
+        if matches!(change.op, JobOp::TryPod(_)) {
+            continue;
         }
         tell(context, key, job, told(change), &change.to_string()).await;
     }
@@ -91,19 +112,6 @@ async fn is_newest(context: &Context, job: &ClusterJob) -> Result<bool, CallErro
         Ok(there) => Ok(there.resource_version() == version),
         Err(error) if error.is_gone() => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-/// What was known before, since when it is under way, and why nothing came after it.
-fn stuck(job: &ClusterJob, planned: &ClusterJobStatus, error: &JobError) -> ClusterJobStatus {
-    let message: String = error.to_string().chars().take(MESSAGE_MAX).collect();
-    ClusterJobStatus {
-        phase: planned.phase,
-        message: Some(message),
-        started_at: planned.started_at.clone(),
-        conditions: planned.conditions.clone(),
-        observed_generation: planned.observed_generation,
-        ..job.status.clone().unwrap_or_default()
     }
 }
 
@@ -156,6 +164,13 @@ async fn carry_out(
 ) -> Result<(), JobError> {
     tracing::info!("{change}");
     let kind = match &change.op {
+        JobOp::TryPod(pod) => {
+            let there = try_pod(context, pod).await?;
+            if there.is_some_and(|it| !is_owned(&it, job)) {
+                return Err(JobError::Foreign { kind: "Pod".to_owned(), name: pod.name_any() });
+            }
+            "try pod"
+        }
         JobOp::CreateCluster(cluster) => {
             create(context, job, &**cluster).await?;
             "create cluster"
@@ -234,6 +249,7 @@ async fn record(
 
 fn told(change: &JobChange) -> &'static str {
     match &change.op {
+        JobOp::TryPod(_) => "TriedPod",
         JobOp::CreateCluster(_) => "CreatedCluster",
         JobOp::DeleteCluster(_) => "DeletedCluster",
         JobOp::CreatePod(_) => "CreatedPod",

@@ -10,7 +10,7 @@ use ebbtide_api::{Cluster, ClusterJob};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Kind};
-use ebbtide_plan::{Site, plan};
+use ebbtide_plan::{Refusal, Site, Stage, plan};
 use futures::FutureExt as _;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
@@ -154,13 +154,23 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let planned = context.beliefs.as_planned(key, cluster);
     let plan = plan(&planned, &observed, &context.site, (context.clock)()).traced(trace);
-    let Applied { renewed, others } = apply(context, cluster, &plan.changes).await;
+    let has_begun = planned.status.as_ref().is_some_and(|it| it.started_at.is_some());
+    let is_new = observed.pods.is_empty() && !has_begun;
+    let Applied { renewed, tried, others, pods } =
+        apply(context, cluster, &plan.changes, is_new).await;
     let plan = match &renewed {
         Ok(()) => plan,
         Err(error) => plan.without_renewal(&planned, &error.to_string()),
     };
-    if let Err(error) = others {
-        let status = plan.stuck(cluster, &error.to_string(), (context.clock)());
+    let at = match (&tried, &others) {
+        (Err(_), _) if is_new => Stage::Trials,
+        (_, Err(_)) => Stage::Others,
+        _ => Stage::Pods,
+    };
+    if let Err(error) = others.and(tried).and(pods) {
+        let (words, is_lasting) = (&*error.to_string(), error.is_lasting());
+        let why = Refusal { words, is_lasting, at };
+        let status = plan.stuck(cluster, &why, (context.clock)());
         record(context, cluster, &status, &[]).await.map_err(LookError::Record)?;
         return Err(error.into());
     }

@@ -134,7 +134,8 @@ fn told<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Told> {
             Op::CreateSecret(_)
             | Op::CreateNetworkPolicy(_)
             | Op::DeleteNetworkPolicy(_)
-            | Op::CreateService(_) => continue,
+            | Op::CreateService(_)
+            | Op::TryPod(_) => continue,
         };
         match all.iter_mut().find(|it| (it.reason, it.why) == (reason, change.why)) {
             Some(told) => told.pods.extend(pods),

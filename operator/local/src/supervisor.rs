@@ -232,8 +232,8 @@ impl Supervisor {
                 Op::CreateService(service) => {
                     self.services.insert(service.name_any(), ChildSeen::default());
                 }
-                // Nobody can have edited what is in nobody's reach.
-                Op::RestoreNetworkPolicy(_) | Op::RestoreService(_) => {}
+                // Nobody can have edited what is in nobody's reach, and no server judges pods.
+                Op::RestoreNetworkPolicy(_) | Op::RestoreService(_) | Op::TryPod(_) => {}
                 Op::CreatePod(pod) => self.create_pod(pod),
                 Op::DeletePod(pod) => self.delete_pod(&pod.name, &pod.uid).await,
                 Op::Retire { workers, deadline_seconds } => {

@@ -40,7 +40,7 @@ enum Source<'a> {
 
 /// The image of a cluster, which is the one that it keeps if there is one.
 pub(crate) fn of(cluster: &Cluster, kept: Option<String>, site: &Site) -> Image {
-    let source = crate::check(&cluster.spec).and_then(|()| source(&cluster.spec));
+    let source = crate::check_any(&cluster.spec).and_then(|()| source(&cluster.spec));
     let wanted = match source {
         Ok(Source::Given(image)) => {
             Image::Known { image: image.to_owned(), key: None, other: None }

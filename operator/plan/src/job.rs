@@ -23,13 +23,17 @@ use crate::job::attempt::{Ended, Lost, attempt};
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
-use crate::{ObjectRef, PodPhase, PodSeen, Site, settings};
+use crate::trouble::REJECTED;
+use crate::{ObjectRef, PodPhase, PodSeen, Refusal, Site, settings};
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
 
 /// Longest wait before another attempt.
 const BACKOFF_MAX: Duration = Duration::from_mins(10);
+
+/// How long the pod of an attempt may be refused before the cluster that waits for it goes.
+const REJECTED_MAX: Duration = Duration::from_secs(30);
 
 /// What was read of a job's things. Parts may be missing.
 #[derive(Clone, Debug, Default)]
@@ -92,6 +96,8 @@ pub struct JobChange {
 /// The writes that a job can ask for. That something exists already, or is gone already, is success.
 #[derive(Debug, Serialize)]
 pub enum JobOp {
+    /// Ask the API server whether it would take the pod of an attempt, and create none.
+    TryPod(Box<Pod>),
     /// Create its cluster.
     CreateCluster(Box<Cluster>),
     /// Delete this very cluster.
@@ -156,7 +162,7 @@ pub fn check(job: &ClusterJob) -> Result<(), String> {
         ));
     }
     if let Some(cluster) = &spec.cluster {
-        crate::check(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
+        crate::check_any(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
     }
     settings::check_one("spec", &spec.resources, &spec.pod)?;
     let words = spec.command.iter().chain(&spec.args).map(String::len).sum::<usize>();
@@ -237,6 +243,32 @@ fn suspended(job: &ClusterJob, observed: &JobObserved, known: ClusterJobStatus) 
         ..known
     };
     JobPlan { changes: leave(job, observed, "the job is suspended"), status, next_look: None }
+}
+
+/// The status when something that was due could not be done: what was known before, since when it is under
+/// way, and why nothing came after it. With it, what is to go where the pod of the attempt is not taken.
+pub fn stuck(
+    (job, observed): (&ClusterJob, &JobObserved),
+    planned: &ClusterJobStatus,
+    (failed, why): (&JobChange, &Refusal<'_>),
+    now: Timestamp,
+) -> (ClusterJobStatus, Vec<JobChange>) {
+    let is_refused = matches!(failed.op, JobOp::TryPod(_) | JobOp::CreatePod(_)) && why.is_lasting;
+    let refused = condition(job, "Accepted", (false, REJECTED, why.words), now);
+    let mut known = job.status.iter().flat_map(|it| &it.conditions);
+    let known = known.find(|it| it.reason == REJECTED);
+    let is_for_long = known.is_some_and(|it| since(it.last_transition_time.0, now) >= REJECTED_MAX);
+    let status = ClusterJobStatus {
+        phase: planned.phase,
+        message: Some(bounded(why.words)),
+        started_at: planned.started_at.clone(),
+        conditions: if is_refused { vec![refused] } else { planned.conditions.clone() },
+        observed_generation: planned.observed_generation,
+        ..job.status.clone().unwrap_or_default()
+    };
+    let is_over = is_refused && is_for_long;
+    let go = if is_over { leave(job, observed, "its pod is not taken") } else { Vec::new() };
+    (status, go)
 }
 
 /// What it takes that nothing is left of a job but its ended pods.
@@ -425,9 +457,19 @@ fn begin(
         };
         let mut cluster = Cluster::new(name, spec.clone());
         cluster.metadata = crate::owned_by(job, name.to_owned());
-        let op = JobOp::CreateCluster(Box::new(cluster));
-        let due = vec![JobChange { op, why: "the job has none" }];
-        return wait(due, format!("waiting for cluster {name}"));
+        // A cluster that waits for a pod which nobody takes costs money for nothing.
+        let trial = match image::of(&cluster, None, site) {
+            Image::Known { image, .. } => {
+                let made = Context { cluster: &cluster, site, image: &image };
+                Some(JobOp::TryPod(Box::new(pods::attempt(&made, job, nth))))
+            }
+            Image::NotPacked { .. } | Image::Refused { .. } => None,
+        };
+        let trial = trial.map(|op| JobChange { op, why: "a cluster is to be made for it" });
+        let due =
+            JobChange { op: JobOp::CreateCluster(Box::new(cluster)), why: "the job has none" };
+        let message = format!("waiting for cluster {name}");
+        return wait(trial.into_iter().chain([due]).collect(), message);
     };
     if job.spec.cluster.is_some() && !is_own(job, cluster) {
         let message = if is_made_for_job(cluster) && is_going(cluster) {
@@ -496,6 +538,7 @@ fn condition(
 impl fmt::Display for JobChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.op {
+            JobOp::TryPod(it) => write!(f, "try pod {}", it.name_any())?,
             JobOp::CreateCluster(it) => write!(f, "create cluster {}", it.name_any())?,
             JobOp::DeleteCluster(it) => write!(f, "delete cluster {}", it.name)?,
             JobOp::CreatePod(it) => write!(f, "create pod {}", it.name_any())?,

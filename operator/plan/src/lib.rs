@@ -197,8 +197,8 @@ impl Plan {
     }
 
     /// The status when one of the changes could not be made.
-    pub fn stuck(&self, cluster: &Cluster, error: &str, now: Timestamp) -> ClusterStatus {
-        let status = status::stuck(cluster, &self.status, error, now);
+    pub fn stuck(&self, cluster: &Cluster, why: &Refusal<'_>, now: Timestamp) -> ClusterStatus {
+        let status = status::stuck(cluster, &self.status, why, now);
         times::timed(cluster.status.as_ref(), status, now)
     }
 
@@ -213,6 +213,28 @@ impl Plan {
         let status = ClusterStatus { credentials: written, message, ..self.status };
         Self { changes, status, ..self }
     }
+}
+
+/// Why a change could not be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal<'a> {
+    /// In the API server's words, or ours.
+    pub words: &'a str,
+    /// Whether a person must change something: another try alone does not help.
+    pub is_lasting: bool,
+    /// How far it came.
+    pub at: Stage,
+}
+
+/// How much of a plan was done when something could not be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Nothing.
+    Trials,
+    /// A part.
+    Others,
+    /// Everything but that pods were made.
+    Pods,
 }
 
 /// One write.
@@ -242,6 +264,8 @@ pub enum Op {
     RestoreService(Box<Service>),
     /// Create this Service.
     CreateService(Box<Service>),
+    /// Ask the API server whether it would take this pod, and create none.
+    TryPod(Box<Pod>),
     /// Create this pod.
     CreatePod(Box<Pod>),
     /// Delete this very pod.
@@ -325,6 +349,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         let workers = pods::workers_due(&made, &children, &targets);
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
         let scheduler = pods::scheduler_due(&made, &children);
+        changes.extend(pods::untried(&made, &children));
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
         let waits = observed.pods.iter().any(PodSeen::may_wait_for_secret);
         let is_needed = scheduler.is_some() || !workers.is_empty() || waits;
@@ -364,8 +389,21 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
     Request::new(&environment.python, environment.packages.iter().map(String::as_str))
 }
 
-/// Whether anything can be made of a spec, wherever: if not, why.
+/// Whether a cluster can be made of a spec, wherever: if not, why.
 pub fn check(spec: &ClusterSpec) -> Result<(), String> {
+    check_any(spec)?;
+    if spec.lifetime.idle.after.as_duration().is_zero() {
+        return Err(
+            "spec.lifetime.idle.after: 0s would take the cluster away before it has work; give it \
+                    as long as work may take to come"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// The same of a cluster that is there, or that goes with a job and not by itself.
+pub(crate) fn check_any(spec: &ClusterSpec) -> Result<(), String> {
     check_workers(&spec.workers)?;
     check_least(spec)?;
     check_age(spec)?;
@@ -488,6 +526,7 @@ impl fmt::Display for Change {
             }
             Op::RestoreService(service) => write!(f, "restore service {}", service.name_any())?,
             Op::CreateService(service) => write!(f, "create service {}", service.name_any())?,
+            Op::TryPod(pod) => write!(f, "try pod {}", pod.name_any())?,
             Op::CreatePod(pod) => write!(f, "create pod {}", pod.name_any())?,
             Op::DeletePod(pod) => write!(f, "delete pod {}", pod.name)?,
             Op::Retire { workers, .. } => write!(f, "retire {}", workers.join(", "))?,

@@ -23,6 +23,7 @@ use serde_json::json;
 use crate::children::Children;
 use crate::scaling::Target;
 use crate::secrets::credentials;
+use crate::trouble::LASTING;
 use crate::{Change, Op, Site, metadata, owned_by, scheduler_addresses, settings};
 
 /// Where a pod's credentials are mounted.
@@ -99,6 +100,32 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
     if children.is_scheduler_held {
         return None;
     }
+    let op = Op::CreatePod(Box::new(scheduler(context)));
+    Some(Change { op, why: "the cluster has no scheduler" })
+}
+
+/// Pods with settings that the API server has not judged since they were written. Of a group that nobody
+/// needs yet it would else be known when work comes, and of the others when half of a cluster is there.
+pub(crate) fn untried(context: &Context<'_>, children: &Children) -> Vec<Change> {
+    let cluster = context.cluster;
+    let status = cluster.status.as_ref();
+    let known = status.and_then(|it| it.observed_generation);
+    let mut conditions = status.iter().flat_map(|it| &it.conditions);
+    let is_refused = conditions
+        .any(|it| LASTING.contains(&it.reason.as_str()) || it.reason == "EnvironmentNotPacked");
+    if known == cluster.metadata.generation && !is_refused {
+        return Vec::new();
+    }
+    let is_due = !children.is_scheduler_held && !cluster.spec.scheduler.pod.is_empty();
+    let groups = cluster.spec.workers.iter().zip(&children.groups);
+    let groups = groups.filter(|(group, it)| it.living.is_empty() && !group.pod.is_empty());
+    let pods = is_due.then(|| scheduler(context)).into_iter();
+    pods.chain(groups.map(|(group, _)| worker(context, group, 0)))
+        .map(|pod| Change { op: Op::TryPod(Box::new(pod)), why: "its settings are new" })
+        .collect()
+}
+
+fn scheduler(context: &Context<'_>) -> Pod {
     let cluster = context.cluster;
     let name = cluster.name_any();
     let (resources, settings) = (&cluster.spec.scheduler.resources, &cluster.spec.scheduler.pod);
@@ -115,8 +142,7 @@ pub(crate) fn scheduler_due(context: &Context<'_>, children: &Children) -> Optio
         ports: &[port::SCHEDULER, port::HTTP],
         has_script: false,
     };
-    let op = Op::CreatePod(Box::new(pod(context, &wanted)));
-    Some(Change { op, why: "the cluster has no scheduler" })
+    pod(context, &wanted)
 }
 
 pub(crate) fn workers_due(
@@ -130,9 +156,18 @@ pub(crate) fn workers_due(
         let missing = usize::try_from(target.desired).unwrap_or_default().saturating_sub(present);
         let is_free =
             |index: &u32| !workers.living.contains_key(index) && !workers.held.contains(index);
-        (0..).filter(is_free).take(missing).map(move |index| (group, index))
+        (0..)
+            .filter(is_free)
+            .take(missing.min(AT_ONCE_MAX))
+            .map(move |index| (group, index))
+            .enumerate()
     });
-    due.take(AT_ONCE_MAX)
+    // In turns: what keeps one group from getting pods keeps no other.
+    let mut due: Vec<_> = due.collect();
+    due.sort_by_key(|(turn, _)| *turn);
+    due.into_iter()
+        .map(|(_, it)| it)
+        .take(AT_ONCE_MAX)
         .map(|(group, index)| Change {
             op: Op::CreatePod(Box::new(worker(context, group, index))),
             why: "fewer workers than the queue asks for",

@@ -113,7 +113,11 @@ fn check_pod(pod: &PodSettings) -> Result<(), String> {
     }
     for key in pod.annotations.keys() {
         check_key(key).map_err(|error| format!("annotations: {error}"))?;
+        check_syntax(&key.to_ascii_lowercase()).map_err(|error| format!("annotations: {error}"))?;
         check_annotation(key).map_err(|error| format!("annotations: {error}"))?;
+    }
+    for (key, value) in &pod.node_selector {
+        check_label(key, value).map_err(|error| format!("nodeSelector: {error}"))?;
     }
     check_environment(&pod.env, &pod.env_from)?;
     check_volumes(&pod.volumes)?;
@@ -139,14 +143,37 @@ fn check_key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
-pub(crate) fn check_label(key: &str, value: &str) -> Result<(), String> {
+/// What Kubernetes takes as the key of a label or an annotation: a name, after a domain or not.
+fn check_syntax(key: &str) -> Result<(), String> {
+    let (domain, name) = key.rsplit_once('/').map_or((None, key), |(it, name)| (Some(it), name));
+    let is_lower = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit();
+    let is_part = |it: &str| {
+        it.starts_with(is_lower)
+            && it.ends_with(is_lower)
+            && it.chars().all(|it| is_lower(it) || it == '-')
+    };
+    let is_domain = |it: &str| it.len() <= 253 && it.split('.').all(is_part);
+    if !name.is_empty() && is_word(name) && domain.is_none_or(is_domain) {
+        return Ok(());
+    }
+    Err(format!(
+        "{key:?} is no key; expected at most 63 letters, digits, '-', '_' and '.', beginning and ending with \
+         a letter or digit, after a domain and '/' or not"
+    ))
+}
+
+/// What the value of a label may be, and the name in a key if it is not empty.
+fn is_word(text: &str) -> bool {
     let is_outer = |it: char| it.is_ascii_alphanumeric();
     let is_inner = |it: char| is_outer(it) || "-_.".contains(it);
-    if value.len() <= 63
-        && value.chars().all(is_inner)
-        && value.starts_with(is_outer) == value.ends_with(is_outer)
-        && (value.is_empty() || value.starts_with(is_outer))
-    {
+    text.len() <= 63
+        && text.chars().all(is_inner)
+        && (text.is_empty() || text.starts_with(is_outer) && text.ends_with(is_outer))
+}
+
+pub(crate) fn check_label(key: &str, value: &str) -> Result<(), String> {
+    check_syntax(key)?;
+    if is_word(value) {
         return Ok(());
     }
     Err(format!(

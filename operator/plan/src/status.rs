@@ -14,8 +14,8 @@ use crate::children::Children;
 use crate::image::{is_told_to_have_begun, scheduler};
 use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
-use crate::trouble::{Trouble, refusal};
-use crate::{Observed, Plan, PodSeen, Site, scheduler_addresses};
+use crate::trouble::{LASTING, Trouble, refusal};
+use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, scheduler_addresses};
 
 const READY: &str = "Ready";
 const PENDING_CHANGE: &str = "PendingChange";
@@ -280,17 +280,31 @@ pub(crate) fn degraded(
 pub(crate) fn stuck(
     cluster: &Cluster,
     planned: &ClusterStatus,
-    error: &str,
+    why: &Refusal<'_>,
     now: Timestamp,
 ) -> ClusterStatus {
-    let is_ready = planned.phase == Phase::Ready;
-    let phase = if is_ready { Phase::Starting } else { planned.phase };
-    let condition = ready_condition(cluster, phase, (refusal(error), error), now);
-    let message = Some(bounded(error));
+    let message = Some(bounded(why.words));
     // What is there may still be of the image before.
     let before = cluster.status.as_ref().and_then(|it| it.image.clone());
     let image = before.or_else(|| planned.image.clone());
-    ClusterStatus { phase, message, conditions: vec![condition], image, ..planned.clone() }
+    let status = ClusterStatus { message, image, ..planned.clone() };
+    let reason = refusal(why);
+    let phase = match planned.phase {
+        Phase::Deleting => Phase::Deleting,
+        _ if LASTING.contains(&reason) => Phase::Degraded,
+        // It works; it only does not grow.
+        Phase::Ready if why.at == Stage::Pods => return status,
+        Phase::Ready | Phase::Starting => Phase::Starting,
+        Phase::Degraded => Phase::Degraded,
+    };
+    let told = ready_condition(cluster, phase, (reason, why.words), now);
+    let others = planned.conditions.iter().filter(|it| it.type_ != READY).cloned();
+    let conditions = std::iter::once(told).chain(others).collect();
+    let is_judged = why.at != Stage::Trials || LASTING.contains(&reason);
+    // What was not tried to the end is tried again.
+    let before = cluster.status.as_ref().and_then(|it| it.observed_generation);
+    let observed_generation = if is_judged { status.observed_generation } else { before };
+    ClusterStatus { phase, conditions, observed_generation, ..status }
 }
 
 /// As much of a message as a status takes.

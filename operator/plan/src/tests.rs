@@ -1,6 +1,7 @@
 mod access;
 mod age;
 mod groups;
+mod refusals;
 mod renewal;
 mod unheard;
 
@@ -95,6 +96,7 @@ impl World {
                 let seen = ChildSeen { uid: Some(service.name_any()), says };
                 self.observed.services.insert(service.name_any(), seen);
             }
+            Op::TryPod(_) => {}
             Op::CreatePod(pod) => {
                 self.uids += 1;
                 self.observed.pods.push(PodSeen {

@@ -2,6 +2,8 @@
 
 use ebbtide_api::status::Cause;
 
+use crate::Refusal;
+
 /// Why a pod cannot work.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Trouble {
@@ -63,11 +65,19 @@ impl Trouble {
     }
 }
 
-/// Why the API server refuses a change, as a reason of a condition.
-pub(crate) fn refusal(error: &str) -> &'static str {
+/// Reasons that a person must see to: another try alone does not help.
+pub(crate) const LASTING: [&str; 2] = [REJECTED, "Policy"];
+
+/// The API server does not take what a manifest asks for.
+pub(crate) const REJECTED: &str = "Rejected";
+
+/// Why a change could not be made, as a reason of a condition.
+pub(crate) fn refusal(why: &Refusal<'_>) -> &'static str {
     let reasons =
         [("exceeded quota", "Quota"), ("violates PodSecurity", "Policy"), ("denied", "Policy")];
-    reasons.iter().find(|(words, _)| error.contains(words)).map_or("ApplyFailed", |(_, it)| it)
+    let known = reasons.iter().find(|(words, _)| why.words.contains(words));
+    let other = if why.is_lasting { REJECTED } else { "ApplyFailed" };
+    known.map_or(other, |(_, it)| it)
 }
 
 fn joined(first: &str, second: &str) -> String {
@@ -80,6 +90,7 @@ mod tests {
     use ebbtide_api::status::Cause;
 
     use super::{Trouble, refusal};
+    use crate::{Refusal, Stage};
 
     #[test]
     fn what_kubernetes_says_has_a_cause() {
@@ -123,10 +134,13 @@ mod tests {
 
     #[test]
     fn what_the_api_server_refuses_has_a_reason() {
+        let at = Stage::Pods;
+        let reason = |words, is_lasting| refusal(&Refusal { words, is_lasting, at });
         let quota = "pods \"w\" is forbidden: exceeded quota: small, requested: pods=1";
-        assert_eq!(refusal(quota), "Quota");
-        assert_eq!(refusal("violates PodSecurity \"restricted:latest\""), "Policy");
-        assert_eq!(refusal("ValidatingAdmissionPolicy 'x' denied request: no"), "Policy");
-        assert_eq!(refusal("the API server did not answer within 15s"), "ApplyFailed");
+        assert_eq!(reason(quota, true), "Quota");
+        assert_eq!(reason("violates PodSecurity \"restricted:latest\"", true), "Policy");
+        assert_eq!(reason("ValidatingAdmissionPolicy 'x' denied request: no", true), "Policy");
+        assert_eq!(reason("Pod \"w\" is invalid: spec.tolerations[0]", true), "Rejected");
+        assert_eq!(reason("the API server did not answer within 15s", false), "ApplyFailed");
     }
 }

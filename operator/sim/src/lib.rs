@@ -1,5 +1,6 @@
 //! A model of the API server, and worlds in which the operator meets every fault.
 
+mod admission;
 mod answer;
 pub mod engines;
 pub mod faults;

@@ -54,7 +54,7 @@ pub fn cluster(memory: &str) -> Value {
 }
 
 /// The same with one group, or with a second one that comes when the first has all it may have.
-fn with_groups(memory: &str, groups: usize) -> Value {
+pub(crate) fn with_groups(memory: &str, groups: usize) -> Value {
     let resources = json!({ "cpu": "1", "memory": memory });
     let all = [
         json!({ "name": "w", "min": 1, "max": 3, "resources": resources }),
@@ -70,7 +70,7 @@ fn with_groups(memory: &str, groups: usize) -> Value {
     })
 }
 
-fn status(store: &Store) -> Value {
+pub(crate) fn status(store: &Store) -> Value {
     store.get(kinds::CLUSTER, "risk").map(|it| it["status"].clone()).unwrap_or_default()
 }
 
@@ -112,12 +112,12 @@ async fn lives(world: &World, conditions: &Conditions) -> Result<(), String> {
         world.until("all runs the image of now", are_right).await?;
     }
     if conditions.is_tight {
-        world.server.set_quota(Some(TIGHT));
+        world.server.admit(|it| it.quota = Some(TIGHT));
     }
     world.queue(most);
     if conditions.is_tight {
         sleep(TIGHT_TIME).await;
-        world.server.set_quota(None);
+        world.server.admit(|it| it.quota = None);
     }
     if conditions.is_renewed {
         world.renew();
@@ -199,7 +199,7 @@ async fn lives_cut_short(world: &World) -> Result<(), String> {
 }
 
 /// A job with a cluster of its own, which may fail once by itself.
-fn job(is_suspended: bool) -> Value {
+pub(crate) fn job(is_suspended: bool) -> Value {
     json!({
         "metadata": { "name": "nightly", "namespace": "default" },
         "spec": {

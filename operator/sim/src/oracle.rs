@@ -28,7 +28,7 @@ pub fn judge(
 ) -> Result<(), String> {
     match (asked.verb, asked.kind) {
         (_, kinds::EVENT | kinds::LEASE)
-        | (Verb::Get, _)
+        | (Verb::Get | Verb::Try, _)
         | (Verb::Create, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => Ok(()),
         (Verb::Create, kinds::CLUSTER | kinds::CLUSTER_JOB) => for_a_job(asked.body),
         (Verb::Replace, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => {
@@ -111,14 +111,15 @@ fn after_what_it_uses(store: &Store, pod: &Value) -> Result<(), String> {
     has_secrets(store, pod, name)
 }
 
-/// Whether a cluster or a job is deleted whose job has ended or is to have nothing.
+/// Whether a cluster or a job is deleted whose job has ended, is to have nothing, or has a pod that is not taken.
 fn after_its_job(store: &Store, object: &Value) -> Result<(), String> {
     let owner = &object["metadata"]["ownerReferences"][0]["uid"];
     let own = &object["metadata"]["uid"];
     let is_job =
         |it: &&Arc<Value>| it["metadata"]["uid"] == *owner || it["metadata"]["uid"] == *own;
     let Some(job) = store.list(kinds::CLUSTER_JOB).find(is_job) else { return Ok(()) };
-    if is_over(job) || job["spec"]["suspend"] == true {
+    let is_rejected = job["status"]["conditions"][0]["reason"] == "Rejected";
+    if is_over(job) || is_rejected || job["spec"]["suspend"] == true {
         return Ok(());
     }
     Err(format!("{} is deleted, and its job goes on", object["metadata"]["name"]))

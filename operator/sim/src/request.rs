@@ -18,6 +18,8 @@ pub enum Verb {
     List,
     /// What happens to a kind.
     Watch,
+    /// Whether an object would be taken.
+    Try,
     /// A new object.
     Create,
     /// Another object in the place of one.
@@ -76,6 +78,7 @@ pub(crate) fn parse(method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<C
         ("GET", None) if is_watch => Verb::Watch,
         ("GET", None) => Verb::List,
         ("GET", Some(_)) => Verb::Get,
+        ("POST", None) if query.get("dryRun").is_some_and(|it| it == "All") => Verb::Try,
         ("POST", None) => Verb::Create,
         ("PUT", Some(_)) => Verb::Replace,
         ("PATCH", Some(_)) => Verb::Merge,

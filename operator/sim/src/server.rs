@@ -20,11 +20,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower::BoxError;
 
+use crate::admission::Admission;
 use crate::answer::{Answer, answered, line, refusal, refused, unavailable};
 use crate::faults::{Edit, EventFault, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
-use crate::store::{Deletion, Happened, Refusal, Store};
+use crate::store::{Deletion, Happened, Store};
 
 /// How long a request takes.
 const LATENCY: Duration = Duration::from_millis(2);
@@ -65,8 +66,7 @@ struct Inner {
     away_until: Option<Instant>,
     counts: Counts,
     guard: Option<Guard>,
-    /// How many pods there may be.
-    quota: Option<usize>,
+    admission: Admission,
     wrong: Option<String>,
     trace: String,
 }
@@ -114,7 +114,7 @@ impl Server {
             away_until: None,
             counts: Counts::default(),
             guard: None,
-            quota: None,
+            admission: Admission::default(),
             wrong: None,
             trace: String::new(),
         };
@@ -158,9 +158,9 @@ impl Server {
         self.lock().cut.insert(who);
     }
 
-    /// Lets there be so many pods at most from now on.
-    pub fn set_quota(&self, pods: Option<usize>) {
-        self.lock().quota = pods;
+    /// Changes which pods are taken from now on.
+    pub fn admit(&self, change: impl FnOnce(&mut Admission)) {
+        change(&mut self.lock().admission);
     }
 
     /// Judges every write of operators from now on.
@@ -265,7 +265,7 @@ impl Server {
         match call.verb {
             Verb::Watch => Ok(self.watch(call)),
             Verb::List => Ok(self.list(&call)),
-            Verb::Get | Verb::Create | Verb::Replace | Verb::Merge | Verb::Delete => {
+            Verb::Get | Verb::Try | Verb::Create | Verb::Replace | Verb::Merge | Verb::Delete => {
                 if call.verb == Verb::Get {
                     Ok(self.carry_out(&call, &body))
                 } else {
@@ -413,16 +413,15 @@ impl Server {
     fn carry_out(&self, call: &Call, body: &Value) -> Response<Answer> {
         let Call { kind, .. } = *call;
         let name = call.name.as_deref().unwrap_or_default();
-        let quota = self.lock().quota.filter(|_| call.verb == Verb::Create && kind == kinds::POD);
-        if quota.is_some_and(|quota| self.look(|store| store.list(kinds::POD).count()) >= quota) {
-            return refused(&Refusal {
-                code: 403,
-                reason: "Forbidden",
-                message: "pods is forbidden: exceeded quota: small".to_owned(),
-            });
+        let admission = self.lock().admission;
+        if kind == kinds::POD
+            && let Some(refusal) = self.look(|store| admission.refusal(store, call.verb, body))
+        {
+            return refused(&refusal);
         }
         let done = self.change(|store, now| match call.verb {
             Verb::Get => store.get(kind, name).cloned(),
+            Verb::Try => Ok(Arc::new(body.clone())),
             Verb::Create => store.create(kind, body.clone(), now),
             Verb::Replace => store.replace(kind, name, body, call.is_status),
             Verb::Merge => store.merge(kind, name, body),

@@ -1,3 +1,5 @@
+mod refusals;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -409,14 +411,14 @@ fn what_cannot_be_made_for_want_of_room_has_nobody_s_certificates_renewed_again_
         let world = World::new(&Conditions::quiet());
         world.apply(&cluster("1Gi"));
         world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        world.server.set_quota(Some(2));
+        world.server.admit(|it| it.quota = Some(2));
         world.queue(3);
         sleep(Duration::from_secs(10)).await;
         world.renew();
         sleep(Duration::from_mins(10)).await;
         assert!(world.server.look(|store| world.is_renewed(store)));
         assert_eq!(renewals(&world), 3, "{}", world.server.trace());
-        world.server.set_quota(None);
+        world.server.admit(|it| it.quota = None);
         world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
     });
 }

@@ -322,7 +322,8 @@ fn pod_of_job(fields: Value) -> Result<Value, String> {
     let plan = job::plan(&job, &observed, &site, Timestamp::UNIX_EPOCH);
     let pod = plan.changes.into_iter().find_map(|it| match it.op {
         JobOp::CreatePod(pod) => Some(serde_json::to_value(pod).unwrap()),
-        JobOp::CreateCluster(_)
+        JobOp::TryPod(_)
+        | JobOp::CreateCluster(_)
         | JobOp::DeleteCluster(_)
         | JobOp::DeletePod(_)
         | JobOp::CreateJob(_)

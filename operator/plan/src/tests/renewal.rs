@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use super::{World, at, cluster, site};
-use crate::{Op, Plan, plan};
+use crate::{Op, Plan, Refusal, Stage, plan};
 
 /// A third of a leaf's life, in seconds.
 const TURN: i64 = 10 * 24 * 3600;
@@ -70,7 +70,8 @@ fn what_could_not_be_renewed_is_tried_again() {
     world.cluster.status = Some(without.status);
     assert_eq!(renewed(&due(&world)), 3);
     // What else could not be done is no reason to renew again.
-    let stuck = due(&world).stuck(&world.cluster, "no room", at(10));
+    let no_room = Refusal { words: "no room", is_lasting: false, at: Stage::Pods };
+    let stuck = due(&world).stuck(&world.cluster, &no_room, at(10));
     assert_eq!(stuck.credentials.as_deref(), Some("b2-0"));
     world.cluster.status = Some(stuck);
     assert_eq!(renewed(&world.after(20)), 0);
