@@ -51,6 +51,7 @@ chart: setup programs
 
 e2e: wheel
 ifneq ($(EBBTIDE_E2E_CLUSTER),existing)
+	@$(STAGE) previous scripts/previous
 	@$(STAGE) dev-cluster e2e/dev-cluster up
 endif
 	@$(STAGE) e2e e2e/run

@@ -63,13 +63,13 @@ def up(manifest: Path, namespace: str, name: str = "mean") -> Iterator[None]:
         run("ebbtide", "down", name, "-n", namespace)
 
 
-def resize(namespace: str, workers: int, seconds: int = 60) -> None:
-    """Have exactly so many workers in the cluster `mean`."""
+def resize(namespace: str, workers: int, seconds: int = 60, name: str = "mean") -> None:
+    """Have exactly so many workers in a cluster."""
     spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
             for end in ("max", "min")]  # fmt: skip
-    kubectl("patch", "ebb", "mean", "-n", namespace, "--type=json", "-p", json.dumps(spec))
+    kubectl("patch", "ebb", name, "-n", namespace, "--type=json", "-p", json.dumps(spec))
     ready = f"--for=jsonpath={{.status.workers.ready}}={workers}"
-    kubectl("wait", "ebb/mean", "-n", namespace, ready, f"--timeout={seconds}s")
+    kubectl("wait", f"ebb/{name}", "-n", namespace, ready, f"--timeout={seconds}s")
 
 
 def mean(shape: tuple[int, int] = (4000, 4000)) -> xp.Array:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ebbtide as eb
-from conftest import KUBE, alone, kubectl, mean, on_the_dev_cluster, pods, resize, run, up
+from conftest import (
+    KUBE,
+    alone,
+    kubectl,
+    mean,
+    on_the_dev_cluster,
+    pods,
+    replace_operators,
+    resize,
+    run,
+    up,
+)
 
 pytestmark = alone
 
@@ -60,13 +72,52 @@ def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
         assert before.items() <= pods(namespace).items()
 
 
+@contextmanager
+def previous(folder: Path) -> Iterator[None]:
+    """Have the release before this one meanwhile: its operator, its chart and its definitions."""
+    given = folder / "values.json"
+    given.write_text(json.dumps(values() | {"image": (folder / "operator").read_text().strip()}))
+    helm("upgrade", RELEASE[0], str(folder / "chart"), *RELEASE[1:], "--reset-values",
+         "--values", str(given), "--atomic", "--timeout", "90s")  # fmt: skip
+    try:
+        yield
+    finally:
+        helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
+
+
+@on_the_dev_cluster
+def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    folder = Path(os.environ["KUBECONFIG"]).parent / "previous"
+    image = (folder / "runtime").read_text().strip()
+
+    def before(spec: dict) -> None:
+        del spec["environment"]
+        spec["image"] = image
+
+    with up(manifest(), namespace), ExitStack() as later:
+        there = pods(namespace)
+        with previous(folder):
+            works(namespace, 3)
+            works(namespace, 1)
+            later.enter_context(up(manifest(before, "before"), namespace, "before"))
+            resize(namespace, 2, name="before")
+            assert there.items() <= pods(namespace).items()
+            there = pods(namespace)
+        works(namespace, 3)
+        resize(namespace, 3, name="before")
+        assert there.items() <= pods(namespace).items()
+        resize(namespace, 1, name="before")
+
+
 #: What the status of a cluster did not tell in every release.
 LATER = ("credentials", "phaseSince", "phases", "startedAt")
 
 
 @contextmanager
-def older_definition() -> Iterator[None]:
-    """Have the definition of a release that did not know all of a status, meanwhile."""
+def another_definition(change: Callable[[dict], None]) -> Iterator[None]:
+    """Have another definition of clusters meanwhile."""
 
     def define(change: Callable[[dict], None]) -> None:
         definition = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))
@@ -75,19 +126,54 @@ def older_definition() -> Iterator[None]:
         kubectl("wait", "crd", "clusters.ebbtide.dev", "--for=condition=Established")
 
     spec = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))["spec"]
-
-    def forget(spec: dict) -> None:
-        schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
-        for field in LATER:
-            del schema["properties"]["status"]["properties"][field]
-        rules = schema["x-kubernetes-validations"]
-        rules[:] = [it for it in rules if not any(field in it["rule"] for field in LATER)]
-
-    define(forget)
+    define(change)
     try:
         yield
     finally:
         define(lambda now: now.update(spec))
+
+
+def older(spec: dict) -> None:
+    """Make a definition that of a release that did not know all of a status."""
+    schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
+    for field in LATER:
+        del schema["properties"]["status"]["properties"][field]
+    rules = schema["x-kubernetes-validations"]
+    rules[:] = [it for it in rules if not any(field in it["rule"] for field in LATER)]
+
+
+def loose(spec: dict) -> None:
+    """Make a definition one that takes anything for a number of workers."""
+    schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
+    below = [schema]
+    for it in below:
+        it.pop("x-kubernetes-validations", None)
+        below += [*it.get("properties", {}).values()]
+        below += [it[part] for part in ("items", "additionalProperties") if part in it]
+    group = schema["properties"]["spec"]["properties"]["workers"]["items"]["properties"]
+    group["max"] = {"x-kubernetes-preserve-unknown-fields": True}
+
+
+@on_the_dev_cluster
+def test_what_cannot_be_read_after_a_definition_was_loose_is_told_keeps_nobody_and_can_be_taken_down(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def wrong(spec: dict) -> None:
+        spec["workers"][0]["max"] = "two"
+
+    with another_definition(loose):
+        kubectl("create", "-f", str(manifest(wrong, "unread")), "-n", namespace)
+    replace_operators()
+    with up(manifest(), namespace):
+        works(namespace, 2)
+        listed = run("ebbtide", "get", "-n", namespace, check=False)
+        assert "mean" in listed and "unread" in listed, listed
+        events = kubectl("get", "events", "-n", namespace, "-o", "json")
+        told = [it["message"] for it in json.loads(events)["items"]
+                if it["involvedObject"]["name"] == "unread"]  # fmt: skip
+        assert any("max" in it for it in told), told
+    run("ebbtide", "down", "unread", "-n", namespace)
+    assert not kubectl("get", "ebb", "-n", namespace, "-o", "name")
 
 
 @on_the_dev_cluster
@@ -95,7 +181,7 @@ def test_under_an_older_definition_clusters_work_and_under_the_newer_one_they_ar
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     status = ("get", "ebb", "mean", "-n", namespace, "-o", "jsonpath={.status}")
-    with older_definition():
+    with another_definition(older):
         run("ebbtide", "up", str(manifest()), "-n", namespace)
         before = pods(namespace)
         works(namespace, 2)
