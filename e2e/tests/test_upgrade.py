@@ -171,7 +171,7 @@ def test_what_cannot_be_read_after_a_definition_was_loose_is_told_keeps_nobody_a
         events = kubectl("get", "events", "-n", namespace, "-o", "json")
         told = [it["message"] for it in json.loads(events)["items"]
                 if it["involvedObject"]["name"] == "unread"]  # fmt: skip
-        assert any("max" in it for it in told), told
+        assert any('"two"' in it for it in told), told
     run("ebbtide", "down", "unread", "-n", namespace)
     assert not kubectl("get", "ebb", "-n", namespace, "-o", "name")
 

@@ -172,9 +172,11 @@ impl Kubernetes {
             Api::namespaced(self.client.clone(), namespace);
         let cluster = in_time("get", clusters.get(name)).await?;
         let uid = cluster.uid();
-        // In the foreground: it is gone when everything that it owned is.
-        let params = DeleteParams::foreground()
-            .preconditions(Preconditions { uid: uid.clone(), resource_version: None });
+        // In the foreground: it is gone when everything that it owned is. Of one that cannot be read
+        // nobody may take away the finalizer that this needs.
+        let way =
+            if cluster.0.is_ok() { DeleteParams::foreground() } else { DeleteParams::background() };
+        let params = way.preconditions(Preconditions { uid: uid.clone(), resource_version: None });
         in_time("delete", clusters.delete(name, &params)).await?;
         let gone = async {
             loop {
