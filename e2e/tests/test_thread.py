@@ -161,7 +161,7 @@ def test_a_wrong_package_and_a_wrong_image_are_corrected_where_they_are(
         apply(lambda spec: spec.update(environment=None, image=nowhere))
         clusters.wait(ready_because("Image"), "the image is nowhere")
         changes = run("ebbtide", "diff", str(manifest()), "-n", namespace)
-        assert "holds until the scheduler has answered for the first time" in changes
+        assert "holds, as the scheduler has not answered yet" in changes
         apply(lambda spec: None)
         clusters.wait(ready_because("SchedulerAnswers"), "it is corrected")
         assert len(clusters.made) == 1
