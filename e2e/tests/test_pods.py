@@ -234,7 +234,9 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         # What the manifest does not ask for is let be.
         assert diff(changed) == "nothing differs\n"
         run("ebbtide", "up", str(manifest(changed)), "-n", namespace)
-        assert kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.spec.minWorkers}") == "2"
+        assert (
+            kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.spec.minWorkers}") == "2"
+        )
         too_many = kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=3", check=False)
         assert "minWorkers must not be greater than max of the first group" in too_many
         # The worker that runs stays; when it goes, the next one has the variable.
