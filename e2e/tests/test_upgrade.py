@@ -155,7 +155,7 @@ def loose(spec: dict) -> None:
 
 
 @on_the_dev_cluster
-def test_what_cannot_be_read_after_a_definition_was_loose_is_told_keeps_nobody_and_can_be_taken_down(
+def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     def wrong(spec: dict) -> None:
