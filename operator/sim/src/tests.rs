@@ -357,9 +357,7 @@ fn nothing_is_left_of_clusters_that_came_and_went() {
 #[test]
 fn an_operator_that_begins_writes_nothing_where_everything_is_as_it_should_be() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         sleep(Duration::from_mins(2)).await;
         let before = world.server.counts().writes;
         world.restart(0);
@@ -374,9 +372,7 @@ fn an_operator_that_begins_writes_nothing_where_everything_is_as_it_should_be() 
 #[test]
 fn nothing_is_read_or_written_in_an_idle_hour() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         world.rest(Duration::from_hours(1)).await.unwrap();
     });
 }
@@ -384,9 +380,7 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
 #[test]
 fn another_authority_reaches_every_secret_once_and_no_pod_is_touched() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         sleep(Duration::from_mins(5)).await;
         let (children, before) = (world.children(), world.server.counts().writes);
         world.renew();
@@ -400,6 +394,14 @@ fn another_authority_reaches_every_secret_once_and_no_pod_is_touched() {
     });
 }
 
+/// A quiet world with a cluster that is ready.
+async fn at_work() -> World {
+    let world = World::new(&Conditions::quiet());
+    world.apply(&cluster("1Gi"));
+    world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+    world
+}
+
 /// How often Secrets were written over.
 fn renewals(world: &World) -> usize {
     world.server.trace().matches("Replace secrets").count()
@@ -408,9 +410,7 @@ fn renewals(world: &World) -> usize {
 #[test]
 fn what_cannot_be_made_for_want_of_room_has_nobody_s_certificates_renewed_again_and_again() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         world.server.admit(|it| it.quota = Some(2));
         world.queue(3);
         sleep(Duration::from_secs(10)).await;
@@ -426,9 +426,7 @@ fn what_cannot_be_made_for_want_of_room_has_nobody_s_certificates_renewed_again_
 #[test]
 fn a_wish_for_other_certificates_is_heard_at_once() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         sleep(Duration::from_mins(5)).await;
         let wish = json!({ "metadata": { "annotations": { names::RENEW: "now" } } });
         let wished = world.server.change(|store, _| store.merge(kinds::CLUSTER, "risk", &wish));
@@ -537,9 +535,7 @@ fn name(object: &Value) -> String {
 #[test]
 fn secrets_that_somebody_takes_away_come_back_before_the_next_pod_with_the_same_token() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         sleep(Duration::from_mins(5)).await;
         let token = |store: &Store| {
             let secrets: Vec<String> =

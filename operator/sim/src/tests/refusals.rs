@@ -6,8 +6,9 @@ use ebbtide_api::names;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::at_work;
 use crate::kinds;
-use crate::lives::{cluster, is_ready, job, status, with_groups, within};
+use crate::lives::{is_ready, job, status, with_groups, within};
 use crate::store::Store;
 use crate::world::{Conditions, World};
 
@@ -93,9 +94,7 @@ fn a_group_whose_pods_nobody_takes_keeps_no_other_from_growing() {
 #[test]
 fn what_has_no_room_to_grow_is_ready_and_says_so() {
     within(|| async {
-        let world = World::new(&Conditions::quiet());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = at_work().await;
         world.server.admit(|it| it.quota = Some(2));
         world.queue(3);
         let is_told = |store: &Store| status(store)["message"].to_string().contains("quota");
