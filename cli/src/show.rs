@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail};
 use ebbtide_plan::change::differences;
+use ebbtide_plan::is_told_to_have_begun;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde::Serialize;
@@ -93,7 +94,7 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
         // `up` leaves it as it was set.
         wanted.min_workers = cluster.spec.min_workers;
     }
-    let has_started = cluster.status.as_ref().is_some_and(|it| it.started_at.is_some());
+    let has_started = is_told_to_have_begun(&cluster);
     let mut differences = differences(&cluster.spec, &wanted);
     if differences.is_empty() {
         return output::line("nothing differs");

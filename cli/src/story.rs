@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use ebbtide_api::Cluster;
 use ebbtide_api::status::{GroupStatus, PhaseTime};
 use ebbtide_contract::log::Spoken;
+use ebbtide_plan::PENDING_CHANGE;
 use ebbtide_plan::job::is_made_for_job;
 use jiff::Timestamp;
 use kube::ResourceExt as _;
@@ -76,7 +77,7 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
         let took = *milliseconds as f64 / 1000.0;
         row("was", &format!("{phase:?} for {took:.1} s"));
     }
-    let pending = status.conditions.iter().find(|it| it.type_ == "PendingChange");
+    let pending = status.conditions.iter().find(|it| it.type_ == PENDING_CHANGE);
     if let Some(pending) = pending.filter(|it| it.status == "True") {
         row("pending", &pending.message);
     }

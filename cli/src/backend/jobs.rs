@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use ebbtide_api::ClusterJob;
+use ebbtide_plan::JOB;
 use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -124,7 +125,7 @@ async fn print(
 ) -> anyhow::Result<()> {
     let before = *last;
     let params = LogParams {
-        container: Some("job".to_owned()),
+        container: Some(JOB.to_owned()),
         follow: true,
         timestamps: true,
         // It is asked for by whole seconds.

@@ -7,7 +7,7 @@ use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::{
-    Change, ObjectRef, Op, SecretWanted, restore_service, says_policy, says_service,
+    Change, ObjectRef, Op, SecretWanted, Stage, restore_service, says_policy, says_service,
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
@@ -67,12 +67,8 @@ impl ApplyError {
 pub(crate) struct Applied {
     /// Whether every Secret that was to be renewed was.
     pub(crate) renewed: Result<(), ApplyError>,
-    /// Whether the API server would take every pod that it was asked about.
-    pub(crate) tried: Result<(), ApplyError>,
-    /// Whether everything else that was due was done, but for pods.
-    pub(crate) others: Result<(), ApplyError>,
-    /// Whether every pod that was due was made.
-    pub(crate) pods: Result<(), ApplyError>,
+    /// Whether everything else that was due was done, or what was not, and why.
+    pub(crate) made: Result<(), (Stage, ApplyError)>,
 }
 
 /// Pods of one cluster that are created at once.
@@ -95,15 +91,18 @@ pub(crate) async fn apply(
     let step = |now, at_once| apply_step(context, cluster, changes, (now, at_once));
     let tried = step(Step::Trials, PODS_AT_ONCE).await;
     if tried.is_err() && is_new {
-        return Applied { renewed, tried, others: Ok(()), pods: Ok(()) };
+        return Applied { renewed, made: tried.map_err(|it| (Stage::Trials, it)) };
     }
     // What pods need at once, then everything else that is no pod.
     let mut others = step(Step::Needed, PODS_AT_ONCE).await;
     if others.is_ok() {
         others = step(Step::Others, 1).await;
     }
-    let pods = if others.is_ok() { step(Step::Pods, PODS_AT_ONCE).await } else { Ok(()) };
-    Applied { renewed, tried, others, pods }
+    if let Err(error) = others {
+        return Applied { renewed, made: Err((Stage::Others, error)) };
+    }
+    let pods = step(Step::Pods, PODS_AT_ONCE).await;
+    Applied { renewed, made: tried.and(pods).map_err(|it| (Stage::Pods, it)) }
 }
 
 /// In their order, several at a time. After an error nothing more is begun, but pods of other groups. The first
@@ -136,12 +135,13 @@ async fn apply_step(
             let group = group(change);
             let is_in_vain =
                 |failed: &BTreeSet<_>| failed.contains(&group) || failed.contains(&None);
-            if is_in_vain(&failed.lock().unwrap_or_else(PoisonError::into_inner)) {
+            let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_in_vain(&failed()) {
                 return Ok(());
             }
             let done = carry_out(context, cluster, change).await;
             if done.is_err() {
-                failed.lock().unwrap_or_else(PoisonError::into_inner).insert(group);
+                failed().insert(group);
             }
             done
         };
@@ -227,14 +227,12 @@ async fn carry_out(
             "retire"
         }
         Op::DeleteCluster { uid } => {
-            let what = "delete the cluster";
             // Somebody may just have let it stay.
             let only = Preconditions {
                 uid: Some(uid.clone()),
                 resource_version: cluster.resource_version(),
             };
-            delete_only::<Cluster>(context, &key(cluster), what, (&cluster.name_any(), only))
-                .await?;
+            delete_cluster(context, &key(cluster), &cluster.name_any(), only).await?;
             "delete cluster"
         }
     };
@@ -348,18 +346,29 @@ pub(crate) async fn delete<K: Child>(
     (name, uid): (&str, &str),
 ) -> Result<(), CallError> {
     let only = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-    delete_only::<K>(context, key, what, (name, only)).await
+    let params = DeleteParams::background().preconditions(only);
+    delete_as::<K>(context, key, what, (name, &params)).await
 }
 
-async fn delete_only<K: Child>(
+/// Deletes a cluster, which is there until nothing of it is.
+pub(crate) async fn delete_cluster(
+    context: &Context,
+    key: &Key,
+    name: &str,
+    only: Preconditions,
+) -> Result<(), CallError> {
+    let params = DeleteParams::foreground().preconditions(only);
+    delete_as::<Cluster>(context, key, "delete the cluster", (name, &params)).await
+}
+
+async fn delete_as<K: Child>(
     context: &Context,
     key: &Key,
     what: &'static str,
-    (name, only): (&str, Preconditions),
+    (name, params): (&str, &DeleteParams),
 ) -> Result<(), CallError> {
     let api: Api<K> = Api::namespaced(context.client.clone(), &key.namespace);
-    let only = DeleteParams::background().preconditions(only);
-    match call(what, api.delete(name, &only)).await {
+    match call(what, api.delete(name, params)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_gone() => {
             context.beliefs.missed(key);

@@ -8,13 +8,13 @@ use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
+use kube::api::{PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 use crate::api_call::{CallError, call};
-use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
+use crate::apply::{Child, Made, delete, delete_cluster, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
@@ -90,14 +90,11 @@ pub(crate) async fn steps(
             record(context, key, job, &status).await?;
             for change in &go {
                 carry_out(context, key, job, change).await?;
-                tell(context, key, job, told(change), &change.to_string()).await;
+                tell_change(context, key, job, change).await;
             }
             return Err(error);
         }
-        if matches!(change.op, JobOp::TryPod(_)) {
-            continue;
-        }
-        tell(context, key, job, told(change), &change.to_string()).await;
+        tell_change(context, key, job, change).await;
     }
     record(context, key, job, &status).await?;
     Ok(next_look)
@@ -176,7 +173,8 @@ async fn carry_out(
             "create cluster"
         }
         JobOp::DeleteCluster(it) => {
-            delete::<Cluster>(context, key, GO, (&it.name, &it.uid)).await?;
+            let only = Preconditions { uid: Some(it.uid.clone()), resource_version: None };
+            delete_cluster(context, key, &it.name, only).await?;
             "delete cluster"
         }
         JobOp::CreatePod(pod) => {
@@ -247,15 +245,22 @@ async fn record(
     Ok(())
 }
 
-fn told(change: &JobChange) -> &'static str {
-    match &change.op {
-        JobOp::TryPod(_) => "TriedPod",
+/// The reason of the event that tells of a change; none of what changed nothing.
+fn told(change: &JobChange) -> Option<&'static str> {
+    Some(match &change.op {
+        JobOp::TryPod(_) => return None,
         JobOp::CreateCluster(_) => "CreatedCluster",
         JobOp::DeleteCluster(_) => "DeletedCluster",
         JobOp::CreatePod(_) => "CreatedPod",
         JobOp::DeletePod(_) => "DeletedPod",
         JobOp::CreateJob(_) => "CreatedRun",
         JobOp::DeleteJob(_) => "DeletedJob",
+    })
+}
+
+async fn tell_change(context: &Context, key: &Key, job: &ClusterJob, change: &JobChange) {
+    if let Some(reason) = told(change) {
+        tell(context, key, job, reason, &change.to_string()).await;
     }
 }
 

@@ -10,7 +10,7 @@ use ebbtide_api::{Cluster, ClusterJob};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Kind};
-use ebbtide_plan::{Refusal, Site, Stage, plan};
+use ebbtide_plan::{Refusal, Site, is_told_to_have_begun, plan};
 use futures::FutureExt as _;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
@@ -154,20 +154,13 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
     context.schedulers.tell_groups(uid, &ebbtide_plan::groups(&cluster.spec));
     let planned = context.beliefs.as_planned(key, cluster);
     let plan = plan(&planned, &observed, &context.site, (context.clock)()).traced(trace);
-    let has_begun = planned.status.as_ref().is_some_and(|it| it.started_at.is_some());
-    let is_new = observed.pods.is_empty() && !has_begun;
-    let Applied { renewed, tried, others, pods } =
-        apply(context, cluster, &plan.changes, is_new).await;
+    let is_new = observed.pods.is_empty() && !is_told_to_have_begun(&planned);
+    let Applied { renewed, made } = apply(context, cluster, &plan.changes, is_new).await;
     let plan = match &renewed {
         Ok(()) => plan,
         Err(error) => plan.without_renewal(&planned, &error.to_string()),
     };
-    let at = match (&tried, &others) {
-        (Err(_), _) if is_new => Stage::Trials,
-        (_, Err(_)) => Stage::Others,
-        _ => Stage::Pods,
-    };
-    if let Err(error) = others.and(tried).and(pods) {
+    if let Err((at, error)) = made {
         let (words, is_lasting) = (&*error.to_string(), error.is_lasting());
         let why = Refusal { words, is_lasting, at };
         let status = plan.stuck(cluster, &why, (context.clock)());

@@ -15,6 +15,9 @@ use crate::{Observed, PodPhase, PodSeen, Site, request};
 /// when an operator begins all of them dial anew.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// The reason of a cluster whose environment nobody packed.
+pub(crate) const NOT_PACKED: &str = "EnvironmentNotPacked";
+
 /// The image that a cluster runs, or why there is none.
 pub(crate) enum Image {
     /// Its reference, the key of its package list, and what the spec asks for if that is another.
@@ -89,7 +92,7 @@ pub(crate) fn next_look(
 }
 
 /// Whether a cluster has begun to compute, as its status tells.
-pub(crate) fn is_told_to_have_begun(cluster: &Cluster) -> bool {
+pub fn is_told_to_have_begun(cluster: &Cluster) -> bool {
     cluster.status.as_ref().is_some_and(|it| it.started_at.is_some())
 }
 

@@ -40,10 +40,11 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 use crate::image::Image;
+pub use crate::image::is_told_to_have_begun;
 pub use crate::network::{restore_service, says_policy, says_service};
-pub use crate::pods::{CREDENTIALS_PATH, OWN_VOLUMES, is_own_container};
+pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container};
 pub use crate::secrets::{SecretWanted, client_secret};
-pub use crate::status::is_urgent;
+pub use crate::status::{PENDING_CHANGE, is_urgent};
 pub use crate::trouble::Trouble;
 
 /// How long until it is made sure again that a pod which does not begin has its Secret.
@@ -331,7 +332,7 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     let (image, key, other) = match image::of(cluster, kept, site) {
         Image::Known { image, key, other } => (image, key, other),
         Image::NotPacked { key, message } => {
-            return refused("EnvironmentNotPacked", &message, Some(key));
+            return refused(image::NOT_PACKED, &message, Some(key));
         }
         Image::Refused { message } => return refused("InvalidSpec", &message, None),
     };

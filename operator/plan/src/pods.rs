@@ -21,6 +21,7 @@ use kube::core::ObjectMeta;
 use serde_json::json;
 
 use crate::children::Children;
+use crate::image::NOT_PACKED;
 use crate::scaling::Target;
 use crate::secrets::credentials;
 use crate::trouble::LASTING;
@@ -56,8 +57,8 @@ const USER: i64 = 65_532;
 /// Only the owner reads keys.
 const KEY_MODE: i32 = 0o440;
 
-/// What the pod of a job is.
-const JOB: &str = "job";
+/// What the pod of a job is, and its container.
+pub const JOB: &str = "job";
 
 /// Whether a container of this name is the one that every pod has.
 pub fn is_own_container(name: &str) -> bool {
@@ -111,8 +112,8 @@ pub(crate) fn untried(context: &Context<'_>, children: &Children) -> Vec<Change>
     let status = cluster.status.as_ref();
     let known = status.and_then(|it| it.observed_generation);
     let mut conditions = status.iter().flat_map(|it| &it.conditions);
-    let is_refused = conditions
-        .any(|it| LASTING.contains(&it.reason.as_str()) || it.reason == "EnvironmentNotPacked");
+    let is_refused =
+        conditions.any(|it| LASTING.contains(&it.reason.as_str()) || it.reason == NOT_PACKED);
     if known == cluster.metadata.generation && !is_refused {
         return Vec::new();
     }

@@ -18,7 +18,8 @@ use crate::trouble::{LASTING, Trouble, refusal};
 use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, scheduler_addresses};
 
 const READY: &str = "Ready";
-const PENDING_CHANGE: &str = "PendingChange";
+/// The condition of a cluster whose pods are not as its spec says.
+pub const PENDING_CHANGE: &str = "PendingChange";
 
 /// Groups that a status tells of: as many as there can be, and as many that are going.
 const GROUPS_TOLD_MAX: usize = 2 * GROUPS_MAX;

@@ -1,3 +1,4 @@
+mod ends;
 mod refusals;
 
 use std::collections::BTreeMap;
