@@ -353,3 +353,53 @@ fn line(who: String, event: &Event) -> Line {
     let text = format!("{}{times}", words.join(": ").replace('\n', " "));
     Line { at: at.unwrap_or_default(), who, text }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::spoke;
+
+    fn container(name: &str, state: &str, restarts: u32) -> Value {
+        json!({
+            "name": name, "image": "i", "imageID": "i", "ready": false,
+            "state": { state: {} }, "restartCount": restarts,
+        })
+    }
+
+    /// Containers of a pod with a log, and whether it is the one of the process before.
+    fn logs(inits: &[Value], own: &[Value]) -> Vec<(String, bool)> {
+        let pod = json!({
+            "metadata": { "name": "p", "labels": { "ebbtide.dev/role": "worker" } },
+            "status": { "initContainerStatuses": inits, "containerStatuses": own },
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        spoke(&pod).into_iter().map(|it| (it.container, it.previous)).collect()
+    }
+
+    #[test]
+    fn every_process_is_heard_that_said_something_and_none_of_others_containers() {
+        let fetch = |state, restarts| container("fetch", state, restarts);
+        let worker = |state, restarts| container("worker", state, restarts);
+        let heard = |of: &[(&str, bool)]| -> Vec<(String, bool)> {
+            of.iter().map(|(name, previous)| ((*name).to_owned(), *previous)).collect()
+        };
+        for (inits, own, expected) in [
+            (vec![], vec![worker("running", 0)], heard(&[("worker", false)])),
+            (
+                vec![fetch("terminated", 0)],
+                vec![container("mesh", "running", 3), worker("running", 1)],
+                heard(&[("fetch", false), ("worker", true), ("worker", false)]),
+            ),
+            // Whose next try waits.
+            (vec![], vec![worker("waiting", 2)], heard(&[("worker", true)])),
+            (
+                vec![fetch("waiting", 2), container("next", "waiting", 0)],
+                vec![worker("waiting", 0)],
+                heard(&[("fetch", true), ("worker", false)]),
+            ),
+        ] {
+            assert_eq!(logs(&inits, &own), expected);
+        }
+    }
+}

@@ -112,14 +112,46 @@ mod tests {
 
     use super::CallError;
 
+    fn refused(code: u16, message: &str) -> CallError {
+        let status = Status::failure(message, "Forbidden").with_code(code);
+        CallError::Refused { what: "create a child", source: kube::Error::Api(Box::new(status)) }
+    }
+
     #[test]
     fn what_the_api_server_refuses_is_told_in_its_words_and_nothing_else() {
         let message = "pods \"a\" is forbidden: exceeded quota: none";
-        let status = Status::failure(message, "Forbidden").with_code(403);
-        let error = CallError::Refused {
-            what: "create a child",
-            source: kube::Error::Api(Box::new(status)),
-        };
-        assert_eq!(error.to_string(), format!("cannot create a child: {message}"));
+        assert_eq!(refused(403, message).to_string(), format!("cannot create a child: {message}"));
+    }
+
+    #[test]
+    fn only_what_its_author_must_change_is_lasting() {
+        for (code, message) in [
+            (400, "admission webhook \"a\" denied the request"),
+            (403, "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\""),
+            (
+                403,
+                "pods \"a\" is forbidden: error looking up service account a/b: serviceaccount \"b\" not found",
+            ),
+            (422, "Pod \"a\" is invalid: spec.tolerations[0].operator: Unsupported value"),
+        ] {
+            assert!(refused(code, message).is_lasting(), "{message}");
+        }
+        for (code, message) in [
+            (403, "pods \"a\" is forbidden: exceeded quota: few, requested: pods=1"),
+            (403, "pods \"a\" is forbidden: status unknown for quota: few, resources: pods"),
+            (
+                403,
+                "pods \"a\" is forbidden: error looking up service account a/default: serviceaccount \"default\" not found",
+            ),
+            (
+                403,
+                "pods is forbidden: User \"system:serviceaccount:a:b\" cannot create resource \"pods\"",
+            ),
+            (409, "object is being deleted: pods \"a\" already exists"),
+            (429, "too many requests"),
+            (500, "Internal error occurred: failed calling webhook \"a\""),
+        ] {
+            assert!(!refused(code, message).is_lasting(), "{message}");
+        }
     }
 }

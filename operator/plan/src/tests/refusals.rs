@@ -1,10 +1,12 @@
 //! What cannot be made, and what people wrote that cannot be.
 
+use std::collections::BTreeMap;
+
 use ebbtide_api::{ClusterStatus, Phase};
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, group, site};
-use crate::{Op, Plan, Refusal, Stage, check, plan};
+use crate::{Op, Plan, Refusal, Site, Stage, check, plan};
 
 /// One that works and is to grow, and what its status is when it cannot.
 fn stuck(is_lasting: bool, stage: Stage) -> ClusterStatus {
@@ -57,6 +59,32 @@ fn settings_that_are_new_are_tried_once_before_anything_is_made() {
     // The scheduler is there: the next one is what the change is about.
     assert_eq!(tried(&world.step()), ["risk-2c6ef0-with-0"]);
     assert!(tried(&world.step()).is_empty());
+}
+
+#[test]
+fn settings_are_tried_until_the_api_server_has_taken_them() {
+    let with_settings = || {
+        World::new(cluster(|spec| {
+            spec["workers"][0]["pod"] = json!({ "priorityClassName": "batch" });
+        }))
+    };
+    for (is_lasting, judged) in [(true, Some(3)), (false, None)] {
+        let mut world = with_settings();
+        let plan = plan(&world.cluster, &world.observed, &site(), at(0));
+        let refusal = Refusal { words: "no", is_lasting, at: Stage::Trials };
+        let status = plan.stuck(&world.cluster, &refusal, at(0));
+        assert_eq!(status.observed_generation, judged);
+        world.cluster.status = Some(status);
+        assert_eq!(tried(&world.step()), ["risk-2c6ef0-w-0"]);
+        assert!(tried(&world.step()).is_empty());
+    }
+    let mut world = with_settings();
+    let unpacked = Site { environments: BTreeMap::new(), ..site() };
+    let plan = plan(&world.cluster, &world.observed, &unpacked, at(0));
+    assert!(tried(&plan).is_empty());
+    assert_eq!(plan.status.observed_generation, Some(3));
+    world.cluster.status = Some(plan.status);
+    assert_eq!(tried(&world.step()), ["risk-2c6ef0-w-0"]);
 }
 
 #[test]
