@@ -46,10 +46,10 @@ def works(namespace: str, workers: int) -> None:
 
 
 @contextmanager
-def upgraded(*options: str) -> Iterator[None]:
+def upgraded(*options: str, chart: Path = CHART) -> Iterator[None]:
     """Have the chart installed with other values meanwhile."""
     # One that fails is undone.
-    helm("upgrade", *RELEASE[:1], str(CHART), *RELEASE[1:], "--reuse-values", *options,
+    helm("upgrade", RELEASE[0], str(chart), *RELEASE[1:], "--reuse-values", *options,
          "--atomic", "--timeout", "90s")  # fmt: skip
     try:
         yield
@@ -72,25 +72,16 @@ def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
         assert before.items() <= pods(namespace).items()
 
 
-@contextmanager
-def previous(folder: Path) -> Iterator[None]:
-    """Have the release before this one meanwhile: its operator, its chart and its definitions."""
-    given = folder / "values.json"
-    given.write_text(json.dumps(values() | {"image": (folder / "operator").read_text().strip()}))
-    helm("upgrade", RELEASE[0], str(folder / "chart"), *RELEASE[1:], "--reset-values",
-         "--values", str(given), "--atomic", "--timeout", "90s")  # fmt: skip
-    try:
-        yield
-    finally:
-        helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
-
-
 @on_the_dev_cluster
 def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:
     folder = Path(os.environ["KUBECONFIG"]).parent / "previous"
     image = (folder / "runtime").read_text().strip()
+    given = values() | {"image": (folder / "operator").read_text().strip()}
+    (folder / "values.json").write_text(json.dumps(given))
+    # Values that are not given are those of that chart.
+    options = ("--reset-values", "--values", str(folder / "values.json"))
 
     def before(spec: dict) -> None:
         del spec["environment"]
@@ -98,7 +89,7 @@ def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
 
     with up(manifest(), namespace), ExitStack() as later:
         there = pods(namespace)
-        with previous(folder):
+        with upgraded(*options, chart=folder / "chart"):
             works(namespace, 3)
             works(namespace, 1)
             later.enter_context(up(manifest(before, "before"), namespace, "before"))
