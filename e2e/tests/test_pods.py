@@ -216,9 +216,9 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
     def changed(spec: dict) -> None:
         spec["workers"][0].update(max=2, pod={"env": [{"name": "A", "value": "1"}]})
 
-    def smaller(spec: dict) -> None:
+    def both(spec: dict) -> None:
         changed(spec)
-        spec["minWorkers"] = 1
+        spec["minWorkers"] = 2
 
     def diff(change: Change) -> str:
         return run("ebbtide", "diff", str(manifest(change)), "-n", namespace)
@@ -242,13 +242,15 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         assert (
             kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.spec.minWorkers}") == "2"
         )
-        refused = run("ebbtide", "up", str(manifest(smaller)), "-n", namespace, check=False)
+        one = json.dumps({"spec": {"minWorkers": 1}})
+        kubectl("patch", "ebb/mean", "-n", namespace, "--type=merge", "-p", one)
+        refused = run("ebbtide", "up", str(manifest(both)), "-n", namespace, check=False)
         assert ".spec.minWorkers" in refused
         taken_over = re.search(r"`kubectl (apply .* -f )FILE`", refused)
         assert taken_over, refused
-        kubectl(*taken_over[1].split(), str(manifest(smaller)), "-n", namespace)
-        wait(namespace, "{.spec.minWorkers}=1")
-        run("ebbtide", "up", str(manifest(smaller)), "-n", namespace)
+        kubectl(*taken_over[1].split(), str(manifest(both)), "-n", namespace)
+        wait(namespace, "{.spec.minWorkers}=2")
+        run("ebbtide", "up", str(manifest(both)), "-n", namespace)
         too_many = kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=3", check=False)
         assert "minWorkers must not be greater than max of the first group" in too_many
         # The worker that runs stays; when it goes, the next one has the variable.
