@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -77,6 +78,14 @@ def mean(shape: tuple[int, int] = (4000, 4000)) -> xp.Array:
     return xp.random.default_rng(7).normal(size=shape, chunks=(500, shape[1])).mean()
 
 
+def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"it never came that {what}"
+        time.sleep(0.5)
+
+
 def objects(namespace: str) -> set[str]:
     """Name everything in a namespace, whatever its kind, less events."""
     kinds = kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
@@ -85,15 +94,23 @@ def objects(namespace: str) -> set[str]:
     return set(found.split())
 
 
+def left(namespace: str, before: set[str]) -> set[str]:
+    """Tell what is there that was not, when what goes with its owner had its time."""
+    if there := objects(namespace) - before:
+        kubectl("wait", "--for=delete", *there, "-n", namespace, "--timeout=30s", check=False)
+    return objects(namespace) - before
+
+
 def pods(namespace: str) -> dict[str, tuple[str, int]]:
-    """Tell uids of pods and how often their containers were started again, by their names."""
+    """Tell uids of pods that stay and how often their containers were started again, by names."""
     found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
     return {
         it["metadata"]["name"]: (
             it["metadata"]["uid"],
-            sum(one["restartCount"] for one in it["status"]["containerStatuses"]),
+            sum(one["restartCount"] for one in it["status"].get("containerStatuses", [])),
         )
         for it in found
+        if "deletionTimestamp" not in it["metadata"]
     }
 
 

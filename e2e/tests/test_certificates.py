@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import OPERATOR, alone, kubectl, mean, on_the_dev_cluster, resize, up
+from conftest import OPERATOR, alone, kubectl, mean, on_the_dev_cluster, resize, until, up
 
 pytestmark = alone
 
@@ -34,14 +33,6 @@ def pods(namespace: str) -> dict[str, str]:
     """Tell the uids of pods by their names."""
     found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
     return {it["metadata"]["name"]: it["metadata"]["uid"] for it in found}
-
-
-def until(is_so: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"it never came that {what}"
-        time.sleep(0.5)
 
 
 def grow(namespace: str, workers: int) -> None:

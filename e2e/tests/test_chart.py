@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import alone, kubectl, on_the_dev_cluster, run
+from conftest import alone, kubectl, on_the_dev_cluster, run, until
 
 RENDERED = Path(__file__).parents[2] / "charts" / "ebbtide" / "rendered"
 
@@ -57,9 +57,13 @@ def test_the_api_server_takes_every_rendering() -> None:
         for it in ("risk", "team-1")
     ]
     with there(*kinds, *spaces):
-        for kind in kinds:
-            crd = f"crd/{kind['metadata']['name']}"
-            kubectl("wait", crd, "--for=condition=Established", "--timeout=30s")
+        names = [it["spec"]["names"]["plural"] for it in kinds]
+
+        def are_served() -> bool:
+            known = kubectl("get", "--raw", "/apis/monitoring.coreos.com/v1", check=False)
+            return all(f'"{it}"' in known for it in names)
+
+        until(are_served, "the kinds are served")
         renderings = list(RENDERED.glob("*.yaml"))
         assert len(renderings) > 2
         for rendering in renderings:

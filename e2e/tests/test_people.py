@@ -10,7 +10,7 @@ from pathlib import Path
 import ebbtide as eb
 import pytest
 import yaml
-from conftest import abroad, kubectl, mean, run, up
+from conftest import abroad, kubectl, mean, run, until, up
 
 
 @contextmanager
@@ -26,6 +26,8 @@ def being(role: str, namespace: str, folder: Path) -> Iterator[None]:
     path.write_text(yaml.safe_dump(made))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KUBECONFIG", str(path))
+        # The API server hears of a binding a moment after it was made.
+        until(lambda: may("get", "clusters.ebbtide.dev", namespace), "they have the role")
         yield
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import OPERATOR, kubectl, on_the_dev_cluster, run, up
+from conftest import OPERATOR, kubectl, on_the_dev_cluster, run, until, up
 from watch import Told, told
 
 Change = Callable[[dict], None]
@@ -167,7 +167,8 @@ def test_a_worker_that_no_node_takes_says_why_and_another_comes_when_it_is_corre
 
     kubectl("apply", "-n", namespace, "-f", str(manifest(gpu)))
     wait(namespace, "{.status.conditions[0].reason}=Unschedulable")
-    assert "Insufficient nvidia.com/gpu" in message(namespace)
+    # At first there may be no room for the scheduler.
+    until(lambda: "Insufficient nvidia.com/gpu" in message(namespace), "the worker is told of")
     told = run("ebbtide", "describe", "mean", "-n", namespace)
     assert "general: 0 of 1 ready, 1 starting" in told
     assert "1 pod: Unschedulable: 0/" in told

@@ -206,7 +206,9 @@ def refused(knock: str) -> bool:
 def operator_ip() -> str:
     """Tell the address of the operator's pod."""
     of = ("-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator")
-    return kubectl("get", "pods", *of, "-o", "jsonpath={.items[0].status.podIP}")
+    found = json.loads(kubectl("get", "pods", *of, "-o", "json"))["items"]
+    (stays,) = (it for it in found if "deletionTimestamp" not in it["metadata"])
+    return stays["status"]["podIP"]
 
 
 @alone

@@ -200,6 +200,9 @@ impl Kubernetes {
         (namespace, name): (&str, &str),
     ) -> anyhow::Result<(Cluster, BTreeMap<String, ByteString>)> {
         let cluster = self.get(namespace, name).await?;
+        if is_going(&cluster) {
+            bail!("cluster {name} is being deleted");
+        }
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let client = ebbtide_plan::client_secret(&cluster);
         let read = || in_time("read the client's credentials", secrets.get_opt(&client));
@@ -293,11 +296,17 @@ impl Kubernetes {
         Ok(in_time("get", self.clusters(namespace).get_opt(name)).await?.is_some())
     }
 
-    /// Whether it is certain that the cluster with this uid is gone.
+    /// Whether it is certain that the cluster with this uid is gone, or goes.
     pub(crate) async fn is_gone(&self, namespace: &str, name: &str, uid: &str) -> bool {
         let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
-        there.is_ok_and(|there| there.is_none_or(|it| it.uid().as_deref() != Some(uid)))
+        let is_over = |it: Cluster| is_going(&it) || it.uid().as_deref() != Some(uid);
+        there.is_ok_and(|there| there.is_none_or(is_over))
     }
+}
+
+/// Whether a cluster is being deleted. None comes back from that.
+fn is_going(cluster: &Cluster) -> bool {
+    cluster.metadata.deletion_timestamp.is_some()
 }
 
 /// Whether `up` has set this field of a cluster's spec.

@@ -232,7 +232,9 @@ async fn carry_out(
                 uid: Some(uid.clone()),
                 resource_version: cluster.resource_version(),
             };
-            delete_cluster(context, &key(cluster), &cluster.name_any(), only).await?;
+            let what = "delete the cluster";
+            delete_only::<Cluster>(context, &key(cluster), what, (&cluster.name_any(), only))
+                .await?;
             "delete cluster"
         }
     };
@@ -346,29 +348,18 @@ pub(crate) async fn delete<K: Child>(
     (name, uid): (&str, &str),
 ) -> Result<(), CallError> {
     let only = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-    let params = DeleteParams::background().preconditions(only);
-    delete_as::<K>(context, key, what, (name, &params)).await
+    delete_only::<K>(context, key, what, (name, only)).await
 }
 
-/// Deletes a cluster, which is there until nothing of it is.
-pub(crate) async fn delete_cluster(
-    context: &Context,
-    key: &Key,
-    name: &str,
-    only: Preconditions,
-) -> Result<(), CallError> {
-    let params = DeleteParams::foreground().preconditions(only);
-    delete_as::<Cluster>(context, key, "delete the cluster", (name, &params)).await
-}
-
-async fn delete_as<K: Child>(
+async fn delete_only<K: Child>(
     context: &Context,
     key: &Key,
     what: &'static str,
-    (name, params): (&str, &DeleteParams),
+    (name, only): (&str, Preconditions),
 ) -> Result<(), CallError> {
     let api: Api<K> = Api::namespaced(context.client.clone(), &key.namespace);
-    match call(what, api.delete(name, params)).await {
+    let only = DeleteParams::background().preconditions(only);
+    match call(what, api.delete(name, &only)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_gone() => {
             context.beliefs.missed(key);

@@ -8,13 +8,13 @@ use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{PostParams, Preconditions};
+use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
 
 use crate::api_call::{CallError, call};
-use crate::apply::{Child, Made, delete, delete_cluster, is_owned, made, try_pod};
+use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
@@ -173,8 +173,7 @@ async fn carry_out(
             "create cluster"
         }
         JobOp::DeleteCluster(it) => {
-            let only = Preconditions { uid: Some(it.uid.clone()), resource_version: None };
-            delete_cluster(context, key, &it.name, only).await?;
+            delete::<Cluster>(context, key, GO, (&it.name, &it.uid)).await?;
             "delete cluster"
         }
         JobOp::CreatePod(pod) => {

@@ -321,7 +321,11 @@ fn gone(cluster: &Cluster, why: &'static str) -> Change {
 fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> Plan {
     if is_going(cluster) {
         // Its children go with it: they carry owner references.
-        return Plan { changes: Vec::new(), status: status::deleting(cluster), next_look: None };
+        return Plan {
+            changes: Vec::new(),
+            status: status::deleting(cluster, now),
+            next_look: None,
+        };
     }
     let refused = |reason, message: &str, key| {
         let status = status::degraded(cluster, reason, message, key, now);

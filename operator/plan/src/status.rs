@@ -317,22 +317,27 @@ pub(crate) fn bounded(message: &str) -> String {
     begin.chain(['…']).collect()
 }
 
-pub(crate) fn deleting(cluster: &Cluster) -> ClusterStatus {
-    ClusterStatus {
-        phase: Phase::Deleting,
-        observed_generation: cluster.metadata.generation,
-        ..cluster.status.clone().unwrap_or_default()
-    }
+/// One that somebody deleted and that waits for what it has.
+pub(crate) fn deleting(cluster: &Cluster, now: Timestamp) -> ClusterStatus {
+    going(cluster, ("Deleting", "it is being deleted"), now)
 }
 
 /// One that is as old as it may become.
 pub(crate) fn expired(cluster: &Cluster, now: Timestamp) -> ClusterStatus {
-    let message = "it is as old as spec.lifetime.max.after";
-    let told = ready_condition(cluster, Phase::Deleting, ("Expired", message), now);
-    let status = deleting(cluster);
+    going(cluster, ("Expired", "it is as old as spec.lifetime.max.after"), now)
+}
+
+fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> ClusterStatus {
+    let told = ready_condition(cluster, Phase::Deleting, (reason, message), now);
+    let status = cluster.status.clone().unwrap_or_default();
     let others = status.conditions.into_iter().filter(|it| it.type_ != READY);
-    let conditions = std::iter::once(told).chain(others).collect();
-    ClusterStatus { message: Some(message.to_owned()), conditions, ..status }
+    ClusterStatus {
+        phase: Phase::Deleting,
+        message: Some(message.to_owned()),
+        observed_generation: cluster.metadata.generation,
+        conditions: std::iter::once(told).chain(others).collect(),
+        ..status
+    }
 }
 
 fn ready_condition(

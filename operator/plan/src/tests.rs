@@ -413,6 +413,8 @@ fn a_cluster_that_is_going_gets_nothing_new() {
     going.metadata.deletion_timestamp = Some(now);
     let plan = plan(&going, &Observed::default(), &site(), at(1));
     assert!(plan.changes.is_empty() && plan.status.phase == Phase::Deleting);
+    let ready = &plan.status.conditions[0];
+    assert_eq!([&*ready.type_, &*ready.status, &*ready.reason], ["Ready", "False", "Deleting"]);
 }
 
 #[test]

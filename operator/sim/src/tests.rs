@@ -1,4 +1,3 @@
-mod ends;
 mod refusals;
 
 use std::collections::BTreeMap;

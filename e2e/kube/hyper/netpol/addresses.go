@@ -48,24 +48,38 @@ func announce(cs kubernetes.Interface) error {
 		return err
 	}
 	told := map[string]bool{}
-	for event := range watcher.Events {
-		if !strings.HasPrefix(filepath.Base(event.Name), network+"-") {
-			continue
-		}
-		if event.Has(fsnotify.Remove) {
-			delete(told, event.Name)
-			continue
-		}
-		text, err := os.ReadFile(event.Name)
+	tell := func(path string) {
+		text, err := os.ReadFile(path)
 		var it result
 		// Of a file that is half written more is heard.
-		if told[event.Name] || err != nil || json.Unmarshal(text, &it) != nil || len(it.Answer.IPs) == 0 {
-			continue
+		if told[path] || err != nil || json.Unmarshal(text, &it) != nil || len(it.Answer.IPs) == 0 {
+			return
 		}
-		told[event.Name] = true
+		told[path] = true
 		go it.annotate(cs)
 	}
-	return fmt.Errorf("nothing watches %s any more", results)
+	prefix := filepath.Join(results, network+"-")
+	there, err := filepath.Glob(prefix + "*")
+	if err != nil {
+		return err
+	}
+	for _, path := range there {
+		tell(path)
+	}
+	for {
+		select {
+		case err := <-watcher.Errors:
+			return err
+		case event := <-watcher.Events:
+			switch {
+			case !strings.HasPrefix(event.Name, prefix):
+			case event.Has(fsnotify.Remove):
+				delete(told, event.Name)
+			default:
+				tell(event.Name)
+			}
+		}
+	}
 }
 
 func (it *result) annotate(cs kubernetes.Interface) {
