@@ -94,11 +94,11 @@ def objects(namespace: str) -> set[str]:
     return set(found.split())
 
 
-def left(namespace: str, before: set[str]) -> set[str]:
-    """Tell what is there that was not, when what goes with its owner had its time."""
-    if there := objects(namespace) - before:
-        kubectl("wait", "--for=delete", *there, "-n", namespace, "--timeout=30s", check=False)
-    return objects(namespace) - before
+def settled(namespace: str, before: set[str]) -> set[str]:
+    """Name everything in a namespace when what is new there had its time to follow its owner."""
+    if new := objects(namespace) - before:
+        kubectl("wait", "--for=delete", *new, "-n", namespace, "--timeout=30s", check=False)
+    return objects(namespace)
 
 
 def pods(namespace: str) -> dict[str, tuple[str, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import alone, kubectl, left, mean, objects, run
+from conftest import alone, kubectl, mean, objects, run, settled
 from test_pods import LENT, workers
 from watch import told
 
@@ -103,7 +103,7 @@ def test_a_program_runs_beside_its_cluster_and_nothing_is_left_of_either(
     for reason in ("CreatedCluster", "CreatedPod", "Succeeded", "DeletedCluster"):
         assert reason in events, events
     kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
-    assert left(namespace, before) == set()
+    assert settled(namespace, before) - before == set()
 
 
 def test_a_program_that_fails_is_tried_as_often_as_asked_and_its_exit_code_is_told(

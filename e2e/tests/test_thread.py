@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import kubectl, left, mean, objects, run, up
+from conftest import kubectl, mean, objects, run, settled, up
 from watch import short, told
 
 SCRIPT = """
@@ -66,7 +66,7 @@ def test_the_ebb_takes_the_workers_when_the_work_is_done_and_then_the_cluster(
         assert workers and all(pods.gone[worker] < cluster for worker in workers)
     reasons = kubectl("get", "events", "-n", namespace, "-o", "jsonpath={.items[*].reason}")
     assert {"Retiring", "DeletedCluster"} <= set(reasons.split())
-    assert left(namespace, before) == set()
+    assert settled(namespace, before) == before
 
 
 def test_a_worker_that_is_killed_in_the_middle_changes_no_bit(
