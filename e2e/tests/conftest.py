@@ -101,16 +101,20 @@ def settled(namespace: str, before: set[str]) -> set[str]:
     return objects(namespace)
 
 
+def staying(namespace: str, *asked: str) -> list[dict]:
+    """Read the pods that are not on their way out."""
+    found = json.loads(kubectl("get", "pods", "-n", namespace, *asked, "-o", "json"))["items"]
+    return [it for it in found if "deletionTimestamp" not in it["metadata"]]
+
+
 def pods(namespace: str) -> dict[str, tuple[str, int]]:
     """Tell uids of pods that stay and how often their containers were started again, by names."""
-    found = json.loads(kubectl("get", "pods", "-n", namespace, "-o", "json"))["items"]
     return {
         it["metadata"]["name"]: (
             it["metadata"]["uid"],
             sum(one["restartCount"] for one in it["status"].get("containerStatuses", [])),
         )
-        for it in found
-        if "deletionTimestamp" not in it["metadata"]
+        for it in staying(namespace)
     }
 
 

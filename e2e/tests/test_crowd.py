@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from api import Api, at, proxy
-from conftest import abroad, alone, kubectl, on_the_dev_cluster, replace_operators, resize, up
+from conftest import abroad, alone, on_the_dev_cluster, pods, replace_operators, resize, up
 
 # The operator is killed, and has much to do.
 pytestmark = [alone, on_the_dev_cluster]
@@ -44,14 +43,7 @@ def crowd(api: Api, path: str) -> None:
 
 def operators() -> dict[str, int]:
     """Tell how often the container of each operator that is to stay was started again."""
-    found = json.loads(kubectl("get", "pods", "-n", "ebbtide", "-o", "json"))["items"]
-    return {
-        it["metadata"]["name"]: sum(
-            one["restartCount"] for one in it["status"]["containerStatuses"]
-        )
-        for it in found
-        if not it["metadata"].get("deletionTimestamp")
-    }
+    return {name: times for name, (_, times) in pods("ebbtide").items()}
 
 
 def test_a_thousand_objects_and_a_hundred_megabytes_of_one_tenant_are_nobody_elses_concern(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ebbtide as eb
 import pytest
-from conftest import abroad, alone, kubectl, mean, no_operator, pods, run, up
+from conftest import abroad, alone, kubectl, mean, no_operator, pods, run, staying, up
 from ebbtide import _native
 
 # Longer than the scheduler waits for a handshake.
@@ -205,10 +205,8 @@ def refused(knock: str) -> bool:
 
 def operator_ip() -> str:
     """Tell the address of the operator's pod."""
-    of = ("-n", "ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator")
-    found = json.loads(kubectl("get", "pods", *of, "-o", "json"))["items"]
-    (stays,) = (it for it in found if "deletionTimestamp" not in it["metadata"])
-    return stays["status"]["podIP"]
+    (pod,) = staying("ebbtide", "-l", "app.kubernetes.io/name=ebbtide-operator")
+    return pod["status"]["podIP"]
 
 
 @alone
