@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::{Cluster, GROUP, names};
+use ebbtide_plan::is_going;
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -302,11 +303,6 @@ impl Kubernetes {
         let is_over = |it: Cluster| is_going(&it) || it.uid().as_deref() != Some(uid);
         there.is_ok_and(|there| there.is_none_or(is_over))
     }
-}
-
-/// Whether a cluster is being deleted. None comes back from that.
-fn is_going(cluster: &Cluster) -> bool {
-    cluster.metadata.deletion_timestamp.is_some()
 }
 
 /// Whether `up` has set this field of a cluster's spec.

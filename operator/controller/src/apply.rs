@@ -227,12 +227,12 @@ async fn carry_out(
             "retire"
         }
         Op::DeleteCluster { uid } => {
+            let what = "delete the cluster";
             // Somebody may just have let it stay.
             let only = Preconditions {
                 uid: Some(uid.clone()),
                 resource_version: cluster.resource_version(),
             };
-            let what = "delete the cluster";
             delete_only::<Cluster>(context, &key(cluster), what, (&cluster.name_any(), only))
                 .await?;
             "delete cluster"

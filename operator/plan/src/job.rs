@@ -24,7 +24,7 @@ use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
 use crate::trouble::REJECTED;
-use crate::{ObjectRef, PodPhase, PodSeen, Refusal, Site, settings};
+use crate::{ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, settings};
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
@@ -115,7 +115,7 @@ pub enum JobOp {
 /// Plans one step of a job.
 pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestamp) -> JobPlan {
     let known = job.status.clone().unwrap_or_default();
-    if job.metadata.deletion_timestamp.is_some() {
+    if is_going(job) {
         // What it has goes with it: it carries owner references.
         return JobPlan { changes: Vec::new(), status: known, next_look: None };
     }
@@ -511,10 +511,6 @@ fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Durati
 
 fn in_seconds(seconds: i32) -> Duration {
     Duration::from_secs(seconds.max(0).unsigned_abs().into())
-}
-
-fn is_going(object: &impl Resource) -> bool {
-    object.meta().deletion_timestamp.is_some()
 }
 
 fn named(object: &impl Resource) -> Named {

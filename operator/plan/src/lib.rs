@@ -310,8 +310,9 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
     Plan { status, next_look, ..plan }
 }
 
-fn is_going(cluster: &Cluster) -> bool {
-    cluster.metadata.deletion_timestamp.is_some()
+/// Whether an object is being deleted. None comes back from that.
+pub fn is_going(object: &impl Resource) -> bool {
+    object.meta().deletion_timestamp.is_some()
 }
 
 fn gone(cluster: &Cluster, why: &'static str) -> Change {

@@ -10,7 +10,8 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
-use crate::job::{JobChange, JobOp, JobPlan, in_seconds, is_going, named};
+use crate::is_going;
+use crate::job::{JobChange, JobOp, JobPlan, in_seconds, named};
 use crate::lifetime::since;
 use crate::status::{bounded, whole_seconds};
 
