@@ -64,11 +64,16 @@ def up(manifest: Path, namespace: str, name: str = "mean") -> Iterator[None]:
         run("ebbtide", "down", name, "-n", namespace)
 
 
-def resize(namespace: str, workers: int, seconds: int = 60, name: str = "mean") -> None:
-    """Have exactly so many workers in a cluster."""
+def ask_for(namespace: str, workers: int, name: str = "mean") -> None:
+    """Ask for exactly so many workers in a cluster."""
     spec = [{"op": "replace", "path": f"/spec/workers/0/{end}", "value": workers}
             for end in ("max", "min")]  # fmt: skip
     kubectl("patch", "ebb", name, "-n", namespace, "--type=json", "-p", json.dumps(spec))
+
+
+def resize(namespace: str, workers: int, seconds: int = 60, name: str = "mean") -> None:
+    """Have exactly so many workers in a cluster."""
+    ask_for(namespace, workers, name)
     ready = f"--for=jsonpath={{.status.workers.ready}}={workers}"
     kubectl("wait", f"ebb/{name}", "-n", namespace, ready, f"--timeout={seconds}s")
 
@@ -138,8 +143,9 @@ def abroad(labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     kubectl("apply", "-f", "-", input=json.dumps(made))
     try:
-        first = ["serviceaccount/default", "configmap/kube-root-ca.crt"]
-        kubectl("wait", "--for=create", *first, "-n", name, "--timeout=30s")
+        # One by one: of two that are not there yet kubectl says so, and waits for none.
+        for first in ("serviceaccount/default", "configmap/kube-root-ca.crt"):
+            kubectl("wait", "--for=create", first, "-n", name, "--timeout=30s")
         yield name
     finally:
         kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")

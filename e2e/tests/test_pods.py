@@ -325,9 +325,12 @@ def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_roo
     # Nobody can be refused before the quota is counted.
     used = "--for=jsonpath={.status.used.pods}=0"
     kubectl("wait", "resourcequota/small", "-n", namespace, used, "--timeout=30s")
-    kubectl("apply", "-n", namespace, "-f", str(manifest()))
+    two = manifest(lambda spec: spec["workers"][0].update(min=2))
+    kubectl("apply", "-n", namespace, "-f", str(two))
     wait(namespace, "{.status.conditions[0].reason}=Quota")
     assert "exceeded quota: small" in message(namespace)
+    # The one that there is room for may be the scheduler or a worker.
+    wait(namespace, "{.status.groups[0].causes[0].cause}=Quota")
     kubectl("delete", "resourcequota", "small", "-n", namespace)
     wait(namespace, "{.status.phase}=Ready")
     run("ebbtide", "down", "mean", "-n", namespace)

@@ -12,6 +12,7 @@ import ebbtide as eb
 from conftest import (
     KUBE,
     alone,
+    ask_for,
     kubectl,
     mean,
     on_the_dev_cluster,
@@ -19,6 +20,7 @@ from conftest import (
     replace_operators,
     resize,
     run,
+    until,
     up,
 )
 
@@ -129,6 +131,9 @@ def older(spec: dict) -> None:
     schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
     for field in LATER:
         del schema["properties"]["status"]["properties"][field]
+    groups = schema["properties"]["status"]["properties"]["groups"]["items"]["properties"]
+    cause = groups["causes"]["items"]["properties"]["cause"]
+    cause["enum"] = [it for it in cause["enum"] if it != "Quota"]
     rules = schema["x-kubernetes-validations"]
     rules[:] = [it for it in rules if not any(field in it["rule"] for field in LATER)]
 
@@ -153,7 +158,9 @@ def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
         spec["workers"][0]["max"] = "two"
 
     with another_definition(loose):
-        kubectl("create", "-f", str(manifest(wrong, "unread")), "-n", namespace)
+        create = ("create", "-f", str(manifest(wrong, "unread")), "-n", namespace)
+        # A moment after it is told of, the definition is what objects are held against.
+        until(lambda: "created" in kubectl(*create, check=False), "it is taken")
     replace_operators()
     with up(manifest(), namespace):
         works(namespace, 2)
@@ -177,6 +184,12 @@ def test_under_an_older_definition_clusters_work_and_under_the_newer_one_they_ar
         before = pods(namespace)
         works(namespace, 2)
         assert not set(LATER) & set(json.loads(kubectl(*status)))
+        kubectl("create", "quota", "full", "--hard=pods=3", "-n", namespace)
+        used = "--for=jsonpath={.status.used.pods}=3"
+        kubectl("wait", "quota/full", "-n", namespace, used, "--timeout=30s")
+        ask_for(namespace, 3)
+        until(lambda: "exceeded quota: full" in kubectl(*status), "what keeps it from growing")
+        kubectl("delete", "quota", "full", "-n", namespace)
     works(namespace, 3)
     assert before.items() <= pods(namespace).items()
     assert set(LATER) - {"phases"} <= set(json.loads(kubectl(*status)))

@@ -30,6 +30,12 @@ pub use crate::strict::check_fields;
 /// Most worker groups of a cluster.
 pub const GROUPS_MAX: usize = 16;
 
+/// Most workers of a group.
+pub const WORKERS_MAX: i32 = 10_000;
+
+/// Longest time that is given in seconds: a day.
+pub const SECONDS_MAX: i32 = 86_400;
+
 /// API group of everything here.
 pub const GROUP: &str = "ebbtide.dev";
 
@@ -114,7 +120,7 @@ pub struct ClusterSpec {
     /// Workers of the first group that are there even without work, if that is more than the group's
     /// own `min`: what `kubectl scale` and other autoscalers write. Default: 0.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 10_000))]
+    #[schemars(range(min = 0, max = WORKERS_MAX))]
     pub min_workers: i32,
     /// Who may reach the scheduler over the network, beside the pods of the cluster's own namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,10 +202,10 @@ pub struct WorkerGroup {
     pub resources: Resources,
     /// Workers that are there even without work. Default: 0.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 10_000))]
+    #[schemars(range(min = 0, max = WORKERS_MAX))]
     pub min: i32,
     /// Workers at most.
-    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(range(min = 1, max = WORKERS_MAX))]
     pub max: i32,
     /// What else each worker's pod has: variables, volumes, nodes.
     #[serde(default, skip_serializing_if = "PodSettings::is_empty")]
@@ -212,7 +218,7 @@ pub struct WorkerGroup {
 pub struct Scaling {
     /// Aim to finish the known queue in so many seconds. Default: 10.
     #[serde(default = "ten")]
-    #[schemars(range(min = 1, max = 86_400))]
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub target_seconds: i32,
     /// How fewer workers come about.
     #[serde(default)]
@@ -228,7 +234,7 @@ pub struct ScaleDown {
     pub window: Length,
     /// How long a worker may take to hand over what it holds, in seconds. Default: 120.
     #[serde(default = "two_minutes")]
-    #[schemars(range(min = 1, max = 86_400))]
+    #[schemars(range(min = 1, max = SECONDS_MAX))]
     pub retire_seconds: i32,
 }
 

@@ -215,14 +215,14 @@ pub struct GroupStatus {
     /// Since when there has been no work for this group, as far as the scheduler said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Time>,
-    /// Why some of its pods cannot work, the commonest first.
+    /// Why some of its pods cannot work or are not made, the commonest first.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "those_known")]
     #[schemars(length(max = CAUSES_MAX))]
     pub causes: Vec<CauseCount>,
 }
 
-/// How many pods cannot work for one cause.
+/// How many pods cannot work, or are not made, for one cause.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CauseCount {
@@ -231,12 +231,12 @@ pub struct CauseCount {
     /// How many pods.
     #[schemars(range(min = 1))]
     pub pods: i32,
-    /// What is said of one of them, by whoever runs it.
+    /// What is said of one of them, by whoever runs or refuses it.
     #[schemars(length(max = MESSAGE_MAX))]
     pub message: String,
 }
 
-/// Why a pod cannot work.
+/// Why a pod cannot work, or is not made.
 #[derive(
     Clone, Copy, Debug, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
 )]
@@ -257,11 +257,37 @@ pub enum Cause {
     NodeLost,
     /// Its node refused it.
     Refused,
+    /// A quota of its namespace has no room for it: it is made when there is.
+    Quota,
+    /// A rule of its namespace or of the Kubernetes cluster does not allow it.
+    Policy,
+    /// The API server does not take its settings, or something that is another's has its name.
+    Rejected,
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Unschedulable,
+        Self::Image,
+        Self::Configuration,
+        Self::OutOfMemory,
+        Self::Exit,
+        Self::Evicted,
+        Self::NodeLost,
+        Self::Refused,
+        Self::Quota,
+        Self::Policy,
+        Self::Rejected,
+    ];
+
+    /// Whether it keeps pods from being made.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Quota | Self::Policy | Self::Rejected)
+    }
+
     /// As it is written.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unschedulable => "Unschedulable",
             Self::Image => "Image",
@@ -271,6 +297,9 @@ impl Cause {
             Self::Evicted => "Evicted",
             Self::NodeLost => "NodeLost",
             Self::Refused => "Refused",
+            Self::Quota => "Quota",
+            Self::Policy => "Policy",
+            Self::Rejected => "Rejected",
         }
     }
 }

@@ -52,6 +52,11 @@ impl CallError {
         self.status().is_some_and(|status| status.code == 409)
     }
 
+    /// What was to be written is not as its definition says.
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.status().is_some_and(|status| status.code == 422)
+    }
+
     /// The namespace goes, and everything in it.
     pub(crate) fn is_for_nothing(&self) -> bool {
         let causes = self.status().and_then(|it| it.details.as_ref()).map(|it| &it.causes);

@@ -1,13 +1,13 @@
 //! All writes of one reconcile: step by step, one match, stopped by an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::{
-    Change, ObjectRef, Op, SecretWanted, Stage, restore_service, says_policy, says_service,
+    Change, ObjectRef, Op, SecretWanted, Stage, Unmade, restore_service, says_policy, says_service,
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
@@ -61,15 +61,33 @@ impl ApplyError {
             }
         }
     }
+
+    /// Whether somebody does not take what was to be made.
+    fn is_refusal(&self) -> bool {
+        self.is_lasting() || matches!(self, Self::Call(error) if error.is_of_quota())
+    }
 }
 
 /// What was done and what was not.
 pub(crate) struct Applied {
     /// Whether every Secret that was to be renewed was.
     pub(crate) renewed: Result<(), ApplyError>,
-    /// Whether everything else that was due was done, or what was not, and why.
-    pub(crate) made: Result<(), (Stage, ApplyError)>,
+    /// What else was due and was not done.
+    pub(crate) failed: Option<Failed>,
 }
+
+/// What was not done.
+pub(crate) struct Failed {
+    /// How far it came.
+    pub(crate) at: Stage,
+    /// What a person must see to, or what went wrong first.
+    pub(crate) error: ApplyError,
+    /// What became of the groups that had a pod refused.
+    pub(crate) unmade: Vec<Unmade>,
+}
+
+/// What came of a change, if it was begun.
+type Came<'a> = (&'a Change, Option<Result<(), ApplyError>>);
 
 /// Pods of one cluster that are created at once.
 const PODS_AT_ONCE: usize = 8;
@@ -89,30 +107,65 @@ pub(crate) async fn apply(
         renewed = renewed.and(carry_out(context, cluster, change).await);
     }
     let step = |now, at_once| apply_step(context, cluster, changes, (now, at_once));
-    let tried = step(Step::Trials, PODS_AT_ONCE).await;
-    if tried.is_err() && is_new {
-        return Applied { renewed, made: tried.map_err(|it| (Stage::Trials, it)) };
+    let mut pods = step(Step::Trials, PODS_AT_ONCE).await;
+    if is_new && has_failed(&pods) {
+        return Applied { renewed, failed: failed(pods, Stage::Trials) };
     }
     // What pods need at once, then everything else that is no pod.
     let mut others = step(Step::Needed, PODS_AT_ONCE).await;
-    if others.is_ok() {
-        others = step(Step::Others, 1).await;
+    if !has_failed(&others) {
+        others.extend(step(Step::Others, 1).await);
     }
-    if let Err(error) = others {
-        return Applied { renewed, made: Err((Stage::Others, error)) };
+    if has_failed(&others) {
+        return Applied { renewed, failed: failed(others, Stage::Others) };
     }
-    let pods = step(Step::Pods, PODS_AT_ONCE).await;
-    Applied { renewed, made: tried.and(pods).map_err(|it| (Stage::Pods, it)) }
+    pods.extend(step(Step::Pods, PODS_AT_ONCE).await);
+    Applied { renewed, failed: failed(pods, Stage::Pods) }
 }
 
-/// In their order, several at a time. After an error nothing more is begun, but pods of other groups. The first
-/// one is told that a person must see to, or the first one.
-async fn apply_step(
+fn has_failed(came: &[Came<'_>]) -> bool {
+    came.iter().any(|(_, done)| matches!(done, Some(Err(_))))
+}
+
+fn failed(came: Vec<Came<'_>>, at: Stage) -> Option<Failed> {
+    let unmade = unmade(&came);
+    let errors = came.into_iter().filter_map(|(_, done)| done?.err());
+    let error = errors.min_by_key(|it| !it.is_lasting())?;
+    Some(Failed { at, error, unmade })
+}
+
+/// Each group that had a pod fail, with the first refusal, or what went wrong first.
+fn unmade(came: &[Came<'_>]) -> Vec<Unmade> {
+    let mut errors = BTreeMap::<&str, &ApplyError>::new();
+    for (change, done) in came {
+        let (Some(group), Some(Err(error))) = (group(change), done) else { continue };
+        let known = errors.entry(group).or_insert(error);
+        if error.is_refusal() && !known.is_refusal() {
+            *known = error;
+        }
+    }
+    let of_group = |(of, error): (&str, &ApplyError)| {
+        let is_made = |(change, done): &&Came<'_>| {
+            let is_pod = matches!(change.op, Op::CreatePod(_)) && group(change) == Some(of);
+            is_pod && matches!(done, Some(Ok(())))
+        };
+        Unmade {
+            group: of.to_owned(),
+            made: came.iter().filter(is_made).count(),
+            words: error.to_string(),
+            is_lasting: error.is_lasting(),
+        }
+    };
+    errors.into_iter().map(of_group).collect()
+}
+
+/// In their order, several at a time. After an error nothing more is begun, but pods of other groups.
+async fn apply_step<'a>(
     context: &Context,
     cluster: &Cluster,
-    changes: &[Change],
+    changes: &'a [Change],
     (now, at_once): (Step, usize),
-) -> Result<(), ApplyError> {
+) -> Vec<Came<'a>> {
     let step = |change: &Change| match change.op {
         Op::RenewSecret(_) => Step::Done,
         Op::TryPod(_) => Step::Trials,
@@ -137,19 +190,17 @@ async fn apply_step(
                 |failed: &BTreeSet<_>| failed.contains(&group) || failed.contains(&None);
             let failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
             if is_in_vain(&failed()) {
-                return Ok(());
+                return (change, None);
             }
             let done = carry_out(context, cluster, change).await;
             if done.is_err() {
                 failed().insert(group);
             }
-            done
+            (change, Some(done))
         };
         due.push(carried_out.boxed());
     }
-    let done: Vec<Result<(), ApplyError>> = stream::iter(due).buffered(at_once).collect().await;
-    let errors = done.into_iter().filter_map(Result::err);
-    errors.min_by_key(|it| !it.is_lasting()).map_or(Ok(()), Err)
+    stream::iter(due).buffered(at_once).collect().await
 }
 
 /// The worker group that a change makes a pod of.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::api_call::CallError;
-use crate::apply::{Applied, ApplyError, apply};
+use crate::apply::{Applied, ApplyError, Failed, apply};
 use crate::jobs::{self, JobError};
 use crate::known::Known;
 use crate::metrics::{Class, Metrics, Outcome};
@@ -155,15 +155,15 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
     let planned = context.beliefs.as_planned(key, cluster);
     let plan = plan(&planned, &observed, &context.site, (context.clock)()).traced(trace);
     let is_new = observed.pods.is_empty() && !is_told_to_have_begun(&planned);
-    let Applied { renewed, made } = apply(context, cluster, &plan.changes, is_new).await;
+    let Applied { renewed, failed } = apply(context, cluster, &plan.changes, is_new).await;
     let plan = match &renewed {
         Ok(()) => plan,
         Err(error) => plan.without_renewal(&planned, &error.to_string()),
     };
-    if let Err((at, error)) = made {
+    if let Some(Failed { at, error, unmade }) = failed {
         let (words, is_lasting) = (&*error.to_string(), error.is_lasting());
         let why = Refusal { words, is_lasting, at };
-        let status = plan.stuck(cluster, &why, (context.clock)());
+        let status = plan.stuck(cluster, &why, &unmade, (context.clock)());
         record(context, cluster, &status, &[]).await.map_err(LookError::Record)?;
         return Err(error.into());
     }

@@ -70,11 +70,13 @@ async fn write(
 ) -> Result<(), CallError> {
     let clusters: Api<Cluster> =
         Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let mut next = cluster.clone();
-    next.status = Some(status.clone());
-    let (name, params) = (cluster.name_any(), PostParams::default());
-    let writing = clusters.replace_status(&name, &params, &next);
-    match call("write the status", writing).await {
+    let mut written = replace(&clusters, cluster, status).await;
+    // A definition from before does not have these causes.
+    let known = without_refusals(status);
+    if matches!(&written, Err(error) if error.is_invalid()) && known != *status {
+        written = replace(&clusters, cluster, &known).await;
+    }
+    match written {
         Ok(written) => {
             context.beliefs.wrote(status, written);
             count_phase(context, cluster, status);
@@ -86,6 +88,25 @@ async fn write(
         }
         Err(error) => Err(error),
     }
+}
+
+async fn replace(
+    clusters: &Api<Cluster>,
+    cluster: &Cluster,
+    status: &ClusterStatus,
+) -> Result<Cluster, CallError> {
+    let mut next = cluster.clone();
+    next.status = Some(status.clone());
+    let (name, params) = (cluster.name_any(), PostParams::default());
+    call("write the status", clusters.replace_status(&name, &params, &next)).await
+}
+
+fn without_refusals(status: &ClusterStatus) -> ClusterStatus {
+    let mut status = status.clone();
+    for group in &mut status.groups {
+        group.causes.retain(|it| !it.cause.is_refusal());
+    }
+    status
 }
 
 /// Counts how long the phase took that is over.

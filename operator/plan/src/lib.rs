@@ -26,7 +26,8 @@ use std::fmt;
 use std::time::Duration;
 
 use ebbtide_api::{
-    Cluster, ClusterSpec, ClusterStatus, Engine, EnvironmentSpec, GROUPS_MAX, WorkerGroup, names,
+    Cluster, ClusterSpec, ClusterStatus, Engine, EnvironmentSpec, GROUPS_MAX, SECONDS_MAX, Scaling,
+    WORKERS_MAX, WorkerGroup, names,
 };
 use ebbtide_contract::demand::{Group, SILENT_SECONDS};
 use ebbtide_contract::view::Demand;
@@ -197,9 +198,15 @@ impl Plan {
         self
     }
 
-    /// The status when one of the changes could not be made.
-    pub fn stuck(&self, cluster: &Cluster, why: &Refusal<'_>, now: Timestamp) -> ClusterStatus {
-        let status = status::stuck(cluster, &self.status, why, now);
+    /// The status when one of the changes could not be made, nor pods of these groups.
+    pub fn stuck(
+        &self,
+        cluster: &Cluster,
+        why: &Refusal<'_>,
+        unmade: &[Unmade],
+        now: Timestamp,
+    ) -> ClusterStatus {
+        let status = status::stuck(cluster, &self.status, (why, unmade), now);
         times::timed(cluster.status.as_ref(), status, now)
     }
 
@@ -225,6 +232,19 @@ pub struct Refusal<'a> {
     pub is_lasting: bool,
     /// How far it came.
     pub at: Stage,
+}
+
+/// That pods of a group could not be made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Unmade {
+    /// Name of the group.
+    pub group: String,
+    /// How many of its pods were made before.
+    pub made: usize,
+    /// Why no more, in the API server's words, or ours.
+    pub words: String,
+    /// Whether a person must change something.
+    pub is_lasting: bool,
 }
 
 /// How much of a plan was done when something could not be.
@@ -412,6 +432,7 @@ pub fn check(spec: &ClusterSpec) -> Result<(), String> {
 pub(crate) fn check_any(spec: &ClusterSpec) -> Result<(), String> {
     check_workers(&spec.workers)?;
     check_least(spec)?;
+    check_scaling(&spec.scaling)?;
     check_age(spec)?;
     check_access(spec)?;
     settings::check(spec)?;
@@ -445,9 +466,9 @@ fn check_workers(workers: &[WorkerGroup]) -> Result<(), String> {
 fn check_group(group: &WorkerGroup) -> Result<(), String> {
     let WorkerGroup { name, min, max, .. } = group;
     names::check_group(name).map_err(|error| format!("spec.workers: name: {error}"))?;
-    if *min < 0 || *max < 1 {
+    if *min < 0 || !(1..=WORKERS_MAX).contains(max) {
         return Err(format!(
-            "spec.workers[{name}]: min {min} must be at least 0 and max {max} at least 1"
+            "spec.workers[{name}]: min {min} must be at least 0 and max {max} from 1 to {WORKERS_MAX}"
         ));
     }
     if min > max {
@@ -464,6 +485,20 @@ fn check_least(spec: &ClusterSpec) -> Result<(), String> {
     Err(format!(
         "spec.minWorkers: {least} must be at least 0 and at most max of the first group, {max}"
     ))
+}
+
+fn check_scaling(scaling: &Scaling) -> Result<(), String> {
+    let of_retiring = scaling.down.retire_seconds;
+    for (field, seconds) in
+        [("targetSeconds", scaling.target_seconds), ("down.retireSeconds", of_retiring)]
+    {
+        if !(1..=SECONDS_MAX).contains(&seconds) {
+            return Err(format!(
+                "spec.scaling.{field}: {seconds} must be from 1 to {SECONDS_MAX} seconds"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_age(spec: &ClusterSpec) -> Result<(), String> {

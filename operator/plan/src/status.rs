@@ -14,8 +14,8 @@ use crate::children::Children;
 use crate::image::{is_told_to_have_begun, scheduler};
 use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
-use crate::trouble::{LASTING, Trouble, refusal};
-use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, scheduler_addresses};
+use crate::trouble::{LASTING, Trouble, refusal, refused};
+use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, Unmade, scheduler_addresses};
 
 const READY: &str = "Ready";
 /// The condition of a cluster whose pods are not as its spec says.
@@ -253,10 +253,27 @@ fn causes(troubles: &[(String, Trouble)]) -> Vec<CauseCount> {
         let first = || CauseCount { cause: *cause, pods: 0, message: bounded(message) };
         found.entry(*cause).or_insert_with(first).pods += 1;
     }
-    let mut causes: Vec<CauseCount> = found.into_values().collect();
+    commonest(found.into_values().collect())
+}
+
+fn commonest(mut causes: Vec<CauseCount>) -> Vec<CauseCount> {
     causes.sort_by_key(|it| std::cmp::Reverse(it.pods));
     causes.truncate(CAUSES_MAX);
     causes
+}
+
+/// A group that tells which of its pods were refused in this look, and not in an earlier one.
+fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
+    let told = group.causes.iter().filter(|it| !it.cause.is_refusal()).cloned();
+    let unmade = unmade.iter().filter(|it| it.group == group.name);
+    let WorkerCounts { desired, starting, ready, .. } = group.workers;
+    let refused = unmade.filter_map(|Unmade { made, words, is_lasting, .. }| {
+        let there = starting.saturating_add(ready).saturating_add(count(*made));
+        let pods = Some(desired.saturating_sub(there)).filter(|it| *it > 0)?;
+        let (cause, message) = (refused(words, *is_lasting)?, bounded(words));
+        Some(CauseCount { cause, pods, message })
+    });
+    GroupStatus { causes: commonest(told.chain(refused).collect()), ..group.clone() }
 }
 
 /// A spec that nothing can be made of.
@@ -281,14 +298,15 @@ pub(crate) fn degraded(
 pub(crate) fn stuck(
     cluster: &Cluster,
     planned: &ClusterStatus,
-    why: &Refusal<'_>,
+    (why, unmade): (&Refusal<'_>, &[Unmade]),
     now: Timestamp,
 ) -> ClusterStatus {
     let message = Some(bounded(why.words));
+    let groups = planned.groups.iter().map(|it| with_refused(it, unmade)).collect();
     // What is there may still be of the image before.
     let before = cluster.status.as_ref().and_then(|it| it.image.clone());
     let image = before.or_else(|| planned.image.clone());
-    let status = ClusterStatus { message, image, ..planned.clone() };
+    let status = ClusterStatus { message, image, groups, ..planned.clone() };
     let reason = refusal(why);
     let phase = match planned.phase {
         Phase::Deleting => Phase::Deleting,
@@ -331,8 +349,11 @@ fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> 
     let told = ready_condition(cluster, Phase::Deleting, (reason, message), now);
     let status = cluster.status.clone().unwrap_or_default();
     let others = status.conditions.into_iter().filter(|it| it.type_ != READY);
+    // It gets no more pods.
+    let groups = status.groups.iter().map(|it| with_refused(it, &[])).collect();
     ClusterStatus {
         phase: Phase::Deleting,
+        groups,
         message: Some(message.to_owned()),
         observed_generation: cluster.metadata.generation,
         conditions: std::iter::once(told).chain(others).collect(),

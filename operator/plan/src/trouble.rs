@@ -66,18 +66,25 @@ impl Trouble {
 }
 
 /// Reasons that a person must see to: another try alone does not help.
-pub(crate) const LASTING: [&str; 2] = [REJECTED, "Policy"];
+pub(crate) const LASTING: [&str; 2] = [REJECTED, Cause::Policy.as_str()];
 
 /// The API server does not take what a manifest asks for.
-pub(crate) const REJECTED: &str = "Rejected";
+pub(crate) const REJECTED: &str = Cause::Rejected.as_str();
 
 /// Why a change could not be made, as a reason of a condition.
 pub(crate) fn refusal(why: &Refusal<'_>) -> &'static str {
-    let reasons =
-        [("exceeded quota", "Quota"), ("violates PodSecurity", "Policy"), ("denied", "Policy")];
-    let known = reasons.iter().find(|(words, _)| why.words.contains(words));
-    let other = if why.is_lasting { REJECTED } else { "ApplyFailed" };
-    known.map_or(other, |(_, it)| it)
+    refused(why.words, why.is_lasting).map_or("ApplyFailed", Cause::as_str)
+}
+
+/// Why somebody does not take what is to be made, if that is why it is not.
+pub(crate) fn refused(words: &str, is_lasting: bool) -> Option<Cause> {
+    let causes = [
+        ("exceeded quota", Cause::Quota),
+        ("violates PodSecurity", Cause::Policy),
+        ("denied", Cause::Policy),
+    ];
+    let known = causes.into_iter().find(|(said, _)| words.contains(said)).map(|(_, cause)| cause);
+    known.or_else(|| is_lasting.then_some(Cause::Rejected))
 }
 
 fn joined(first: &str, second: &str) -> String {
@@ -118,16 +125,7 @@ mod tests {
     #[test]
     fn every_cause_is_in_the_table_for_people_on_call() {
         let table = include_str!("../../../docs/on-call.md");
-        for cause in [
-            Cause::Unschedulable,
-            Cause::Image,
-            Cause::Configuration,
-            Cause::OutOfMemory,
-            Cause::Exit,
-            Cause::Evicted,
-            Cause::NodeLost,
-            Cause::Refused,
-        ] {
+        for cause in Cause::ALL {
             assert!(table.contains(&format!("`{}`", cause.as_str())), "{cause:?}");
         }
     }

@@ -59,7 +59,7 @@ pub struct Store {
     uids: u64,
     /// The first version from which a watch may begin.
     compacted: u64,
-    /// Fields of a cluster's status that its definition does not have.
+    /// Fields of a cluster's status, and causes, that its definition does not have.
     undefined: BTreeSet<String>,
 }
 
@@ -89,9 +89,9 @@ impl Store {
         self.compacted
     }
 
-    /// Takes a field of a cluster's status out of the definition.
-    pub fn undefine(&mut self, field: &str) {
-        self.undefined.insert(field.to_owned());
+    /// Takes a field of a cluster's status, or a cause that it may tell, out of the definition.
+    pub fn undefine(&mut self, word: &str) {
+        self.undefined.insert(word.to_owned());
     }
 
     /// Forgets how things became what they are.
@@ -197,6 +197,13 @@ impl Store {
                 && let Some(status) = next["status"].as_object_mut()
             {
                 status.retain(|field, _| !self.undefined.contains(field));
+                let groups = status.get("groups").and_then(Value::as_array).into_iter().flatten();
+                let causes = groups.filter_map(|it| it["causes"].as_array()).flatten();
+                let mut causes = causes.filter_map(|it| it["cause"].as_str());
+                if let Some(cause) = causes.find(|it| self.undefined.contains(*it)) {
+                    let why = format!("status.groups.causes.cause: Unsupported value: {cause:?}");
+                    return Err(invalid(kind, name, &why));
+                }
             }
         } else {
             for kept in SERVERS_OWN {

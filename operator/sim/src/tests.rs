@@ -14,7 +14,7 @@ use crate::faults::{EDITED, Edit, EventFault, Fault};
 use crate::growth::come_and_go;
 use crate::kinds::{self, Kind};
 use crate::lives::{
-    LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, with_jobs, within,
+    LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, status, with_jobs, within,
 };
 use crate::nodes::Failure;
 use crate::store::Store;
@@ -154,8 +154,8 @@ fn an_image_that_is_corrected_before_anything_ran_is_what_runs_whatever_goes_wro
 
 #[test]
 fn under_a_definition_from_before_an_operator_works_and_comes_to_rest() {
-    let fields = ["credentials", "idleSince", "jobs", "phaseSince", "phases", "startedAt"];
-    for undefined in [&fields[..], &fields[..1], &fields[3..4], &fields[5..]] {
+    let fields = ["credentials", "idleSince", "jobs", "phaseSince", "phases", "startedAt", "Quota"];
+    for undefined in [&fields[..], &fields[..1], &fields[3..4], &fields[5..6], &fields[6..]] {
         within(|| async move {
             let world = World::new(&Conditions::quiet());
             world.server.change(|store, _| undefined.iter().for_each(|it| store.undefine(it)));
@@ -171,7 +171,17 @@ fn under_a_definition_from_before_an_operator_works_and_comes_to_rest() {
             world.restart(0);
             world.rest(Duration::from_mins(10)).await.unwrap();
             assert_eq!(world.children(), before);
+            world.server.admit(|it| it.quota = Some(2));
             world.queue(3);
+            let is_told = |store: &Store| status(store)["message"].to_string().contains("quota");
+            world.until("it is told that there is no room", is_told).await.unwrap();
+            sleep(Duration::from_mins(2)).await;
+            let writes = || world.server.trace().matches("Replace clusters").count();
+            let before = writes();
+            assert!(before > 0);
+            sleep(Duration::from_mins(10)).await;
+            assert_eq!(writes(), before);
+            world.server.admit(|it| it.quota = None);
             world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
         });
     }

@@ -97,9 +97,16 @@ fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
         // Who deletes it ends its program, and so does a cluster that goes.
         _ if pod.is_deleting || !has_cluster => Kind::Lost,
         Some(Cause::OutOfMemory) => Kind::OutOfMemory,
-        Some(Cause::Evicted | Cause::NodeLost | Cause::Refused | Cause::Unschedulable) | None => {
-            Kind::Lost
-        }
+        Some(
+            Cause::Evicted
+            | Cause::NodeLost
+            | Cause::Refused
+            | Cause::Unschedulable
+            | Cause::Quota
+            | Cause::Policy
+            | Cause::Rejected,
+        )
+        | None => Kind::Lost,
         Some(Cause::Exit | Cause::Configuration | Cause::Image) => Kind::Exit,
     };
     let told = pod.trouble.as_ref().map_or("it ended, and nobody says how", |it| &it.message);

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ebbtide_api::status::{Cause, CauseCount};
 use ebbtide_api::{ClusterStatus, Phase};
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, group, site};
-use crate::{Op, Plan, Refusal, Site, Stage, check, plan};
+use crate::{Op, Plan, Refusal, Site, Stage, Trouble, Unmade, check, plan};
 
 /// One that works and is to grow, and what its status is when it cannot.
 fn stuck(is_lasting: bool, stage: Stage) -> ClusterStatus {
@@ -16,7 +17,7 @@ fn stuck(is_lasting: bool, stage: Stage) -> ClusterStatus {
     world.step();
     let plan = plan(&world.cluster, &world.observed, &site(), at(60));
     assert_eq!(plan.status.phase, Phase::Ready);
-    plan.stuck(&world.cluster, &Refusal { words: "no", is_lasting, at: stage }, at(60))
+    plan.stuck(&world.cluster, &Refusal { words: "no", is_lasting, at: stage }, &[], at(60))
 }
 
 #[test]
@@ -31,6 +32,76 @@ fn what_only_does_not_grow_is_ready_and_what_a_person_must_see_to_is_degraded() 
     let conditions: Vec<_> = conditions.collect();
     assert_eq!(conditions, [("Ready", "Rejected"), ("PendingChange", "UpToDate")]);
     assert_eq!(status.message.as_deref(), Some("no"));
+}
+
+/// What the groups of a cluster tell when some could not get all their pods.
+fn causes(world: &World, unmade: &[Unmade]) -> Vec<Vec<(Cause, i32, String)>> {
+    let plan = plan(&world.cluster, &world.observed, &site(), at(60));
+    let why = Refusal { words: "the first one's", is_lasting: false, at: Stage::Pods };
+    let status = plan.stuck(&world.cluster, &why, unmade, at(60));
+    let causes = status.groups.into_iter().map(|it| it.causes);
+    causes.map(|all| all.into_iter().map(|it| (it.cause, it.pods, it.message)).collect()).collect()
+}
+
+fn of_quota(group: &str, made: usize) -> Unmade {
+    let words = "exceeded quota: small".to_owned();
+    Unmade { group: group.to_owned(), made, words, is_lasting: false }
+}
+
+#[test]
+fn each_group_tells_how_many_pods_it_lacks_and_who_refuses_them() {
+    let mut world = World::new(cluster(|spec| {
+        let mut many = group("many", 100);
+        many["min"] = json!(100);
+        spec["workers"] = json!([many, group("none", 9), group("one", 1)]);
+        spec["workers"][2]["min"] = json!(1);
+    }));
+    let rejected = |words: &str, is_lasting| {
+        let (group, words) = ("one".to_owned(), words.to_owned());
+        Unmade { group, made: 0, words, is_lasting }
+    };
+    let told = causes(&world, &[of_quota("many", 8), of_quota("none", 0), rejected("no", true)]);
+    let quota = |pods| vec![(Cause::Quota, pods, "exceeded quota: small".to_owned())];
+    // Who lacks none tells nothing.
+    assert_eq!(told, [quota(92), vec![], vec![(Cause::Rejected, 1, "no".to_owned())]]);
+    let policy = causes(&world, &[rejected("violates PodSecurity \"restricted\"", true)]);
+    assert_eq!(policy[2][0].0, Cause::Policy);
+    // That the API server is away is no refusal.
+    assert_eq!(causes(&world, &[rejected("no answer", false)]), vec![vec![]; 3]);
+    world.step();
+    let there = world.observed.pods.iter().filter(|it| it.name.contains("-many-")).count();
+    assert!((50..92).contains(&there));
+    let left = i32::try_from(92 - there).unwrap();
+    assert_eq!(causes(&world, &[of_quota("many", 8)])[0], quota(left));
+}
+
+#[test]
+fn a_refusal_is_told_once_and_beside_what_ails_the_pods_that_are_there() {
+    let mut world = World::new(cluster(|spec| {
+        spec["workers"] = json!([group("w", 100)]);
+        spec["workers"][0]["min"] = json!(100);
+    }));
+    world.step();
+    world.run();
+    let mut before = plan(&world.cluster, &world.observed, &site(), at(60)).status;
+    let refused = |world: &World| causes(world, &[of_quota("w", 0)]).remove(0);
+    let first = refused(&world);
+    assert_eq!(first.len(), 1);
+    // The scheduler says nothing for a moment: the status is that of before, with what was refused then.
+    let message = "of an earlier look".to_owned();
+    before.groups[0].causes = vec![CauseCount { cause: Cause::Quota, pods: 1, message }];
+    before.phase = Phase::Ready;
+    world.cluster.status = Some(before);
+    let demand = world.observed.demand.take();
+    assert_eq!(refused(&world), first);
+    world.observed.demand = demand;
+    let kinds = [Cause::Image, Cause::Exit, Cause::Evicted, Cause::Unschedulable];
+    let workers = world.observed.pods.iter_mut().filter(|it| it.name.contains("-w-"));
+    for (pod, cause) in workers.zip(kinds) {
+        pod.trouble = Some(Trouble { cause, message: cause.as_str().to_owned() });
+    }
+    let told: Vec<Cause> = refused(&world).into_iter().map(|it| it.0).collect();
+    assert_eq!((told.len(), told[0]), (4, Cause::Quota));
 }
 
 fn tried(plan: &Plan) -> Vec<&str> {
@@ -72,7 +143,7 @@ fn settings_are_tried_until_the_api_server_has_taken_them() {
         let mut world = with_settings();
         let plan = plan(&world.cluster, &world.observed, &site(), at(0));
         let refusal = Refusal { words: "no", is_lasting, at: Stage::Trials };
-        let status = plan.stuck(&world.cluster, &refusal, at(0));
+        let status = plan.stuck(&world.cluster, &refusal, &[], at(0));
         assert_eq!(status.observed_generation, judged);
         world.cluster.status = Some(status);
         assert_eq!(tried(&world.step()), ["risk-2c6ef0-w-0"]);
@@ -108,6 +179,10 @@ fn what_would_take_a_cluster_away_at_once_and_keys_that_are_none_are_refused() {
     let wrong = |change: fn(&mut Value)| check(&cluster(change).spec).unwrap_err();
     let idle = wrong(|spec| spec["lifetime"] = json!({ "idle": { "after": "0s" } }));
     assert!(idle.starts_with("spec.lifetime.idle.after: 0s would take"), "{idle}");
+    let scaling = wrong(|spec| spec["scaling"] = json!({ "targetSeconds": -5 }));
+    assert!(scaling.starts_with("spec.scaling.targetSeconds: -5 must be from 1 to"), "{scaling}");
+    let max = wrong(|spec| spec["workers"][0]["max"] = json!(10_001));
+    assert!(max.contains("max 10001 from 1 to 10000"), "{max}");
     let access = wrong(|spec| {
         spec["access"] = json!({ "namespaces": { "matchLabels": { "a b": "c" } } });
     });

@@ -71,7 +71,7 @@ fn what_could_not_be_renewed_is_tried_again() {
     assert_eq!(renewed(&due(&world)), 3);
     // What else could not be done is no reason to renew again.
     let no_room = Refusal { words: "no room", is_lasting: false, at: Stage::Pods };
-    let stuck = due(&world).stuck(&world.cluster, &no_room, at(10));
+    let stuck = due(&world).stuck(&world.cluster, &no_room, &[], at(10));
     assert_eq!(stuck.credentials.as_deref(), Some("b2-0"));
     world.cluster.status = Some(stuck);
     assert_eq!(renewed(&world.after(20)), 0);

@@ -28,6 +28,11 @@ fn count(store: &Store, kind: kinds::Kind) -> usize {
     store.list(kind).count()
 }
 
+/// What a group of the cluster tells of its pods.
+fn causes(store: &Store, group: usize) -> Value {
+    status(store)["groups"][group]["causes"].clone()
+}
+
 #[test]
 fn of_a_cluster_with_settings_that_nobody_takes_nothing_is_made_and_corrected_it_is_ready() {
     within(|| async {
@@ -45,12 +50,29 @@ fn of_a_cluster_with_settings_that_nobody_takes_nothing_is_made_and_corrected_it
                 world.server.trace()
             );
         }
+        // Whoever needs no pod has none refused.
+        assert!(world.server.look(|store| causes(store, 1).is_null()));
         world.server.admit(|it| it.untaken = None);
         world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
         world.rest(Duration::from_mins(5)).await.unwrap();
         // At first, and after each longer wait.
         let tries = world.server.trace().matches("Try pods risk").count();
         assert!((5..20).contains(&tries), "{tries}");
+    });
+}
+
+#[test]
+fn a_group_whose_settings_nobody_takes_tells_how_many_pods_it_lacks() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        world.server.admit(|it| it.untaken = Some((names::WORKER_GROUP, "more")));
+        let mut manifest = with_settings(with_groups("1Gi", 2), 1);
+        manifest["spec"]["workers"][1]["min"] = json!(2);
+        world.apply(&manifest);
+        world.until("it is told", is_degraded).await.unwrap();
+        let told = world.server.look(|store| causes(store, 1));
+        assert_eq!((&told[0]["cause"], &told[0]["pods"]), (&json!("Rejected"), &json!(2)));
+        assert!(world.server.look(|store| causes(store, 0).is_null()));
     });
 }
 
@@ -88,6 +110,9 @@ fn a_group_whose_pods_nobody_takes_keeps_no_other_from_growing() {
             world.server.look(|store| store.list(kinds::POD).filter(|pod| of_other(pod)).count());
         assert_eq!(made, 40, "{}", world.server.trace());
         assert!(world.server.look(|store| status(store)["phase"] == "Degraded"));
+        let told = world.server.look(|store| causes(store, 0));
+        assert_eq!((&told[0]["cause"], &told[0]["pods"]), (&json!("Rejected"), &json!(40)));
+        assert!(world.server.look(|store| causes(store, 1).is_null()));
     });
 }
 
@@ -100,6 +125,17 @@ fn what_has_no_room_to_grow_is_ready_and_says_so() {
         let is_told = |store: &Store| status(store)["message"].to_string().contains("quota");
         world.until("it is told", is_told).await.unwrap();
         assert!(world.server.look(|store| is_ready(store, 1)));
+        let lacks = |store: &Store, pods: u32| {
+            let told = causes(store, 0);
+            told[0]["cause"] == "Quota" && told[0]["pods"] == pods
+        };
+        world.until("it tells how many", |store| lacks(store, 2)).await.unwrap();
+        world.server.admit(|it| it.quota = Some(3));
+        world.until("it tells how many are left", |store| lacks(store, 1)).await.unwrap();
+        world.server.admit(|it| it.quota = None);
+        world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
+        world.until("nothing ails it", |store| causes(store, 0).is_null()).await.unwrap();
+        world.rest(Duration::from_mins(5)).await.unwrap();
     });
 }
 
