@@ -25,6 +25,7 @@ from conftest import (
     on_the_dev_cluster,
     resize,
     run,
+    settled,
     up,
 )
 from watch import owner, short, told
@@ -51,7 +52,7 @@ def test_the_way_through_the_api_server_is_cut_in_the_middle(
             bits = cluster._compute([large._expression], cut_once)[0]
         assert cut.is_set()
         assert bits == large.compute().tobytes()
-    assert objects(namespace) == before
+    assert settled(namespace, before) == before
 
 
 @contextmanager
