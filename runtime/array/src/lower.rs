@@ -14,7 +14,7 @@ use ebbtide_core::{AxisRelation, Cost, Group, GroupId, Input, Relation, Space};
 
 use crate::expression::without;
 use crate::lower::steps::Steps;
-use crate::program::{Map, Program, Slice};
+use crate::program::{Map, Program, Slice, elements};
 use crate::{Array, ArrayError, Call, DType, Op, ReduceOp};
 
 /// Chunks that one task of a reduction's tree combines, over all its axes.
@@ -26,6 +26,9 @@ const TREE_BYTES: u64 = 128 << 20;
 
 /// Largest chunk that travels, in bytes.
 pub const CHUNK_BYTES_MAX: u64 = 4 << 30;
+
+/// Axes that reductions of one map may end and take another one along: a map that ends more is made by itself.
+const ENDED_MAX: usize = 16;
 
 /// What a Python object is taken to need until it is there, in bytes.
 const OBJECT_BYTES: u64 = 1 << 20;
@@ -53,6 +56,7 @@ pub fn lower(
     let mut lowering = Lowering {
         users: users(targets),
         made: BTreeMap::new(),
+        ended: BTreeMap::new(),
         groups: Vec::new(),
         next: first,
         held,
@@ -62,8 +66,11 @@ pub fn lower(
             lowering.ensure(&array.node().inputs[0])?;
         }
         let is_target = targets.iter().any(|it| it.address() == array.address());
-        if is_target || !lowering.is_inlined(&array) {
+        let ended = lowering.ended(&array);
+        if is_target || ended > ENDED_MAX || !lowering.is_inlined(&array) {
             lowering.ensure(&array)?;
+        } else {
+            lowering.ended.insert(array.address(), ended);
         }
     }
     let targets = targets.iter().map(|target| lowering.own(target)).collect::<Result<_, _>>()?;
@@ -74,6 +81,8 @@ struct Lowering<'a> {
     held: &'a dyn Fn(u64, u64, u32, &Array) -> Option<GroupId>,
     users: BTreeMap<usize, u32>,
     made: BTreeMap<usize, GroupId>,
+    /// Of what is made where it is used, how many axes reductions end in it.
+    ended: BTreeMap<usize, usize>,
     groups: Vec<Group>,
     next: GroupId,
 }
@@ -108,6 +117,14 @@ impl Lowering<'_> {
             | Op::Quantile { .. }
             | Op::TopK { .. } => false,
         }
+    }
+
+    /// How many axes reductions end in the map that makes an array.
+    fn ended(&self, array: &Array) -> usize {
+        let node = array.node();
+        let of_inputs = node.inputs.iter().filter_map(|it| self.ended.get(&it.address()));
+        let own = if let Op::Reduce { axes, .. } = &node.op { axes.len() } else { 0 };
+        of_inputs.sum::<usize>() + own
     }
 
     /// Makes an array a group of its own, if it is none yet.
@@ -300,21 +317,14 @@ fn kind_of(function: &[u8]) -> u64 {
 
 fn map_cost(map: &Map, output_elements: u64) -> Cost {
     let extents = map.grid.largest_extents();
-    let elements = |has_axis: &Vec<bool>| -> u64 {
-        let had = extents.iter().zip(has_axis).filter(|(_, has)| **has);
-        had.map(|(extent, _)| *extent).fold(1, u64::saturating_mul)
-    };
     let registers = map.register_axes().expect("a lowered map is whole");
-    let picoseconds = map
-        .steps
-        .iter()
-        .zip(&registers)
-        .map(|(step, has_axis)| elements(has_axis).saturating_mul(step.picoseconds()));
-    let portion = map.portion(&extents).1;
-    let registers = map.steps.len() as u64 + 2;
+    let picoseconds =
+        map.steps.iter().zip(&registers).map(|(step, has_axis)| {
+            elements(&extents, has_axis).saturating_mul(step.picoseconds())
+        });
     Cost {
         output_bytes: output_elements.saturating_mul(map.dtype().item_bytes()),
-        scratch_bytes: portion.saturating_mul(8).saturating_mul(registers),
+        scratch_bytes: map.register_bytes(&extents, &registers),
         nanoseconds: picoseconds.fold(0, u64::saturating_add) / 1000 + 100,
     }
 }

@@ -1,5 +1,7 @@
 //! What the tasks of one group do, as data: kernels run it, workers carry it, the core ignores it.
 
+use std::cmp::Ordering;
+
 use ebbtide_core::{AxisRelation, Overlap, Relation};
 use serde::{Deserialize, Serialize};
 
@@ -289,26 +291,46 @@ impl Map {
 
     /// The first axis that is not the result's: what lies before it may be made in any portions.
     pub fn first_ended(&self) -> usize {
-        let ended = (0..self.grid.axes())
-            .find(|axis| !self.kept.iter().any(|it| usize::from(*it) == *axis));
+        let ended = (0..self.grid.axes()).find(|axis| !self.keeps(*axis));
         ended.unwrap_or_else(|| self.grid.axes())
     }
 
-    /// How a chunk of these extents is made: the axis along which portions are cut, with everything
-    /// behind it whole and everything before it one by one, and the elements of a portion.
-    pub fn portion(&self, extents: &[u64]) -> (usize, u64) {
+    /// How a chunk of these extents is made, whose registers have these axes: the axis along which
+    /// portions are cut, with everything behind it whole and everything before it one by one, and how
+    /// many elements along it make a portion.
+    pub fn portion(&self, extents: &[u64], registers: &[Vec<bool>]) -> (usize, u64) {
         let last = self.first_ended().min(extents.len()).saturating_sub(1);
+        let result = self.result_axes(extents.len());
         let behind = |axis: usize| -> u64 {
-            extents
-                .get(axis + 1..)
-                .unwrap_or_default()
-                .iter()
-                .fold(1, |all, it| all.saturating_mul(*it))
+            let of = |has: &Vec<bool>| elements(&extents[axis + 1..], &has[axis + 1..]);
+            registers.iter().chain([&result]).map(of).max().unwrap_or(1).max(1)
         };
         let axis = (0..last).find(|axis| behind(*axis) <= PORTION).unwrap_or(last);
-        let inner = behind(axis).max(1);
-        let along = extents.get(axis).copied().unwrap_or(1).min((PORTION / inner).max(1));
-        (axis, along.saturating_mul(inner))
+        let Some(extent) = extents.get(axis) else { return (axis, 1) };
+        (axis, (*extent).min((PORTION / behind(axis)).max(1)))
+    }
+
+    /// Bytes of the registers of a portion of a chunk of these extents, and of the two beside them.
+    pub fn register_bytes(&self, extents: &[u64], registers: &[Vec<bool>]) -> u64 {
+        let (cut, along) = self.portion(extents, registers);
+        let of_portion = extents.iter().enumerate().map(|(axis, extent)| match axis.cmp(&cut) {
+            Ordering::Less => 1,
+            Ordering::Equal => along,
+            Ordering::Greater => *extent,
+        });
+        let of_portion: Vec<u64> = of_portion.collect();
+        let of_result = elements(&of_portion, &self.result_axes(extents.len()));
+        let sizes = registers.iter().map(|has| elements(&of_portion, has));
+        let spare = sizes.clone().chain([of_result]).max().unwrap_or(1).saturating_mul(2);
+        sizes.chain([spare]).fold(0, u64::saturating_add).saturating_mul(8)
+    }
+
+    fn result_axes(&self, axes: usize) -> Vec<bool> {
+        (0..axes).map(|axis| self.keeps(axis)).collect()
+    }
+
+    fn keeps(&self, axis: usize) -> bool {
+        self.kept.iter().any(|it| usize::from(*it) == axis)
     }
 
     /// The place of a chunk along all axes.
@@ -319,6 +341,12 @@ impl Map {
         }
         along_all
     }
+}
+
+/// How many elements of these extents there are along the axes that something has.
+pub(crate) fn elements(extents: &[u64], has_axis: &[bool]) -> u64 {
+    let had = extents.iter().zip(has_axis).filter(|(_, has)| **has);
+    had.map(|(extent, _)| *extent).fold(1, u64::saturating_mul)
 }
 
 impl Step {

@@ -82,11 +82,10 @@ impl<'a> Chunk<'a> {
         let covers = map.grid.chunk(&place);
         let extents: Vec<usize> = covers.iter().map(extent).collect();
         let counted: Vec<u64> = extents.iter().map(|it| *it as u64).collect();
-        let (cut, elements) = map.portion(&counted);
-        let behind: usize = extents.get(cut + 1..).unwrap_or_default().iter().product();
-        let along = usize::try_from(elements).unwrap_or(usize::MAX) / behind.max(1);
+        let (cut, along) = map.portion(&counted, &has);
+        let along = usize::try_from(along).unwrap_or(usize::MAX).max(1);
         let whole = map.grid.shape();
-        Ok(Self { map, has, covers, extents, whole, cut, along: along.max(1) })
+        Ok(Self { map, has, covers, extents, whole, cut, along })
     }
 
     fn result_elements(&self) -> usize {
@@ -281,6 +280,11 @@ fn end_axes(
     register: &mut [u64],
     [one, other]: &mut [Register; 2],
 ) -> Result<(), KernelError> {
+    if from.is_empty() {
+        // Whatever lies between may be large, and has no elements.
+        let of_none = [register.len(), 0, 1];
+        return reduce::axis(op, dtype, from, of_none, register);
+    }
     for (extent, has) in extents.iter_mut().zip(has) {
         *extent = if *has { *extent } else { 1 };
     }

@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 
 use ebbtide_core::GroupId;
 
-use super::{axis_arity, lower};
+use super::{ENDED_MAX, axis_arity, lower};
 use crate::program::{Program, Step};
-use crate::{Array, BinaryOp, Call, DType, Distribution, Op};
+use crate::{Array, BinaryOp, Call, DType, Distribution, Op, ReduceOp};
 
 fn normal(shape: &[u64], chunks: &[u64]) -> Array {
     Array::random(Distribution::Normal, (1, 0), shape, Some(chunks)).unwrap()
@@ -76,7 +76,7 @@ fn calls_of_one_function_are_of_one_kind_and_those_of_another_are_not() {
 
 #[test]
 fn an_empty_selection_of_axes_is_no_reduction() {
-    let same = normal(&[4], &[2]).reduce(crate::ReduceOp::Sum, Some(&[])).unwrap();
+    let same = normal(&[4], &[2]).reduce(ReduceOp::Sum, Some(&[])).unwrap();
     assert_eq!(lower(&[same], GroupId(0), &|_, _, _, _| None).unwrap().groups[0].space.tasks(), 2);
 }
 
@@ -102,4 +102,35 @@ fn what_a_task_holds_beside_its_output_is_counted() {
     // Its elements and what tells them apart, 16 bytes each, of which the three largest are left.
     let largest = of(normal(&[1000], &[500]).topk(3).unwrap());
     assert_eq!((largest.output_bytes, largest.scratch_bytes), (24, 3 * 4000 + 500 * 16));
+}
+
+#[test]
+fn reductions_beside_one_another_hold_a_few_rows_each() {
+    let sum = |seed| {
+        let shape = [1000, 1000];
+        let rows = Array::random(Distribution::Normal, (seed, 0), &shape, Some(&[500, 1000]));
+        rows.unwrap().reduce(ReduceOp::Sum, Some(&[1])).unwrap()
+    };
+    let two = Array::binary(BinaryOp::Add, &sum(1), &sum(2)).unwrap();
+    let three = Array::binary(BinaryOp::Add, &two, &sum(3)).unwrap();
+    let lowered = lower(&[three], GroupId(0), &|_, _, _, _| None).unwrap();
+    assert_eq!(lowered.groups.len(), 1);
+    // Four rows of each array, and room for four more twice; and of each row three sums and two sums of those.
+    assert_eq!(lowered.groups[0].cost.scratch_bytes, 8 * (5 * 4000 + 5 * 4));
+}
+
+#[test]
+fn a_map_ends_a_few_axes_and_the_next_one_goes_on() {
+    let column = |seed| {
+        let rows = Array::random(Distribution::Normal, (seed, 0), &[4, 3], Some(&[2, 3])).unwrap();
+        rows.reduce(ReduceOp::Sum, Some(&[1])).unwrap()
+    };
+    let all = (1..300)
+        .fold(column(0), |sum, seed| Array::binary(BinaryOp::Add, &sum, &column(seed)).unwrap());
+    let lowered = lower(&[all], GroupId(0), &|_, _, _, _| None).unwrap();
+    assert_eq!(lowered.groups.len(), 300_usize.div_ceil(ENDED_MAX + 1));
+    for group in &lowered.groups {
+        let Ok(Program::Map(map)) = Program::decode(&group.program) else { panic!("it is a map") };
+        assert!(map.grid.axes() <= ENDED_MAX + 2, "{}", map.grid.axes());
+    }
 }
