@@ -67,6 +67,9 @@ pub enum Distribution {
     },
 }
 
+/// Arrays that a function may be given: each comes to its process as a descriptor, all in one message.
+pub const CALL_INPUTS_MAX: usize = 64;
+
 /// Axes that an array may have: NumPy's own limit.
 pub const AXES_MAX: usize = 64;
 

@@ -46,23 +46,16 @@ impl Graph {
         &self.targets
     }
 
+    /// The jobs that keep what it takes.
+    pub fn held_jobs(&self) -> impl Iterator<Item = u64> {
+        let job = |op: &Op| if let Op::Held { job, .. } = op { Some(*job) } else { None };
+        self.nodes.iter().filter_map(move |(op, _)| job(op))
+    }
+
     /// Whether everything that it takes as kept is of this session.
     pub fn is_of_session(&self, own: u64) -> bool {
-        self.nodes.iter().all(|(op, _)| match op {
-            Op::Held { session, .. } => *session == own,
-            Op::Constant { .. }
-            | Op::Random { .. }
-            | Op::Binary(_)
-            | Op::Compare(_)
-            | Op::Cast(_)
-            | Op::Expand { .. }
-            | Op::Take { .. }
-            | Op::Slice { .. }
-            | Op::Quantile { .. }
-            | Op::TopK { .. }
-            | Op::Call(_)
-            | Op::Reduce { .. } => true,
-        })
+        let is_own = |(op, _): &(Op, _)| !matches!(op, Op::Held { session, .. } if *session != own);
+        self.nodes.iter().all(is_own)
     }
 
     /// Bytes for the wire.

@@ -15,7 +15,7 @@ pub mod program;
 pub use crate::dtype::{DType, Kind};
 pub use crate::error::ArrayError;
 pub use crate::expression::{
-    AXES_MAX, Array, BinaryOp, Call, CompareOp, Distribution, Node, Op, ReduceOp,
+    AXES_MAX, Array, BinaryOp, CALL_INPUTS_MAX, Call, CompareOp, Distribution, Node, Op, ReduceOp,
 };
 pub use crate::grid::{Grid, auto_chunks, broadcast};
 pub use crate::lower::CHUNK_BYTES_MAX;

@@ -220,21 +220,24 @@ impl Job {
         }
     }
 
-    /// Waits for the arrays' bytes. An interrupted wait leaves the job as it is.
+    /// Waits for the arrays' bytes, and gives those that are there however short the wait. An interrupted one leaves
+    /// the job as it is.
     ///
     /// The bytes are handed over once; what is kept has none.
     pub fn wait(&self, watch: &mut dyn Watch) -> Result<Vec<Vec<u8>>, ClientError> {
+        let mut patience = Duration::ZERO;
         loop {
-            if watch.is_interrupted() {
-                return Err(ClientError::Interrupted);
-            }
-            let (ended, progress) = self.shared.wait(self.number, INTERRUPT_INTERVAL);
+            let (ended, progress) = self.shared.wait(self.number, patience);
             if let Some(progress) = progress {
                 watch.progress(progress);
             }
             if let Some(ended) = ended {
                 return ended;
             }
+            if watch.is_interrupted() {
+                return Err(ClientError::Interrupted);
+            }
+            patience = INTERRUPT_INTERVAL;
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ebbtide_array::{CHUNK_BYTES_MAX, Call, DType, Grid};
+use ebbtide_array::{CALL_INPUTS_MAX, CHUNK_BYTES_MAX, Call, DType, Grid};
 use ebbtide_buffer::{Buffer, Pool};
 use ebbtide_core::Bytes;
 use ebbtide_core::message::Failure;
@@ -46,9 +46,6 @@ const START_MAX: Duration = Duration::from_mins(1);
 
 /// How long a process may take to end after it closed its socket.
 const END_MAX: Duration = Duration::from_millis(50);
-
-/// Arrays that one call takes: as many as there may be descriptors in a message.
-const INPUTS_MAX: usize = 64;
 
 /// Variables of libraries that would otherwise start a thread for each core of the machine.
 pub(crate) const THREADS: [&str; 5] = [
@@ -271,10 +268,10 @@ impl Runner {
         let mut message = serde_json::to_vec(&request).map_err(io::Error::other)?;
         let prefix = (message.len() as u64).to_le_bytes();
         let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(|it| it.as_fd()).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INPUTS_MAX))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CALL_INPUTS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !borrowed.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-            return Err(io::Error::other(format!("at most {INPUTS_MAX} arrays are taken")));
+            return Err(io::Error::other(format!("at most {CALL_INPUTS_MAX} arrays are taken")));
         }
         message.extend_from_slice(&call.function);
         message.extend_from_slice(&call.arguments);
@@ -391,7 +388,15 @@ fn accepted(call: &Call, bytes: u64) -> Result<usize, Failure> {
         promised == Some(bytes)
     };
     usize::try_from(bytes).ok().filter(|_| fits).ok_or_else(|| {
-        Failure::new(format!("{} returned {}, which is not what it may", call.name, Bytes(bytes)))
+        let (name, memory) = (&call.name, Bytes(call.memory_bytes));
+        let expected = if call.dtype != DType::Object {
+            "which is not what was promised".to_owned()
+        } else if bytes > CHUNK_BYTES_MAX {
+            format!("and at most {} travel: return less", Bytes(CHUNK_BYTES_MAX))
+        } else {
+            format!("which is more than the {memory} that it may have: return less, or say memory=")
+        };
+        Failure::new(format!("{name} returned {}, {expected}", Bytes(bytes)))
     })
 }
 

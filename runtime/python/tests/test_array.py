@@ -133,9 +133,9 @@ def test_the_chunks_do_not_change_a_random_array_but_may_change_a_sum() -> None:
         (lambda x: x @ 3, ValueError, "matmul: shapes [2] and []"),
         (lambda x: xp.asarray([1]) + 2**70, OverflowError, "an int of 71 bits does not fit int64"),
         (lambda x: x < 10**5000, OverflowError, "does not fit float64"),
-        (lambda x: x.rechunk(-1), ValueError, "chunks -1: expected at least 0"),
-        (lambda x: xp.topk(x, -1), ValueError, "k -1: expected at least 0"),
-        (lambda x: xp.topk(x, 1.5), TypeError, "k 1.5 is no whole number"),
+        (lambda x: x.rechunk(-1), ValueError, "chunks -1: expected at least 1"),
+        (lambda x: xp.topk(x, -1), ValueError, "topk: k -1: expected at least 1"),
+        (lambda x: xp.topk(x, 1.5), TypeError, "topk: k 1.5 is no whole number"),
         (lambda x: xp.from_delayed(float, (-1,), xp.float64), ValueError, "shape (-1,)"),
         (lambda x: xp.from_delayed(3, (), xp.float64), TypeError, "3 cannot be called"),
         (lambda x: bool(x), TypeError, "before .compute()"),
@@ -391,3 +391,51 @@ def test_what_is_persisted_is_computed_once(tmp_path: Path) -> None:
     del x
     assert (y * 2).sum().compute() == 20
     assert calls.read_text() == "x"
+
+
+def test_several_reductions_in_one_expression_take_a_few_rows_of_memory() -> None:
+    drawn = [xp.random.default_rng(seed).random((1000, 1000)) for seed in range(3)]
+    a, b, c = (array.persist() for array in drawn)
+    sums = xp.sum(a, axis=1) + xp.sum(b, axis=1) + xp.sum(c, axis=1)
+    fused = sum(xp.sum(array, axis=1) for array in drawn[1:]) + xp.sum(drawn[0], axis=1)
+    numbers = [array.compute() for array in (a, b, c)]
+    assert np.allclose(sums.compute(), sum(it.sum(axis=1) for it in numbers), rtol=1e-13)
+    assert np.allclose(fused.compute(), sums.compute(), rtol=1e-13)
+    covariance = xp.mean(a * b, axis=1) - xp.mean(a, axis=1) * xp.mean(b, axis=1)
+    expected = (numbers[0] * numbers[1]).mean(axis=1)
+    expected -= numbers[0].mean(axis=1) * numbers[1].mean(axis=1)
+    assert np.allclose(covariance.compute(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_hundreds_of_columns_are_added_up() -> None:
+    x = xp.random.default_rng(5).random((40, 300), chunks=(16, 300)).persist()
+    numbers = x.compute()
+    columns, expected = x[:, 0] * 0, numbers[:, 0] * 0
+    for at in range(300):
+        columns, expected = columns + x[:, at] * at, expected + numbers[:, at] * at
+    assert np.array_equal(columns.compute(), expected)
+
+
+def test_an_array_is_gone_through_along_its_first_axis() -> None:
+    assert [int(one.compute()) for one in xp.asarray([3, 4])] == [3, 4]
+    with pytest.raises(TypeError, match="an array without axes has no parts"):
+        iter(xp.asarray(3))
+    with pytest.raises(TypeError, match="an array without axes has no parts"):
+        sum(xp.asarray(3))
+
+
+def test_numpys_reductions_give_arrays_of_ours() -> None:
+    x = xp.asarray([[1.0, 2.0], [3.0, 4.0]])
+    made = [np.sum(x), np.prod(x, axis=0), np.mean(x, axis=1)]
+    assert all(isinstance(one, xp.Array) for one in made)
+    assert made[0].compute() == 10 and np.array_equal(made[2].compute(), [1.5, 3.5])
+    with pytest.raises(TypeError, match="sum: dtype= is not taken; expected axis= at most"):
+        np.sum(x, dtype=float)
+    with pytest.raises(TypeError, match="mean: keepdims= is not taken"):
+        np.mean(x, keepdims=True)
+
+
+def test_a_step_beyond_every_array_takes_the_first() -> None:
+    assert xp.asarray([5, 6, 7])[:: 10**20].compute().tolist() == [5]
+    with pytest.raises(IndexError, match="None in an index adds an axis elsewhere"):
+        xp.asarray([5, 6, 7])[:, None]

@@ -194,6 +194,20 @@ def test_a_script_that_is_not_there_is_named_before_anything_is_made(
     assert not state.exists()
 
 
+def test_a_cluster_that_was_there_before_a_script_stays_after_it(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('ran')\n")
+    file = manifest()
+    ebbtide("up", file)
+    printed = ebbtide("up", file, "--run", str(script))
+    assert "ran" in printed and "local was there before and stays" in printed
+    assert "local" in ebbtide("get")
+    ebbtide("down", "local")
+    assert "local is gone" in ebbtide("up", file, "--run", str(script))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_script_and_its_cluster_end_with_who_is_asked_to_end(
     state: Path, manifest: Callable[..., str], tmp_path: Path, number: int

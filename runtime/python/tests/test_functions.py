@@ -197,7 +197,7 @@ def test_a_function_of_another_python_is_refused_with_both_versions_named() -> N
     title = ("old", 0, (3, 9))
     call = _native.Expression.call(title, pickled, ("float64", []), (1 << 29, 0, {}), [])
     words = r"old comes from Python 3\.9 and the workers have Python 3\.1\d"
-    with pytest.raises(eb.TaskFailed, match=words), _function.originals():
+    with pytest.raises(eb.TaskFailed, match=words), _function.Originals():
         _native.compute([call])
 
 
@@ -230,3 +230,51 @@ def test_a_module_of_ones_own_travels_with_its_code(
     import of_my_own  # type: ignore[import-not-found]
 
     assert array(of_my_own.triple, 2).sum() == 24
+
+
+def test_an_array_inside_a_function_is_refused_with_the_remedy() -> None:
+    x = xp.asarray([1.0, 2.0])
+    with pytest.raises(TypeError, match=r"total: the function has an array inside it; give it as"):
+
+        def total() -> object:
+            return x.sum()
+
+        xp.from_delayed(total, (), xp.float64)
+
+
+def test_more_arrays_than_a_function_takes_are_refused_before_it_runs() -> None:
+    def total(*given: np.ndarray) -> np.ndarray:
+        return np.asarray(sum(float(one) for one in given))
+
+    many = [xp.asarray(float(nth)) for nth in range(65)]
+    with pytest.raises(ValueError, match="total is given 65 arrays; at most 64 are taken"):
+        array(total, *many, shape=())
+    assert array(total, *many[:64], shape=()) == sum(range(64))
+
+
+@pytest.mark.parametrize("kind", [StopIteration, GeneratorExit, KeyError])
+def test_whatever_a_function_raises_is_what_is_raised(kind: type[BaseException]) -> None:
+    def fails() -> None:
+        raise kind("it ends")
+
+    expected = kind if issubclass(kind, Exception) else eb.TaskFailed
+    with pytest.raises(expected, match="it ends"):
+        array(fails)
+
+
+def test_words_that_are_no_text_are_told_as_they_can_be() -> None:
+    def fails() -> None:
+        raise ValueError("no such file: \udcff.csv")
+
+    with pytest.raises(ValueError, match="no such file: \udcff") as raised:
+        array(fails)
+    assert "\\udcff.csv" in str(raised.value.__cause__)
+
+
+def test_what_a_function_leaves_running_keeps_nobody_waiting() -> None:
+    def leaves() -> None:
+        os.system("sleep 1000 &")
+        os._exit(3)
+
+    with pytest.raises(eb.TaskFailed, match=r"leaves ended the process.*exited with code 3"):
+        array(leaves)

@@ -1,6 +1,8 @@
 //! What type and chunks an operation's result has, or why it means nothing.
 
-use crate::expression::{Array, BinaryOp, Call, CompareOp, Distribution, Op, ReduceOp};
+use crate::expression::{
+    Array, BinaryOp, CALL_INPUTS_MAX, Call, CompareOp, Distribution, Op, ReduceOp,
+};
 use crate::{ArrayError, DType, Grid, Kind, broadcast};
 
 /// Type and chunks of what `op` makes of `inputs`. Trusts nothing: expressions come over the wire.
@@ -190,6 +192,16 @@ fn largest(k: u64, from: &Array) -> Result<(DType, Grid), ArrayError> {
 }
 
 fn returned(call: &Call, inputs: &[Array]) -> Result<(DType, Grid), ArrayError> {
+    if inputs.len() > CALL_INPUTS_MAX {
+        let (name, count) = (&call.name, inputs.len());
+        return Err(ArrayError::Argument {
+            op: "a function",
+            what: format!(
+                "{name} is given {count} arrays; at most {CALL_INPUTS_MAX} are taken: join some of them, or call it \
+                 several times"
+            ),
+        });
+    }
     if inputs.iter().any(|input| input.dtype() == DType::Object) {
         supported("a function", DType::Object)?;
     }

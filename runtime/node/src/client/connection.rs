@@ -82,7 +82,12 @@ impl Jobs {
                              is a bug in ebbtide";
                 ended = Err(ClientError::Failed(Failure::new(error)));
             }
-            job.ended.get_or_insert(ended);
+            if job.purpose == Purpose::Keep && ended.is_err() {
+                // What was kept was lost, and could not be made again.
+                job.ended = Some(ended);
+            } else {
+                job.ended.get_or_insert(ended);
+            }
         }
     }
 }
@@ -112,12 +117,16 @@ impl Shared {
         } else {
             targets.iter().map(Whole::new).collect::<Result<_, _>>()?
         };
-        let entered =
-            Entered { graph, purpose, wholes, asked_in: None, progress: None, ended: None };
         let mut jobs = self.lock();
         if let Some(reason) = &jobs.closed {
             return Err(ClientError::Closed(reason.clone()));
         }
+        let failure = |job: u64| jobs.entered.get(&job)?.ended.as_ref()?.as_ref().err().cloned();
+        if let Some(failed) = graph.held_jobs().find_map(failure) {
+            return Err(failed);
+        }
+        let entered =
+            Entered { graph, purpose, wholes, asked_in: None, progress: None, ended: None };
         let number = jobs.next;
         jobs.next += 1;
         jobs.entered.insert(number, entered);

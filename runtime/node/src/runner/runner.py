@@ -31,6 +31,8 @@ ERROR_CHARACTERS_MAX = 32_768
 EXCEPTION_BYTES_MAX = 65_536
 # A request that is not longer is read at once: the next one comes after its answer.
 AHEAD_BYTES = 1 << 16
+# Arrays that come with one request.
+ARRAYS_MAX = 64
 # Functions that are kept unpickled.
 FUNCTIONS_MAX = 64
 # What every pickle carries alike.
@@ -128,7 +130,7 @@ def reply_error(
     while frames is not None and frames.tb_frame.f_code in ours:
         frames = frames.tb_next
     if isinstance(error, Refused):
-        text = str(error)
+        text = str(error)[:ERROR_CHARACTERS_MAX]
     else:
         lines = traceback.format_exception(type(error), error, frames)
         text = "".join(lines)[-ERROR_CHARACTERS_MAX:].rstrip()
@@ -137,6 +139,8 @@ def reply_error(
             f"\n{name} may take {memory_bytes / 2**20:.0f} MiB of memory with its process; "
             "say memory= to give it more"
         )
+    # A file's name may have what no text takes.
+    text = text.encode("utf-8", "backslashreplace").decode()
     exception = b""
     if not isinstance(error, Refused):
         try:
@@ -172,7 +176,16 @@ def run(
         return memoryview(pickle.dumps(value))
     import cloudpickle
 
-    return memoryview(cloudpickle.dumps(value))
+    try:
+        return memoryview(cloudpickle.dumps(value))
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = type(value).__name__
+        raise Refused(
+            f"{header['name']} returned {kind}, which cannot be sent back: {error}; return plain "
+            "data or NumPy arrays"
+        ) from error
 
 
 def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> tuple:
@@ -194,11 +207,13 @@ def load(argument_bytes: bytes, inputs: list[dict], descriptors: list[int]) -> t
 def serve(connection: socket.socket) -> None:
     """Answer requests until the worker closes the connection."""
     functions = {}
-    # What a function forks must not keep the worker waiting after this process ended.
+    # What a function starts or forks must not keep the worker waiting after this process ended.
+    connection.set_inheritable(False)
     os.register_at_fork(after_in_child=connection.close)
     send(connection, {"python": list(sys.version_info[:2])})
     while True:
-        ahead, descriptors, _, _ = socket.recv_fds(connection, AHEAD_BYTES, 64)
+        flags = socket.MSG_CMSG_CLOEXEC
+        ahead, descriptors, _, _ = socket.recv_fds(connection, AHEAD_BYTES, ARRAYS_MAX, flags)
         if not ahead:
             return
         prefix, ahead = receive(connection, ahead, 8)

@@ -186,12 +186,13 @@ class Cluster:
     def _call(
         self, callee: _function.Callee, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
-        values = tuple(arg.result() if isinstance(arg, Future) else arg for arg in args)
+        # No generator: what a call raises may be a StopIteration.
+        values = tuple([arg.result() if isinstance(arg, Future) else arg for arg in args])
         named = {
             name: arg.result() if isinstance(arg, Future) else arg for name, arg in kwargs.items()
         }
         expression = callee.expression(values, named)
-        with _function.originals():
+        with _function.Originals():
             return Future(callee.name, self._connected().submit([expression]))
 
     def dask_client(self, **options: Any) -> distributed.Client:
@@ -322,7 +323,7 @@ def run(
 ) -> list[bytes]:
     """Compute on the innermost open cluster, else in this process."""
     clusters = _open.get()
-    with _function.originals():
+    with _function.Originals():
         if clusters:
             return clusters[-1]._compute(expressions, progress)
         return _native.compute(expressions, progress)
@@ -331,7 +332,7 @@ def run(
 def keep(expressions: Sequence[_native.Expression]) -> list[_native.Expression]:
     """Keep on the innermost open cluster, else in this process."""
     clusters = _open.get()
-    with _function.originals():
+    with _function.Originals():
         if clusters:
             return clusters[-1]._connected().persist(expressions)
         return _native.persist(expressions)

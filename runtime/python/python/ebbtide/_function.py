@@ -137,7 +137,8 @@ class Future(Generic[T]):
         Raises:
             TimeoutError: it is not there yet; the call goes on.
             CancelledError: the future was cancelled.
-            TaskFailed: the function ended its process, or could not be run.
+            TaskFailed: the function ended its process, or could not be run, or what it returned or
+                raised cannot travel; an exception travels within 64 KiB.
             ConnectionLost: the cluster went away, or was closed by this program.
             Exception: what the function raised, with the worker's traceback as its cause.
 
@@ -211,14 +212,17 @@ class Future(Generic[T]):
         return f"<ebbtide.Future {self._name} ({'done' if self.done() else 'pending'})>"
 
 
-@contextmanager
-def originals() -> Iterator[None]:
-    """Raise what a function raised on its worker in place of `TaskFailed`."""
-    try:
-        yield
-    except _native.TaskFailed as failed:
-        raised = original(failed)
-        raise raised from raised.__cause__
+class Originals:
+    """While it lasts, what a function raised on its worker is raised in place of `TaskFailed`."""
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, failed: BaseException | None, traceback: object) -> None:
+        """Raise what the function raised."""
+        if isinstance(failed, _native.TaskFailed):
+            raised = original(failed)
+            raise raised from raised.__cause__
 
 
 def original(failed: _native.TaskFailed) -> BaseException:
@@ -250,7 +254,8 @@ class Callee:
         """Pickle a function.
 
         Raises:
-            TypeError: it cannot be called or pickled, or retries are no whole number.
+            TypeError: it cannot be called or pickled, has an array inside it, or retries are no
+                whole number.
             ValueError: memory, retries or resources are not what they should be.
 
         """
@@ -259,7 +264,12 @@ class Callee:
         self.name: str = getattr(function, "__name__", None) or type(function).__name__
         limit = parse_bytes(MEMORY_DEFAULT if memory is None else memory)
         self._limits = (limit, checked_retries(retries), checked_resources(resources or {}))
-        self._function, _ = _pickle(function, self.name, "the function")
+        self._function, arrays = _pickle(function, self.name, "the function")
+        if arrays:
+            raise TypeError(
+                f"{self.name}: the function has an array inside it; give it as an argument, which "
+                "the function gets as a NumPy array"
+            )
 
     def expression(
         self,

@@ -47,11 +47,11 @@ def integers(given: Size, what: str) -> list[int]:
         raise TypeError(f"{what} {given!r} is no whole number, nor several") from None
 
 
-def extents(given: Size, what: str) -> list[int]:
+def extents(given: Size, what: str, least: int = 0) -> list[int]:
     """Read one or several whole numbers that count something."""
     read = integers(given, what)
-    if not all(0 <= one < 2**64 for one in read):
-        raise ValueError(f"{what} {given!r}: expected at least 0, and less than 2**64")
+    if not all(least <= one < 2**64 for one in read):
+        raise ValueError(f"{what} {given!r}: expected at least {least}, and less than 2**64")
     return read
 
 
@@ -68,6 +68,13 @@ def axes(op: str, axis: Axis, ndim: int) -> list[int] | None:
     if axis is None:
         return None
     return [along(op, one, ndim) for one in integers(axis, f"{op}: axis")]
+
+
+def nothing(op: str, numpys: dict[str, object]) -> None:
+    """Refuse what NumPy's function of this name passes beside an axis, unless it says nothing."""
+    for name, given in numpys.items():
+        if name not in ("dtype", "out") or given is not None:
+            raise TypeError(f"{op}: {name}= is not taken; expected axis= at most")
 
 
 def dtype_name(dtype: DType) -> str:
@@ -122,6 +129,8 @@ def part(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], 
     if sum(one is Ellipsis for one in keys) > 1:
         raise IndexError("an index may have one ellipsis only")
     missing = len(shape) - sum(one is not Ellipsis for one in keys)
+    if any(one is None for one in keys):
+        raise IndexError("None in an index adds an axis elsewhere; nothing adds one here")
     if missing < 0:
         raise IndexError(f"{len(shape) - missing} indices for an array of {len(shape)} axes")
     at = next((nth for nth, one in enumerate(keys) if one is Ellipsis), len(keys))
@@ -137,7 +146,9 @@ def part(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], 
                 raise IndexError(
                     f"step {step} of axis {axis}: steps are at least 1; nothing reverses an axis"
                 )
-            ranges.append((start, len(range(start, stop, step)), step))
+            count = len(range(start, stop, step))
+            # The first is all that a step beyond the end takes.
+            ranges.append((start, count, step if count > 1 else 1))
             continue
         # A bool is a mask here, and no 0 or 1.
         whole: Any = None if isinstance(one, builtins.bool) else one

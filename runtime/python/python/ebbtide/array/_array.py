@@ -13,6 +13,8 @@ from ebbtide.array._dtype import bool as bool_
 from ebbtide.array._results import results
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -126,31 +128,34 @@ class Array:
         """
         return Array(*_cluster.keep([self._expression]))
 
-    def sum(self, *, axis: Axis = None) -> Array:
+    def sum(self, *, axis: Axis = None, **numpys: object) -> Array:
         """Add over axes, all by default, as `ebbtide.array.sum` does.
 
         >>> import ebbtide.array as xp
         >>> xp.asarray([[1, 2], [3, 4]]).sum(axis=0).compute()
         array([4, 6])
         """
+        _arguments.nothing("sum", numpys)
         return Array(self._expression.reduce("sum", _arguments.axes("sum", axis, self.ndim)))
 
-    def prod(self, *, axis: Axis = None) -> Array:
+    def prod(self, *, axis: Axis = None, **numpys: object) -> Array:
         """Multiply over axes, all by default, as `ebbtide.array.prod` does.
 
         >>> import ebbtide.array as xp
         >>> xp.asarray([[1, 2], [3, 4]]).prod(axis=-1).compute()
         array([ 2, 12])
         """
+        _arguments.nothing("prod", numpys)
         return Array(self._expression.reduce("prod", _arguments.axes("prod", axis, self.ndim)))
 
-    def mean(self, *, axis: Axis = None) -> Array:
+    def mean(self, *, axis: Axis = None, **numpys: object) -> Array:
         """Average over axes, all by default, as `ebbtide.array.mean` does.
 
         >>> import ebbtide.array as xp
         >>> xp.asarray([[1, 2], [3, 4]]).mean().compute()
         np.float64(2.5)
         """
+        _arguments.nothing("mean", numpys)
         return Array(self._expression.reduce("mean", _arguments.axes("mean", axis, self.ndim)))
 
     def astype(self, dtype: DType) -> Array:
@@ -177,7 +182,7 @@ class Array:
             ValueError: there are more or fewer extents than axes, or one is less than 1.
 
         """
-        return Array(self._expression.rechunk(_arguments.extents(chunks, "chunks")))
+        return Array(self._expression.rechunk(_arguments.extents(chunks, "chunks", 1)))
 
     def __getitem__(self, key: Any) -> Array:
         """Take a part: slices with positive steps, whole numbers, and an ellipsis.
@@ -203,6 +208,21 @@ class Array:
         # The sum over an axis of one element is that element.
         cast = part.cast("int64") if self.dtype == bool_ else part
         return Array(cast.reduce("sum", single).cast(self.dtype.name))
+
+    def __iter__(self) -> Iterator[Array]:
+        """Go through the parts along the first axis.
+
+        >>> import ebbtide.array as xp
+        >>> [row.sum().compute() for row in xp.asarray([[1, 2], [3, 4]])]
+        [np.int64(3), np.int64(7)]
+
+        Raises:
+            TypeError: there are no axes.
+
+        """
+        if not self.shape:
+            raise TypeError("an array without axes has no parts to go through; compute() gives it")
+        return (self[place] for place in range(self.shape[0]))
 
     def __matmul__(self, other: Array) -> Array:
         """Multiply matrices, as `matmul` does.

@@ -281,7 +281,7 @@ def topk(x: Array, k: SupportsIndex, /) -> Array:
         TypeError: the array is of bool or is none, or k is no whole number.
 
     """
-    (count,) = _arguments.extents(_arguments.integer(k, "k"), "k")
+    (count,) = _arguments.extents(_arguments.integer(k, "topk: k"), "topk: k", 1)
     return Array(checked("topk", x)._expression.topk(count))
 
 

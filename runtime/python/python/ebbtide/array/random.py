@@ -100,7 +100,7 @@ class Generator:
     ) -> Array:
         key = (self._seed, self._calls)
         shape = extents(size, "size")
-        cut = None if chunks is None else extents(chunks, "chunks")
+        cut = None if chunks is None else extents(chunks, "chunks", 1)
         made = Array(_native.Expression.random(distribution, key, shape, cut, bounds))
         self._calls += 1
         return made
