@@ -163,6 +163,14 @@ impl Backend {
         }
     }
 
+    /// Whether such a cluster runs, or is to.
+    pub(crate) async fn has(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.is_there(namespace, name).await,
+            Self::Local { .. } => Ok(local::get(namespace, name).is_ok()),
+        }
+    }
+
     /// Deletes a cluster and waits until it is gone.
     pub(crate) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         match self {

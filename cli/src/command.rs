@@ -366,6 +366,7 @@ pub(crate) async fn up(
     let namespace = namespace(&cluster, place, &backend);
     cluster.metadata.namespace = Some(namespace.clone());
     let name = cluster.name_any();
+    let was_there = script.is_some() && backend.has(&namespace, &name).await?;
     backend.apply(&cluster).await?;
     let ready = tokio::select! {
         ready = wait_until_ready(&backend, &namespace, &name) => ready,
@@ -381,6 +382,13 @@ pub(crate) async fn up(
         Ok(()) => try_script(script, (&namespace, &name), &backend).await,
         Err(error) => Err(error),
     };
+    if was_there {
+        if backend.has(&namespace, &name).await? {
+            let ends = format!("`ebbtide down {name}` ends it");
+            output::tell(&format!("{name} was there before and stays; {ends}"));
+        }
+        return ran;
+    }
     let gone = take_down(&backend, &namespace, &name).await;
     let code = ran?;
     gone?;

@@ -7,7 +7,9 @@ use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::{Cluster, check_fields, names};
 use kube::Resource as _;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_saphyr::UserMessageFormatter;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -64,7 +66,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Cluster> {
 }
 
 fn parse(text: &str) -> anyhow::Result<Cluster> {
-    let meta: TypeMeta = serde_saphyr::from_str(text)?;
+    let meta: TypeMeta = yaml(text)?;
     let (version, kind) = (Cluster::api_version(&()), Cluster::kind(&()));
     if meta.api_version.as_deref() != Some(&version) || meta.kind.as_deref() != Some(&kind) {
         bail!(
@@ -73,10 +75,10 @@ fn parse(text: &str) -> anyhow::Result<Cluster> {
             meta.kind.as_deref().unwrap_or("none"),
         );
     }
-    serde_saphyr::from_str::<Fields>(text)?;
-    let whole: Value = serde_saphyr::from_str(text)?;
+    yaml::<Fields>(text)?;
+    let whole: Value = yaml(text)?;
     check_fields(&whole["spec"]).map_err(|error| anyhow!(error))?;
-    let cluster: Cluster = serde_saphyr::from_str(text)?;
+    let cluster: Cluster = yaml(text)?;
     let Some(name) = cluster.metadata.name.as_deref() else {
         bail!("metadata.name is missing; every cluster has a name");
     };
@@ -87,6 +89,11 @@ fn parse(text: &str) -> anyhow::Result<Cluster> {
         checked.map_err(|error| anyhow!("metadata.namespace: {error}"))?;
     }
     Ok(cluster)
+}
+
+fn yaml<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
+    let read = serde_saphyr::from_str(text);
+    read.map_err(|error| anyhow!(error.render_with_formatter(&UserMessageFormatter)))
 }
 
 #[cfg(test)]
@@ -121,9 +128,13 @@ spec:
             ("max: 2", "max: 2, pod: { x: 1 }", "unknown field `spec.workers[0].pod.x`"),
             ("1Gi", "1Zi", "\"1Zi\" is not an amount"),
             ("max: 2", "max: two", "line 7"),
+            ("max: 2", "max: 2, max: 3", "duplicate mapping key `max`"),
+            ("spec:", "---\nspec:", "document"),
         ] {
             let wrong = format!("{:#}", parse(&MANIFEST.replace(from, to)).unwrap_err());
             assert!(wrong.contains(words), "{to}: {wrong}");
+            // Of the program that reads it nobody is told.
+            assert!(!wrong.contains("Options") && !wrong.contains("from_"), "{to}: {wrong}");
         }
     }
 }
