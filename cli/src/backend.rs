@@ -8,6 +8,7 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use ebbtide_api::Cluster;
 use ebbtide_api::change::Class;
+use ebbtide_plan::is_going;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
 pub(crate) use crate::backend::local::fresh_uid;
@@ -163,10 +164,13 @@ impl Backend {
         }
     }
 
-    /// Whether such a cluster runs, or is to.
+    /// Whether there is such a cluster, and it stays.
     pub(crate) async fn has(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
         match self {
-            Self::Kubernetes(kubernetes) => kubernetes.is_there(namespace, name).await,
+            Self::Kubernetes(kubernetes) if kubernetes.is_there(namespace, name).await? => {
+                Ok(!is_going(&kubernetes.get(namespace, name).await?))
+            }
+            Self::Kubernetes(_) => Ok(false),
             Self::Local { .. } => Ok(local::get(namespace, name).is_ok()),
         }
     }

@@ -50,7 +50,7 @@ pub(crate) enum Command {
     Up {
         /// The manifest.
         file: PathBuf,
-        /// Run this Python script against the cluster, then take the cluster down.
+        /// Run this Python script against the cluster, then take the cluster down unless it was there before.
         #[arg(long)]
         run: Option<PathBuf>,
         /// Arguments of the script.
@@ -370,7 +370,7 @@ pub(crate) async fn up(
     backend.apply(&cluster).await?;
     let ready = tokio::select! {
         ready = wait_until_ready(&backend, &namespace, &name) => ready,
-        // What was made for a script goes; what was asked for by itself stays.
+        // What was made for a script goes; what was asked for by itself, or was there before, stays.
         _ = node::asked_to_end(), if script.is_some() => Err(anyhow!("interrupted")),
     };
     let Some(script) = script else {
@@ -383,11 +383,12 @@ pub(crate) async fn up(
         Err(error) => Err(error),
     };
     if was_there {
+        let code = ran?;
         if backend.has(&namespace, &name).await? {
             let ends = format!("`ebbtide down {name}` ends it");
             output::tell(&format!("{name} was there before and stays; {ends}"));
         }
-        return ran;
+        return Ok(code);
     }
     let gone = take_down(&backend, &namespace, &name).await;
     let code = ran?;

@@ -330,7 +330,8 @@ def test_a_quota_that_is_used_up_is_told_and_the_cluster_comes_when_there_is_roo
     wait(namespace, "{.status.conditions[0].reason}=Quota")
     assert "exceeded quota: small" in message(namespace)
     # The one that there is room for may be the scheduler or a worker.
-    wait(namespace, "{.status.groups[0].causes[0].cause}=Quota")
+    causes = ("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.groups[0].causes}")
+    until(lambda: '"cause":"Quota"' in kubectl(*causes), "the group tells of it")
     kubectl("delete", "resourcequota", "small", "-n", namespace)
     wait(namespace, "{.status.phase}=Ready")
     run("ebbtide", "down", "mean", "-n", namespace)

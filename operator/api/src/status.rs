@@ -53,7 +53,7 @@ pub struct ClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub selector: Option<String>,
-    /// The same for each group, and why some of its pods cannot work.
+    /// The same for each group, and why some of its pods cannot work or are not made.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -281,8 +281,8 @@ impl Cause {
         Self::Rejected,
     ];
 
-    /// Whether it keeps pods from being made.
-    pub fn is_refusal(self) -> bool {
+    /// Whether it is one of pods that are not made.
+    pub fn is_of_unmade(self) -> bool {
         matches!(self, Self::Quota | Self::Policy | Self::Rejected)
     }
 

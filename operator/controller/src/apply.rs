@@ -82,7 +82,7 @@ pub(crate) struct Failed {
     pub(crate) at: Stage,
     /// What a person must see to, or what went wrong first.
     pub(crate) error: ApplyError,
-    /// What became of the groups that had a pod refused.
+    /// What became of the groups of which a pod could not be made.
     pub(crate) unmade: Vec<Unmade>,
 }
 

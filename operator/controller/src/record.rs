@@ -104,7 +104,7 @@ async fn replace(
 fn without_refusals(status: &ClusterStatus) -> ClusterStatus {
     let mut status = status.clone();
     for group in &mut status.groups {
-        group.causes.retain(|it| !it.cause.is_refusal());
+        group.causes.retain(|it| !it.cause.is_of_unmade());
     }
     status
 }

@@ -264,7 +264,7 @@ fn commonest(mut causes: Vec<CauseCount>) -> Vec<CauseCount> {
 
 /// A group that tells which of its pods were refused in this look, and not in an earlier one.
 fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
-    let told = group.causes.iter().filter(|it| !it.cause.is_refusal()).cloned();
+    let told = group.causes.iter().filter(|it| !it.cause.is_of_unmade()).cloned();
     let unmade = unmade.iter().filter(|it| it.group == group.name);
     let WorkerCounts { desired, starting, ready, .. } = group.workers;
     let refused = unmade.filter_map(|Unmade { made, words, is_lasting, .. }| {

@@ -80,6 +80,7 @@ pub(crate) fn refusal(why: &Refusal<'_>) -> &'static str {
 pub(crate) fn refused(words: &str, is_lasting: bool) -> Option<Cause> {
     let causes = [
         ("exceeded quota", Cause::Quota),
+        ("status unknown for quota", Cause::Quota),
         ("violates PodSecurity", Cause::Policy),
         ("denied", Cause::Policy),
     ];

@@ -28,6 +28,7 @@ const TREE_BYTES: u64 = 128 << 20;
 pub const CHUNK_BYTES_MAX: u64 = 4 << 30;
 
 /// Axes that reductions of one map may end and take another one along: a map that ends more is made by itself.
+/// An operation on two of them that ends 64 more still names its axes in a `u8`.
 const ENDED_MAX: usize = 16;
 
 /// What a Python object is taken to need until it is there, in bytes.

@@ -282,6 +282,9 @@ mod tests {
         protocol.0.extend(graph.encode());
         let known = (4, 1_499_658_992_356_221_880);
         let found = (VERSION, xxh3_64(&protocol.0));
-        assert_eq!(found, known, "messages have changed: raise VERSION, and say so here");
+        assert_eq!(
+            found, known,
+            "what is said has changed: raise VERSION if its encoding has, and say so here"
+        );
     }
 }

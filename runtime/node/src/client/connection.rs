@@ -82,13 +82,19 @@ impl Jobs {
                              is a bug in ebbtide";
                 ended = Err(ClientError::Failed(Failure::new(error)));
             }
-            if job.purpose == Purpose::Keep && ended.is_err() {
-                // What was kept was lost, and could not be made again.
+            // What was kept may be lost, and not to be made again.
+            if job.purpose == Purpose::Keep && matches!(ended, Err(ClientError::Failed(_))) {
                 job.ended = Some(ended);
             } else {
                 job.ended.get_or_insert(ended);
             }
         }
+    }
+
+    /// Why what a job uses is not kept, if that is known: then it is why the job failed.
+    fn cause(&self, number: u64) -> Option<ClientError> {
+        let failure = |held| self.entered.get(&held)?.ended.as_ref()?.as_ref().err().cloned();
+        self.entered.get(&number)?.graph.held_jobs().find_map(failure)
     }
 }
 
@@ -120,10 +126,6 @@ impl Shared {
         let mut jobs = self.lock();
         if let Some(reason) = &jobs.closed {
             return Err(ClientError::Closed(reason.clone()));
-        }
-        let failure = |job: u64| jobs.entered.get(&job)?.ended.as_ref()?.as_ref().err().cloned();
-        if let Some(failed) = graph.held_jobs().find_map(failure) {
-            return Err(failed);
         }
         let entered =
             Entered { graph, purpose, wholes, asked_in: None, progress: None, ended: None };
@@ -240,7 +242,9 @@ impl Shared {
             }
             ClientReply::Done { job } => self.lock().end(job, Ok(())),
             ClientReply::Failed { job, failure } => {
-                self.lock().end(job, Err(ClientError::Failed(failure)));
+                let mut jobs = self.lock();
+                let cause = jobs.cause(job).unwrap_or(ClientError::Failed(failure));
+                jobs.end(job, Err(cause));
             }
         }
     }

@@ -31,7 +31,7 @@ ERROR_CHARACTERS_MAX = 32_768
 EXCEPTION_BYTES_MAX = 65_536
 # A request that is not longer is read at once: the next one comes after its answer.
 AHEAD_BYTES = 1 << 16
-# Arrays that come with one request.
+# Arrays that come with one request: CALL_INPUTS_MAX of the worker.
 ARRAYS_MAX = 64
 # Functions that are kept unpickled.
 FUNCTIONS_MAX = 64

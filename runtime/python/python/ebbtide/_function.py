@@ -213,7 +213,10 @@ class Future(Generic[T]):
 
 
 class Originals:
-    """While it lasts, what a function raised on its worker is raised in place of `TaskFailed`."""
+    """While it lasts, what a function raised on its worker is raised in place of `TaskFailed`.
+
+    No generator, which could not raise a StopIteration.
+    """
 
     def __enter__(self) -> None:
         """Begin."""
