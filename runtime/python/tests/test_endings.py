@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +148,25 @@ def test_a_cluster_is_of_the_process_that_opened_it(
             os._exit(0 if words == [True, True] else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert future.result(20) == 0
+
+
+def test_a_result_that_is_there_is_given_however_short_the_wait(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    ebbtide("up", manifest(min=1))
+    try:
+        with eb.Cluster("local", backend="local") as cluster:
+            futures = [cluster.submit(max, 3, 7), cluster.submit(max, 4, 8)]
+            while not all(it.done() for it in futures):
+                time.sleep(0.01)
+            assert futures[0].result(timeout=0) == 7
+            assert futures[1].exception(timeout=0) is None
+            with pytest.raises(TimeoutError):
+                cluster.submit(time.sleep, 1000).result(timeout=0)
+            with pytest.raises(eb.TaskFailed, match="<lambda> returned generator, which cannot be"):
+                cluster.submit(lambda: (i for i in range(3))).result()
+    finally:
+        ebbtide("down", "local")
 
 
 class Unreadable:

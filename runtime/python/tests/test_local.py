@@ -339,25 +339,6 @@ def test_what_went_wrong_where_it_was_to_be_persisted_is_told_to_who_uses_it(
         ebbtide("down", "local")
 
 
-def test_a_result_that_is_there_is_given_however_short_the_wait(
-    state: Path, manifest: Callable[..., str]
-) -> None:
-    ebbtide("up", manifest(min=1))
-    try:
-        with eb.Cluster("local", backend="local") as cluster:
-            futures = [cluster.submit(max, 3, 7), cluster.submit(max, 4, 8)]
-            while not all(it.done() for it in futures):
-                time.sleep(0.01)
-            assert futures[0].result(timeout=0) == 7
-            assert futures[1].exception(timeout=0) is None
-            with pytest.raises(TimeoutError):
-                cluster.submit(time.sleep, 1000).result(timeout=0)
-            with pytest.raises(eb.TaskFailed, match="<lambda> returned generator, which cannot be"):
-                cluster.submit(lambda: (i for i in range(3))).result()
-    finally:
-        ebbtide("down", "local")
-
-
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Make workers put their files where the environments are: other folders may be in memory."""
