@@ -222,6 +222,15 @@ pub struct GroupStatus {
     pub causes: Vec<CauseCount>,
 }
 
+impl GroupStatus {
+    /// The same without the causes of pods that are not made.
+    #[must_use]
+    pub fn without_unmade(mut self) -> Self {
+        self.causes.retain(|it| !it.cause.is_of_unmade());
+        self
+    }
+}
+
 /// How many pods cannot work, or are not made, for one cause.
 #[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

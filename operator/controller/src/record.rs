@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ebbtide_api::status::GroupStatus;
 use ebbtide_api::{Cluster, ClusterStatus};
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::{Change, Op, is_urgent};
@@ -102,11 +103,8 @@ async fn replace(
 }
 
 fn without_refusals(status: &ClusterStatus) -> ClusterStatus {
-    let mut status = status.clone();
-    for group in &mut status.groups {
-        group.causes.retain(|it| !it.cause.is_of_unmade());
-    }
-    status
+    let groups = status.groups.iter().cloned().map(GroupStatus::without_unmade).collect();
+    ClusterStatus { groups, ..status.clone() }
 }
 
 /// Counts how long the phase took that is over.

@@ -264,7 +264,7 @@ fn commonest(mut causes: Vec<CauseCount>) -> Vec<CauseCount> {
 
 /// A group that tells which of its pods were refused in this look, and not in an earlier one.
 fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
-    let told = group.causes.iter().filter(|it| !it.cause.is_of_unmade()).cloned();
+    let group = group.clone().without_unmade();
     let unmade = unmade.iter().filter(|it| it.group == group.name);
     let WorkerCounts { desired, starting, ready, .. } = group.workers;
     let refused = unmade.filter_map(|Unmade { made, words, is_lasting, .. }| {
@@ -273,7 +273,8 @@ fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
         let (cause, message) = (refused(words, *is_lasting)?, bounded(words));
         Some(CauseCount { cause, pods, message })
     });
-    GroupStatus { causes: commonest(told.chain(refused).collect()), ..group.clone() }
+    let causes = group.causes.iter().cloned().chain(refused).collect();
+    GroupStatus { causes: commonest(causes), ..group }
 }
 
 /// A spec that nothing can be made of.
@@ -350,7 +351,7 @@ fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> 
     let status = cluster.status.clone().unwrap_or_default();
     let others = status.conditions.into_iter().filter(|it| it.type_ != READY);
     // It gets no more pods.
-    let groups = status.groups.iter().map(|it| with_refused(it, &[])).collect();
+    let groups = status.groups.into_iter().map(GroupStatus::without_unmade).collect();
     ClusterStatus {
         phase: Phase::Deleting,
         groups,
