@@ -87,6 +87,18 @@ impl Backend {
         }
     }
 
+    /// The cluster as [`Self::apply`] would leave it.
+    ///
+    /// # Errors
+    ///
+    /// It would not be taken.
+    pub(crate) async fn rehearse(&self, cluster: &Cluster) -> anyhow::Result<Cluster> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.rehearse(cluster).await,
+            Self::Local { .. } => Ok(cluster.clone()),
+        }
+    }
+
     pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.get(namespace, name).await,
@@ -129,14 +141,6 @@ impl Backend {
         match self {
             Self::Kubernetes(_) => class.effect(has_started),
             Self::Local { .. } => "is refused on this machine; take the cluster down first",
-        }
-    }
-
-    /// Whether somebody else than `up` says how many workers there are at least.
-    pub(crate) fn is_scaled(&self, cluster: &Cluster) -> bool {
-        match self {
-            Self::Kubernetes(_) => !kubernetes::has_set(cluster, "minWorkers"),
-            Self::Local { .. } => false,
         }
     }
 

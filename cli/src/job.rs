@@ -269,6 +269,8 @@ struct Printer<'a> {
 
 /// What one attempt prints, on its way.
 struct Printing {
+    /// The uid of its pod, if that is known.
+    of: Option<String>,
     task: JoinHandle<anyhow::Result<()>>,
     /// Told of every line.
     lines: watch::Receiver<()>,
@@ -304,36 +306,47 @@ impl Printer<'_> {
     async fn print(&mut self, status: &ClusterJobStatus) {
         let ended = status.failures.count();
         while self.attempts < ended {
-            self.begin();
+            self.begin(None);
             self.finish().await;
         }
         let present = names::attempt(self.job, self.attempts);
         if status.phase != JobPhase::Pending
-            && status.pod.as_ref().is_some_and(|it| it.name == present)
+            && let Some(pod) = status.pod.as_ref().filter(|it| it.name == present)
         {
-            self.begin();
+            let is_another = |it: &Printing| it.of.as_ref().is_some_and(|of| *of != pod.uid);
+            if let Some(before) = self.printing.take_if(|it| is_another(it)) {
+                // It was suspended, and begins again.
+                self.rest_of(before).await;
+            }
+            self.begin(Some(pod.uid.clone()));
             if status.phase.is_over() {
                 self.finish().await;
             }
         }
     }
 
-    fn begin(&mut self) {
+    fn begin(&mut self, of: Option<String>) {
         if self.printing.is_some() {
             return;
         }
         let (kubernetes, namespace) = (self.kubernetes.clone(), self.namespace.to_owned());
         let pod = names::attempt(self.job, self.attempts);
         let (told, lines) = watch::channel(());
-        let print = async move { kubernetes.follow(&namespace, &pod, &told).await };
-        self.printing = Some(Printing { task: tokio::spawn(print), lines });
+        let uid = of.clone();
+        let print =
+            async move { kubernetes.follow((&namespace, &pod), uid.as_deref(), &told).await };
+        self.printing = Some(Printing { of, task: tokio::spawn(print), lines });
     }
 
     /// Waits for the rest of what an attempt printed that has ended.
     async fn finish(&mut self) {
         let Some(printing) = self.printing.take() else { return };
+        self.rest_of(printing).await;
         self.attempts += 1;
-        let nth = self.attempts;
+    }
+
+    async fn rest_of(&self, printing: Printing) {
+        let nth = self.attempts + 1;
         if let Some(why) = printing.rest().await {
             output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
         }

@@ -82,7 +82,7 @@ fn parse(text: &str) -> anyhow::Result<Cluster> {
     let Some(name) = cluster.metadata.name.as_deref() else {
         bail!("metadata.name is missing; every cluster has a name");
     };
-    let checked = names::check_object(name);
+    let checked = names::check_cluster(name);
     checked.map_err(|error| anyhow!("metadata.name: {error}"))?;
     if let Some(namespace) = &cluster.metadata.namespace {
         let checked = names::check_namespace(namespace);
@@ -122,6 +122,11 @@ spec:
             ("name: risk", "nome: risk", "unknown field `nome`"),
             ("metadata: { name: risk }", "metadata: {}", "metadata.name is missing"),
             ("name: risk", "name: ../..", "metadata.name: \"../..\" is no name"),
+            (
+                "name: risk",
+                "name: 2026-risk",
+                "metadata.name: \"2026-risk\" is no name of a cluster",
+            ),
             ("name: risk", "name: a, namespace: /", "metadata.namespace: \"/\""),
             ("spec:", "suspend: true\nspec:", "unknown field `suspend`"),
             ("workers:", "wokers:", "unknown field `spec.wokers`, expected one of `access`, "),

@@ -80,7 +80,7 @@ pub(crate) async fn describe(name: &str, place: &Place) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
-    let wanted = manifest::read(file)?;
+    let mut wanted = manifest::read(file)?;
     ebbtide_plan::check(&wanted.spec).map_err(|error| anyhow!(error))?;
     let backend = Backend::connect(place).await?;
     let namespace = namespace(&wanted, place, &backend);
@@ -89,14 +89,14 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
         return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
     }
     let cluster = backend.get(&namespace, &name).await?;
-    let mut wanted = wanted.spec;
-    if wanted.min_workers == 0 && backend.is_scaled(&cluster) {
-        // `up` leaves it as it was set.
-        wanted.min_workers = cluster.spec.min_workers;
-    }
+    wanted.metadata.namespace = Some(namespace);
+    let (after, refused) = match backend.rehearse(&wanted).await {
+        Ok(after) => (after.spec, None),
+        Err(error) => (wanted.spec, Some(error)),
+    };
     let has_started = is_told_to_have_begun(&cluster);
-    let mut differences = differences(&cluster.spec, &wanted);
-    if differences.is_empty() {
+    let mut differences = differences(&cluster.spec, &after);
+    if differences.is_empty() && refused.is_none() {
         return output::line("nothing differs");
     }
     differences.sort_by_key(|it| it.class);
@@ -107,7 +107,7 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
         }
         output::line(&format!("  {difference}"))?;
     }
-    Ok(())
+    refused.map_or(Ok(()), |why| output::line(&format!("`ebbtide up` would be refused: {why:#}")))
 }
 
 pub(crate) async fn logs(name: &str, pod: Option<&str>, place: &Place) -> anyhow::Result<()> {

@@ -150,6 +150,28 @@ def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_an
     kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
 
 
+def test_a_program_that_was_suspended_is_heard_from_its_beginning_and_has_its_words_as_given(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    def suspend(wanted: bool) -> None:
+        spec = json.dumps({"spec": {"suspend": wanted}})
+        kubectl("patch", "clusterjob/job", "-n", namespace, "--type=merge", "-p", spec)
+
+    speaks = program("import sys, time; print(*sys.argv[1:]); time.sleep(1000)")
+    words = ["a$$b", "$(EBBTIDE_CLUSTER)"]
+    asks = command(speaks, manifest(), namespace, "--name", "job", "--", *words)
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None and it.stderr is not None
+        assert it.stdout.readline() == " ".join(words) + "\n"
+        suspend(True)
+        wait(namespace, "{.status.phase}=Suspended")
+        suspend(False)
+        assert it.stdout.readline() == " ".join(words) + "\n"
+        it.send_signal(signal.SIGINT)
+        assert it.wait(LIMIT) == 128 + signal.SIGINT
+        assert "job is gone" in it.stderr.read()
+
+
 def test_who_interrupts_a_run_takes_everything_down(
     namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
 ) -> None:

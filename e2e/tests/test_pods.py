@@ -19,6 +19,7 @@ VOLUMES = {
     "env": [
         {"name": "PLAIN", "value": "plain"},
         {"name": "LENT", "valueFrom": {"secretKeyRef": {"name": "lent", "key": "word"}}},
+        {"name": "MONEY", "value": "a$$b $(PLAIN)"},
     ],
     "envFrom": [{"prefix": "MAP_", "configMapRef": {"name": "settings"}}],
     "volumes": [
@@ -44,12 +45,15 @@ VOLUMES = {
     ],
     "labels": {"team": "rates"},
     "annotations": {"example.com/cost-centre": "7"},
+    "serviceAccountName": "rates-s3",
+    "imagePullSecrets": [{"name": "pull"}],
 }
 
 #: What each place says, with the line that reads it.
 SAID = {
     "os.environ['PLAIN']": "plain",
     "os.environ['LENT']": "secret word",
+    "os.environ['MONEY']": "a$$b $(PLAIN)",
     "os.environ['MAP_word']": "open word",
     "open('/settings/word').read()": "open word",
     "open('/lent/word').read()": "secret word",
@@ -76,6 +80,13 @@ def things(namespace: str, tmp_path: Path) -> Iterator[str]:
     """Have a ConfigMap, a Secret and a claim of a folder of this machine in the namespace."""
     apply(namespace, kind="ConfigMap", metadata={"name": "settings"}, data={"word": "open word"})
     apply(namespace, kind="Secret", metadata={"name": "lent"}, stringData={"word": "secret word"})
+    # By its name a cloud knows who a pod is; Kubernetes' own token stays out of it.
+    apply(namespace, kind="ServiceAccount", metadata={"name": "rates-s3"})
+    pull = {".dockerconfigjson": json.dumps({"auths": {}})}
+    kind = "kubernetes.io/dockerconfigjson"
+    apply(namespace, kind="Secret", metadata={"name": "pull"}, type=kind, stringData=pull)
+    group = "scheduling.k8s.io/v1"
+    apply(namespace, apiVersion=group, kind="PriorityClass", metadata={"name": namespace}, value=7)
     tmp_path.chmod(0o755)
     (tmp_path / "data").write_text("shared")
     volume = {
@@ -94,14 +105,15 @@ def things(namespace: str, tmp_path: Path) -> Iterator[str]:
     }
     apply(namespace, kind="PersistentVolumeClaim", metadata={"name": "share"}, spec=claim)
     yield namespace
-    kubectl("delete", "persistentvolume", namespace, "--wait=false")
+    kubectl("delete", f"persistentvolume/{namespace}", f"priorityclass/{namespace}", "--wait=false")
 
 
 @on_the_dev_cluster
 def test_variables_volumes_and_fetched_data_reach_python_code(
     things: str, manifest: Callable[..., Path]
 ) -> None:
-    with up(manifest(workers(**VOLUMES)), things), eb.Cluster("mean", namespace=things) as cluster:
+    settings = workers(**VOLUMES, priorityClassName=things)
+    with up(manifest(settings), things), eb.Cluster("mean", namespace=things) as cluster:
         code = f"[(lambda os: {{ {', '.join(f'{it!r}: {it}' for it in SAID)} }})(__import__('os'))]"
         assert cluster.submit(eval, code).result(60) == [SAID]
         chosen = ("pod", "-n", things, "-l", "team=rates", "-o")
@@ -109,6 +121,9 @@ def test_variables_volumes_and_fetched_data_reach_python_code(
             "get", *chosen, r"jsonpath={.items[*].metadata.annotations.example\.com/cost-centre}"
         )
         assert set(cost.split()) == {"7"}
+        spec = "{.items[*].spec['serviceAccountName', 'priorityClassName']}"
+        who = kubectl("get", *chosen, f"jsonpath={spec} {{.items[*].spec.imagePullSecrets}}")
+        assert {"rates-s3", things} <= set(who.split()) and '"pull"' in who, who
 
 
 @pytest.mark.parametrize(
@@ -212,7 +227,7 @@ def test_a_pod_says_which_look_made_it_and_both_logs_are_found_by_that(
 
 
 def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
-    namespace: str, manifest: Callable[..., Path]
+    namespace: str, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     def changed(spec: dict) -> None:
         spec["workers"][0].update(max=2, pod={"env": [{"name": "A", "value": "1"}]})
@@ -252,6 +267,14 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         kubectl(*taken_over[1].split(), str(manifest(both)), "-n", namespace)
         wait(namespace, "{.spec.minWorkers}=2")
         run("ebbtide", "up", str(manifest(both)), "-n", namespace)
+        # What would be refused, as somebody else has set it, is told.
+        fewer = diff(lambda spec: spec["workers"][0].update(max=1))
+        assert "spec.workers[general].max: 2 -> 1" in fewer
+        assert "`ebbtide up` would be refused: apply:" in fewer and "kubectl" in fewer, fewer
+        # What an API server shows can be given back to it.
+        shown = tmp_path / "shown.yaml"
+        shown.write_text(run("ebbtide", "get", "mean", "-n", namespace, "-o", "yaml"))
+        assert run("ebbtide", "diff", str(shown), "-n", namespace) == "nothing differs\n"
         too_many = kubectl("scale", "ebb/mean", "-n", namespace, "--replicas=3", check=False)
         assert "minWorkers must not be greater than max of the first group" in too_many
         # The worker that runs stays; when it goes, the next one has the variable.
@@ -434,6 +457,11 @@ def test_what_somebody_with_the_right_described_stays_where_it_is(
         [{"op": "copy", "from": pod, "path": "/spec/scheduler/pod"}],
     ]:
         assert "Secrets that you may not read" in patch(*changes), changes
+    image = {"op": "add", "path": "/spec/image", "value": "registry.invalid/other"}
+    no_packages = {"op": "remove", "path": "/spec/environment"}
+    other_packages = {"op": "replace", "path": "/spec/environment/packages", "value": ["flask"]}
+    for changes in [[image, no_packages], [other_packages]]:
+        assert "Secrets that you may not read" in patch(*changes), changes
     account = {"op": "add", "path": f"{pod}/serviceAccountName", "value": "rates-s3"}
     assert "you may not" in patch(account)
     # To take something away lends nothing.
@@ -461,6 +489,10 @@ def test_settings_that_the_api_server_does_not_take_are_told_before_anything_is_
         # Of a group that nobody needs yet.
         spec["workers"][0].update(min=0, pod={"tolerations": [{"key": "a", "operator": "Foo"}]})
 
+    digit = manifest(name="2026-risk")
+    assert "begins with a letter" in run("ebbtide", "up", str(digit), check=False)
+    asks = ("create", "-f", str(digit), "-n", namespace)
+    assert "metadata.name must begin with a letter" in kubectl(*asks, check=False)
     up = run("ebbtide", "up", str(manifest(wrong)), "-n", namespace, check=False)
     assert "spec.tolerations[0].operator" in up and "Foo" in up, up
     wait(namespace, "{.status.conditions[0].reason}=Rejected")

@@ -169,7 +169,17 @@ def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
         events = kubectl("get", "events", "-n", namespace, "-o", "json")
         told = [it["message"] for it in json.loads(events)["items"]
                 if it["involvedObject"]["name"] == "unread"]  # fmt: skip
-        assert any('"two"' in it for it in told), told
+        wrong_field = 'spec.workers[0].max: invalid type: string "two", expected i32'
+        assert any(wrong_field in it for it in told), told
+        condition = "jsonpath={.status.phase} {.status.conditions[0].reason} {.status.message}"
+        said = kubectl("get", "ebb/unread", "-n", namespace, "-o", condition)
+        assert said.startswith("Degraded Unreadable") and wrong_field in said, said
+        assert wrong_field in listed
+        assert wrong_field in run("ebbtide", "describe", "unread", "-n", namespace, check=False)
+        # Corrected, it is like any other.
+        mended = [{"op": "replace", "path": "/spec/workers/0/max", "value": 2}]
+        kubectl("patch", "ebb/unread", "-n", namespace, "--type=json", "-p", json.dumps(mended))
+        kubectl("wait", "ebb/unread", "-n", namespace, "--for=condition=Ready", "--timeout=60s")
     run("ebbtide", "down", "unread", "-n", namespace)
     assert not kubectl("get", "ebb", "-n", namespace, "-o", "name")
 

@@ -22,7 +22,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- /* What the operator may do with tenants' things. Their Secrets are written, and never read. */ -}}
 {{- define "ebbtide.rules" -}}
 - { apiGroups: [ebbtide.dev], resources: [clusters, clusterjobs], verbs: [get, list, watch, create, delete] }
-- { apiGroups: [ebbtide.dev], resources: [clusters/status, clusterjobs/status], verbs: [update] }
+- { apiGroups: [ebbtide.dev], resources: [clusters/status, clusterjobs/status], verbs: [update, patch] }
 - { apiGroups: [ebbtide.dev], resources: [clusters/finalizers, clusterjobs/finalizers], verbs: [update] }
 - { apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete] }
 - { apiGroups: [""], resources: [secrets], verbs: [create, update] }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
-use ebbtide_api::ClusterJob;
+use anyhow::{Context as _, bail};
+use ebbtide_api::{ClusterJob, Guarded};
 use ebbtide_plan::JOB;
 use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use kube::{Api, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, changed, in_time};
+use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, changed, in_time, readable};
 use crate::output;
 
 /// How long until a log is asked for again that broke off.
@@ -23,7 +23,7 @@ const LOG_AGAIN: Duration = Duration::from_millis(300);
 const LOG_TRIES: u32 = 10;
 
 impl Kubernetes {
-    fn jobs(&self, namespace: &str) -> Api<ClusterJob> {
+    fn jobs(&self, namespace: &str) -> Api<Guarded<ClusterJob>> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
@@ -32,12 +32,12 @@ impl Kubernetes {
         namespace: &str,
         job: &ClusterJob,
     ) -> anyhow::Result<ClusterJob> {
-        let jobs = self.jobs(namespace);
+        let jobs: Api<ClusterJob> = Api::namespaced(self.client.clone(), namespace);
         in_time("create the job", jobs.create(&PostParams::default(), job)).await
     }
 
     pub(crate) async fn job(&self, name: &str) -> anyhow::Result<ClusterJob> {
-        in_time("get the job", self.jobs(&self.namespace).get(name)).await
+        readable(in_time("get the job", self.jobs(&self.namespace).get(name)).await?)
     }
 
     /// The job with this uid as soon as it differs from this version of it. None when it is gone.
@@ -51,7 +51,7 @@ impl Kubernetes {
             let now = in_time("get the job", jobs.get_opt(&name)).await?;
             let Some(now) = now.filter(|it| it.uid() == seen.uid()) else { return Ok(None) };
             if now.resource_version() != seen.resource_version() {
-                return Ok(Some(now));
+                return readable(now).map(Some);
             }
             let version = now.resource_version().unwrap_or_default();
             changed(&jobs, &name, &version).await?;
@@ -79,15 +79,16 @@ impl Kubernetes {
             .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
     }
 
-    /// Prints what a pod says until it has ended, and all of it, and tells of every line.
+    /// Prints what a pod says until it has ended, and all of it, and tells of every line. With a uid, another
+    /// pod of the name is none of it.
     ///
     /// # Errors
     ///
     /// Something of it could not be read.
     pub(crate) async fn follow(
         &self,
-        namespace: &str,
-        pod: &str,
+        (namespace, pod): (&str, &str),
+        uid: Option<&str>,
         lines: &watch::Sender<()>,
     ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
@@ -95,6 +96,11 @@ impl Kubernetes {
         loop {
             // Asked first: what it says until then is whole.
             let there = in_time("get the job's pod", pods.get_opt(pod)).await;
+            let is_same = |it: &Pod| uid.is_none_or(|uid| it.uid().as_deref() == Some(uid));
+            let there = there.map(|it| it.filter(is_same));
+            if uid.is_some() && matches!(there, Ok(None)) {
+                bail!("the pod {pod} is gone");
+            }
             let phase = there.map(|it| it.and_then(|it| it.status?.phase));
             let is_gone = matches!(phase, Ok(None));
             let is_over =

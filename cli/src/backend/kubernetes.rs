@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use ebbtide_api::{Cluster, GROUP, names};
+use ebbtide_api::{Cluster, GROUP, Guarded, Unread, names};
 use ebbtide_plan::is_going;
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
@@ -16,8 +16,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
-use kube::core::error_boundary::InvalidObject;
-use kube::core::{DeserializeGuard, NamespaceResourceScope};
+use kube::core::{NamespaceResourceScope, ObjectMeta};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -92,6 +91,19 @@ pub(super) async fn changed<K: Clone + Debug + DeserializeOwned>(
     Ok(())
 }
 
+/// What is said of an object that cannot be read.
+fn unreadable<K: Resource<DynamicType = ()>>(unread: &Unread) -> String {
+    let kind = K::kind(&()).to_lowercase();
+    let name = unread.metadata.name.as_deref().unwrap_or_default();
+    format!("{kind} {name} cannot be read: {unread}; correct it with `kubectl edit {kind} {name}`")
+}
+
+pub(super) fn readable<K: Resource<DynamicType = ()>>(
+    Guarded(read): Guarded<K>,
+) -> anyhow::Result<K> {
+    read.map_err(|unread| anyhow!(unreadable::<K>(&unread)))
+}
+
 impl Kubernetes {
     pub(super) async fn connect(namespace: Option<String>) -> anyhow::Result<Self> {
         let config = Config::infer().await.context("no way to a Kubernetes API server")?;
@@ -100,27 +112,48 @@ impl Kubernetes {
         Ok(Self { client, namespace })
     }
 
-    fn clusters(&self, namespace: &str) -> Api<Cluster> {
+    fn clusters(&self, namespace: &str) -> Api<Guarded<Cluster>> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
     pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        self.applied(cluster, &PatchParams::apply(FIELD_MANAGER)).await.map(drop)
+    }
+
+    /// The cluster as it would be after [`Self::apply`].
+    ///
+    /// # Errors
+    ///
+    /// The API server would not take it.
+    pub(super) async fn rehearse(&self, cluster: &Cluster) -> anyhow::Result<Cluster> {
+        readable(self.applied(cluster, &PatchParams::apply(FIELD_MANAGER).dry_run()).await?)
+    }
+
+    async fn applied(
+        &self,
+        cluster: &Cluster,
+        params: &PatchParams,
+    ) -> anyhow::Result<Guarded<Cluster>> {
         let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-        let mut wanted = serde_json::to_value(Cluster { status: None, ..cluster.clone() })?;
+        // What a server adds is its own, and of another day.
+        let ObjectMeta { labels, annotations, .. } = cluster.metadata.clone();
+        let (named, within) = (Some(name.clone()), Some(namespace.clone()));
+        let metadata =
+            ObjectMeta { name: named, namespace: within, labels, annotations, ..<_>::default() };
+        let spec = cluster.spec.clone();
+        let mut wanted = serde_json::to_value(Cluster { metadata, spec, status: None })?;
         if cluster.spec.min_workers == 0
             && let Some(spec) = wanted["spec"].as_object_mut()
         {
             // It is `kubectl scale`'s, where the manifest asks for none.
             spec.remove("minWorkers");
         }
-        let params = PatchParams::apply(FIELD_MANAGER);
         let clusters = self.clusters(&namespace);
-        in_time("apply", clusters.patch(&name, &params, &Patch::Apply(&wanted))).await?;
-        Ok(())
+        in_time("apply", clusters.patch(&name, params, &Patch::Apply(&wanted))).await
     }
 
     pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
-        in_time("get", self.clusters(namespace).get(name)).await
+        readable(in_time("get", self.clusters(namespace).get(name)).await?)
     }
 
     pub(crate) async fn list<K>(&self, scope: Scope) -> anyhow::Result<Listed<K>>
@@ -129,21 +162,17 @@ impl Kubernetes {
         K: Clone + Debug + DeserializeOwned,
     {
         let client = self.client.clone();
-        let all: Api<DeserializeGuard<K>> = if scope.all_namespaces {
+        let all: Api<Guarded<K>> = if scope.all_namespaces {
             Api::all(client)
         } else {
             Api::namespaced(client, &self.namespace)
         };
         let found = in_time("list", all.list(&ListParams::default())).await?.items;
         let mut listed = Listed { objects: Vec::new(), unreadable: Vec::new() };
-        let kind = K::kind(&()).to_lowercase();
-        for DeserializeGuard(read) in found {
+        for Guarded(read) in found {
             match read {
                 Ok(object) => listed.objects.push(object),
-                Err(InvalidObject { error, metadata }) => {
-                    let name = metadata.name.unwrap_or_default();
-                    listed.unreadable.push(format!("{kind} {name} cannot be read: {error}"));
-                }
+                Err(unread) => listed.unreadable.push(unreadable::<K>(&unread)),
             }
         }
         Ok(listed)
@@ -157,7 +186,7 @@ impl Kubernetes {
     ) -> anyhow::Result<Cluster> {
         let clusters = self.clusters(namespace);
         loop {
-            let now = in_time("get", clusters.get(name)).await?;
+            let now = readable(in_time("get", clusters.get(name)).await?)?;
             let is_news = seen.is_none_or(|seen| seen.status != now.status);
             if is_news && now.status.is_some() {
                 return Ok(now);
@@ -169,8 +198,7 @@ impl Kubernetes {
 
     pub(super) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         // One that cannot be read goes like any other.
-        let clusters: Api<DeserializeGuard<Cluster>> =
-            Api::namespaced(self.client.clone(), namespace);
+        let clusters = self.clusters(namespace);
         let cluster = in_time("get", clusters.get(name)).await?;
         let uid = cluster.uid();
         // In the foreground: it is gone when everything that it owned is. Of one that cannot be read
@@ -254,13 +282,13 @@ impl Kubernetes {
     pub(super) async fn events(&self, cluster: &Cluster) -> anyhow::Result<Vec<Line>> {
         let namespace = cluster.namespace().unwrap_or_default();
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        let of_pods = names::child(&cluster.name_any(), "");
+        let name = cluster.name_any();
         let uid = cluster.uid();
         let mut lines = Vec::new();
         for event in in_time("list events", events.list(&ListParams::default())).await?.items {
             let about = &event.involved_object;
             let who = about.name.clone().unwrap_or_default();
-            let is_pods = about.kind.as_deref() == Some("Pod") && who.starts_with(&of_pods);
+            let is_pods = about.kind.as_deref() == Some("Pod") && names::is_child(&name, &who);
             if about.uid != uid && !is_pods {
                 continue;
             }
@@ -300,17 +328,9 @@ impl Kubernetes {
     /// Whether it is certain that the cluster with this uid is gone, or goes.
     pub(crate) async fn is_gone(&self, namespace: &str, name: &str, uid: &str) -> bool {
         let there = in_time("get", self.clusters(namespace).get_opt(name)).await;
-        let is_over = |it: Cluster| is_going(&it) || it.uid().as_deref() != Some(uid);
+        let is_over = |it: Guarded<Cluster>| is_going(&it) || it.uid().as_deref() != Some(uid);
         there.is_ok_and(|there| there.is_none_or(is_over))
     }
-}
-
-/// Whether `up` has set this field of a cluster's spec.
-pub(super) fn has_set(cluster: &Cluster, field: &str) -> bool {
-    cluster.managed_fields().iter().any(|it| {
-        let fields = it.fields_v1.as_ref().map(|it| &it.0["f:spec"][format!("f:{field}")]);
-        it.manager.as_deref() == Some(FIELD_MANAGER) && fields.is_some_and(|it| !it.is_null())
-    })
 }
 
 /// A container of which there is a log.

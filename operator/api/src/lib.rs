@@ -1,11 +1,11 @@
 //! The Cluster and ClusterJob resources: types, defaults, names and labels. Knows no client and decides nothing.
 
 #![expect(unreachable_pub, reason = "the schema derive repeats each struct inside a function")]
-#![expect(clippy::duplicated_attributes, reason = "columns of one type repeat its name")]
 
 mod amount;
 pub mod change;
 mod duration;
+mod guarded;
 pub mod job;
 pub mod names;
 pub mod pod;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::amount::{Amount, AmountError};
 pub use crate::duration::{DurationError, Length};
+pub use crate::guarded::{Guarded, Unread};
 pub use crate::job::{ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase};
 pub use crate::pod::PodSettings;
 pub use crate::resources::Resources;
@@ -57,6 +58,8 @@ pub const GROUP: &str = "ebbtide.dev";
     shortname = "ebb",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]')")
+        .message("metadata.name must begin with a letter: the cluster's Services have names that begin like it"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",
     printcolumn(
         name = "Phase",

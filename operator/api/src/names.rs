@@ -61,6 +61,15 @@ pub fn check_object(name: &str) -> Result<(), String> {
     })
 }
 
+/// Whether this can be the name of a cluster, whose Services have names that begin like it.
+pub fn check_cluster(name: &str) -> Result<(), String> {
+    check_object(name)?;
+    let is_right = name.starts_with(|it: char| it.is_ascii_lowercase());
+    is_right.then_some(()).ok_or_else(|| {
+        format!("{name:?} is no name of a cluster; expected one that begins with a letter")
+    })
+}
+
 /// Whether this can be a namespace's name: a DNS label.
 pub fn check_namespace(name: &str) -> Result<(), String> {
     let is_right = name.len() <= LENGTH_MAX && is_label(name);
@@ -97,6 +106,12 @@ pub fn child(cluster: &str, suffix: &str) -> String {
     let room = LENGTH_MAX - HASH_DIGITS - 2 - suffix.len();
     let readable: String = cluster.replace('.', "-").chars().take(room).collect();
     format!("{}-{hash}-{suffix}", readable.trim_end_matches('-'))
+}
+
+/// Whether this is the name of a child of the cluster with this name.
+pub fn is_child(cluster: &str, name: &str) -> bool {
+    let (readable, mark) = (cluster.replace('.', "-"), format!("-{}-", hash(cluster, HASH_DIGITS)));
+    name.match_indices(&mark).any(|(at, _)| at > 0 && readable.starts_with(&name[..at]))
 }
 
 /// The name of a child that another cluster of the same name, earlier or later, does not have.
@@ -144,7 +159,22 @@ pub fn run(job: &str, minute: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{attempt, check_group, check_namespace, check_object, child, of_life, worker};
+    use super::{
+        attempt, check_cluster, check_group, check_namespace, check_object, child, is_child,
+        of_life, scheduler, worker,
+    };
+
+    #[test]
+    fn children_of_whatever_name_are_known_by_it_and_others_are_not() {
+        let long = "l".repeat(200);
+        for cluster in ["risk", "a.b", "team-1.risk-2c6ef0-x", &long] {
+            for name in [scheduler(cluster), worker(cluster, "general", 7), child(cluster, "x")] {
+                assert!(is_child(cluster, &name), "{name}");
+                assert!(!is_child("other", &name) && !is_child(&format!("{cluster}s"), &name));
+            }
+            assert!(!is_child(cluster, cluster) && !is_child(cluster, "x"));
+        }
+    }
 
     #[test]
     fn names_that_kubernetes_would_refuse_are_refused() {
@@ -153,7 +183,9 @@ mod tests {
             assert!(check_namespace(name).is_err(), "{name}");
             assert!(check_group(name).is_err(), "{name}");
         }
-        assert_eq!(check_object("a.b-1"), Ok(()));
+        assert_eq!((check_object("a.b-1"), check_cluster("a.b-1")), (Ok(()), Ok(())));
+        assert_eq!(check_object("2026-risk"), Ok(()));
+        assert!(check_cluster("2026-risk").is_err() && check_cluster("a..b").is_err());
         assert_eq!(check_namespace("team-1"), Ok(()));
         assert!(check_namespace("a.b").is_err() && check_group("1a").is_err());
         assert!(check_group(&"x".repeat(21)).is_err() && check_object(&"x".repeat(254)).is_err());

@@ -6,6 +6,7 @@ use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
+use ebbtide_plan::unreadable::job_status;
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
@@ -57,9 +58,9 @@ pub(crate) async fn steps(
     };
     let job = match &guarded.0 {
         Ok(job) => job,
-        Err(invalid) => {
-            unreadable(context, key, guarded.object_ref(&()), invalid).await;
-            return Ok(None);
+        Err(unread) => {
+            let status = job_status(unread, (context.clock)());
+            return Ok(unreadable(context, key, (&*guarded, unread), status).await?);
         }
     };
     let namespace = key.namespace.as_str();

@@ -6,13 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ebbtide_api::{Cluster, ClusterJob, names};
+use ebbtide_api::{Cluster, ClusterJob, Guarded, names};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
-use crate::reconcile::{Guarded, GuardedJob};
 use crate::slim::{SlimPod, SlimPolicy, SlimService};
 
 /// The longest wish for new credentials that is kept as it was written, in bytes.
@@ -35,7 +34,7 @@ pub(crate) trait Watched: Resource<DynamicType = ()> + Send + Sync {
     }
 }
 
-impl Watched for Guarded {
+impl Watched for Guarded<Cluster> {
     fn whose(&self) -> Vec<Whose> {
         vec![(key(self), self.uid().unwrap_or_default())]
     }
@@ -50,7 +49,7 @@ impl Watched for Guarded {
     }
 }
 
-impl Watched for GuardedJob {
+impl Watched for Guarded<ClusterJob> {
     /// Its own, its owner's when it is the run of a schedule, and found by the cluster that it is on.
     fn whose(&self) -> Vec<Whose> {
         let own = (key(self), self.uid().unwrap_or_default());
@@ -74,7 +73,7 @@ pub(crate) fn slim_metadata(meta: &mut ObjectMeta) {
 }
 
 /// The same of a cluster, whose wish for new credentials stays.
-pub(crate) fn slim_cluster(cluster: &mut Guarded) {
+pub(crate) fn slim_cluster(cluster: &mut Guarded<Cluster>) {
     let meta = cluster.meta_mut();
     let wish = meta.annotations.as_mut().and_then(|it| it.remove(names::RENEW));
     slim_metadata(meta);
@@ -83,7 +82,7 @@ pub(crate) fn slim_cluster(cluster: &mut Guarded) {
 }
 
 /// Leaves out of a job what nobody here asks for: of one that has ended not even its program.
-pub(crate) fn slim_job(job: &mut GuardedJob) {
+pub(crate) fn slim_job(job: &mut Guarded<ClusterJob>) {
     slim_metadata(job.meta_mut());
     if let Ok(job) = &mut job.0
         && job.status.as_ref().is_some_and(|it| it.phase.is_over())
@@ -301,13 +300,13 @@ fn place(object: &impl Resource<DynamicType = ()>) -> (String, String) {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use ebbtide_api::{Cluster, names};
+    use ebbtide_api::{Cluster, Guarded, names};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
     use kube::runtime::watcher::Event;
     use kube::{Resource as _, ResourceExt as _};
     use serde_json::json;
 
-    use super::{Guarded, Key, Known, SlimService, slim_cluster};
+    use super::{Key, Known, SlimService, slim_cluster};
 
     type Child = SlimService;
 
@@ -356,7 +355,7 @@ mod tests {
                 "labels": { "much": "more" },
                 "managedFields": [{ "manager": "kubectl" }],
             });
-            let mut cluster: Guarded =
+            let mut cluster: Guarded<Cluster> =
                 serde_json::from_value(json!({ "metadata": metadata, "spec": {} })).unwrap();
             slim_cluster(&mut cluster);
             assert_eq!((&cluster.meta().managed_fields, &cluster.meta().labels), (&None, &None));

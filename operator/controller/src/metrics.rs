@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use jiff::Timestamp;
@@ -19,9 +20,16 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 /// What is served is text as OpenMetrics has it.
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How often an operator that has nothing to do goes round.
+pub(crate) const ROUND: Duration = Duration::from_secs(10);
+
+/// How long one that works may go without: whoever asks for its health counts some refusals more.
+const STILL_MAX: Duration = Duration::from_mins(1);
 
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($label:ident: $kind:ty),+ }) => {
@@ -45,6 +53,12 @@ labels!(/// What is watched.
     Resource { resource: String });
 labels!(/// What clusters or jobs do.
     Phase { phase: &'static str });
+labels!(/// What a namespace's clusters do. (Whoever scrapes calls the operator's own `namespace`.)
+    PhaseIn { cluster_namespace: String, phase: &'static str });
+labels!(/// Why a namespace's clusters are not ready.
+    ReasonIn { cluster_namespace: String, reason: String });
+labels!(/// Whose clusters.
+    Namespace { cluster_namespace: String });
 labels!(/// How far workers are.
     State { state: &'static str });
 labels!(/// Why what a scheduler said was not heard.
@@ -81,15 +95,18 @@ pub struct Metrics {
     pub(crate) api_requests: Family<Request, Counter>,
     pub(crate) api_request_seconds: Family<Verb, Histogram, Seconds>,
     pub(crate) watch_age_seconds: Family<Resource, Gauge<f64, AtomicU64>>,
-    pub(crate) clusters: Family<Phase, Gauge>,
+    pub(crate) clusters: Family<PhaseIn, Gauge>,
+    pub(crate) clusters_not_ready: Family<ReasonIn, Gauge>,
     pub(crate) jobs: Family<Phase, Gauge>,
     pub(crate) phase_seconds: Family<Phase, Histogram, Seconds>,
     pub(crate) workers: Family<State, Gauge>,
-    pub(crate) requested_cpus: Gauge<f64, AtomicU64>,
-    pub(crate) requested_memory_bytes: Gauge,
+    pub(crate) requested_cpus: Family<Namespace, Gauge<f64, AtomicU64>>,
+    pub(crate) requested_memory_bytes: Family<Namespace, Gauge>,
     pub(crate) schedulers: Gauge,
     pub(crate) demands_refused: Family<Reason, Counter>,
     pub(crate) is_leader: Gauge,
+    /// When the operator last went round, if it works.
+    round: Arc<Mutex<Option<Instant>>>,
     /// When each watch was opened, by resource and namespace.
     watches: Arc<Mutex<BTreeMap<(String, String), Instant>>>,
     refresh: Arc<OnceLock<Refresh>>,
@@ -108,14 +125,16 @@ impl Default for Metrics {
             api_request_seconds: Family::new_with_constructor(SHORT),
             watch_age_seconds: Family::default(),
             clusters: Family::default(),
+            clusters_not_ready: Family::default(),
             jobs: Family::default(),
             phase_seconds: Family::new_with_constructor(LONG),
             workers: Family::default(),
-            requested_cpus: Gauge::default(),
-            requested_memory_bytes: Gauge::default(),
+            requested_cpus: Family::default(),
+            requested_memory_bytes: Family::default(),
             schedulers: Gauge::default(),
             demands_refused: Family::default(),
             is_leader: Gauge::default(),
+            round: Arc::default(),
             watches: Arc::default(),
             refresh: Arc::default(),
         }
@@ -127,6 +146,24 @@ impl Metrics {
     pub(crate) fn refresh_by(&self, refresh: Refresh) {
         // One operator works in a process.
         let _: Result<(), Refresh> = self.refresh.set(refresh);
+    }
+
+    /// The operator goes round.
+    pub(crate) fn goes_round(&self) {
+        *self.round.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether the operator goes on, or waits to begin: what /healthz tells.
+    ///
+    /// # Errors
+    ///
+    /// It stands still, and since when.
+    pub fn health(&self) -> Result<(), String> {
+        let round = *self.round.lock().unwrap_or_else(PoisonError::into_inner);
+        match round.map(|at| at.elapsed()).filter(|still| *still > STILL_MAX) {
+            Some(still) => Err(format!("the operator has stood still for {} s", still.as_secs())),
+            None => Ok(()),
+        }
     }
 
     /// A watch was opened.
@@ -174,6 +211,8 @@ impl Metrics {
             counted.watch_age_seconds,
         );
         it.register("clusters", "Clusters, by what they do", counted.clusters);
+        let name = "clusters_not_ready";
+        it.register(name, "Clusters that are not ready, by the reason", counted.clusters_not_ready);
         it.register("jobs", "Jobs, by what they do", counted.jobs);
         it.register("phase_seconds", "How long clusters did so", counted.phase_seconds);
         it.register("workers", "Workers of all clusters, by how far they are", counted.workers);
@@ -189,13 +228,16 @@ impl Metrics {
 
     /// Serves /healthz and /metrics until the process ends.
     pub(crate) async fn serve(self, listener: TcpListener) -> std::io::Result<()> {
+        let of_health = self.clone();
         let process = Process::default();
         let mut registry = self.registry();
         process.register(&mut registry);
-        let shared = Arc::new((self, process, registry));
+        // Whoever asks meanwhile is told all of it, too.
+        let shared = Arc::new(Mutex::new((self, process, registry)));
         let metrics = move || {
             let shared = Arc::clone(&shared);
             async move {
+                let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 let (metrics, process, registry) = &*shared;
                 if let Some(refresh) = metrics.refresh.get() {
                     refresh(metrics);
@@ -207,8 +249,11 @@ impl Metrics {
                 encoded.map(|()| ([(CONTENT_TYPE, FORMAT)], text))
             }
         };
-        let router =
-            Router::new().route("/healthz", get(|| async { "ok" })).route("/metrics", get(metrics));
+        let health = move || {
+            let health = of_health.health();
+            async move { health.map(|()| "ok").map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why)) }
+        };
+        let router = Router::new().route("/healthz", get(health)).route("/metrics", get(metrics));
         axum::serve(listener, router).await
     }
 }
@@ -265,7 +310,16 @@ mod tests {
         metrics.watch_is_open("", "pods");
         metrics.tell_watches();
         metrics.watch_age_seconds.get_or_create(&Resource { resource: "pods".to_owned() }).set(1.0);
-        metrics.clusters.get_or_create(&Phase { phase: "Ready" }).set(1);
+        let cluster_namespace = "n".to_owned();
+        let place = || cluster_namespace.clone();
+        let phase = super::PhaseIn { cluster_namespace: place(), phase: "Ready" };
+        metrics.clusters.get_or_create(&phase).set(1);
+        let reason = "Quota".to_owned();
+        let reason = super::ReasonIn { cluster_namespace: place(), reason };
+        metrics.clusters_not_ready.get_or_create(&reason).set(1);
+        let namespace = super::Namespace { cluster_namespace: place() };
+        metrics.requested_cpus.get_or_create(&namespace).set(1.0);
+        metrics.requested_memory_bytes.get_or_create(&namespace).set(1);
         metrics.phase_seconds.get_or_create(&Phase { phase: "Ready" }).observe(1.0);
         metrics.workers.get_or_create(&State { state: "ready" }).set(1);
         metrics.demands_refused.get_or_create(&Reason { reason: "line" }).inc();

@@ -1,14 +1,15 @@
 //! One operator at work: watches, the queue of clusters, and what every look may use.
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 
-use ebbtide_api::{JobPhase, Phase, WorkerCounts, names};
+use ebbtide_api::{Cluster, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
-use ebbtide_plan::Site;
 use ebbtide_plan::queue::{Key, Queue};
 use ebbtide_plan::requested::Requested;
+use ebbtide_plan::{READY, Site};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
@@ -16,16 +17,16 @@ use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 
 use crate::known::{Known, Scope, Watched, by_cluster, key, slim_cluster, slim_job};
-use crate::metrics::{self, Metrics, Reason, State};
+use crate::metrics::{self, Metrics, Namespace, PhaseIn, ROUND, Reason, ReasonIn, State};
 use crate::observe::Beliefs;
-use crate::reconcile::{Context, Guarded, look};
+use crate::reconcile::{Context, look};
 use crate::slim::{SlimPod, slim};
 use crate::trace::Traces;
 
@@ -129,7 +130,9 @@ impl Operator {
         let begin = Instant::now();
         let now = || begin.elapsed();
         let mut authority = context.authority.clone();
+        let mut round = interval(ROUND);
         loop {
+            context.metrics.goes_round();
             while let Some((key, waited)) = queue.next(now()) {
                 context.metrics.queue_wait_seconds.observe(waited.as_secs_f64());
                 looks.spawn(look(Arc::clone(&context), key));
@@ -159,6 +162,7 @@ impl Operator {
                     }
                 }
                 () = until(queue.wake_at().map(|at| begin + at)) => {}
+                _ = round.tick() => {}
             }
         }
         while looks.join_next().await.is_some() {}
@@ -168,18 +172,21 @@ impl Operator {
 /// What there is of all clusters and jobs together.
 fn tell(metrics: &Metrics, context: &Context) {
     let Context { clusters, jobs, schedulers, .. } = context;
-    let mut phases = [0; Phase::ALL.len()];
-    let (mut workers, mut requested) = (WorkerCounts::default(), Requested::default());
+    let mut namespaces = BTreeMap::<String, Tenant>::new();
+    let mut workers = WorkerCounts::default();
     for guarded in clusters.all(&None) {
-        let Ok(cluster) = &guarded.0 else { continue };
-        requested += Requested::by(cluster);
-        let Some(status) = &cluster.status else { continue };
-        workers += status.workers;
-        phases[status.phase as usize] += 1;
+        let tenant = namespaces.entry(guarded.namespace().unwrap_or_default()).or_default();
+        tenant.take(guarded.0.as_ref());
+        let status = guarded.0.as_ref().ok().and_then(|it| it.status.as_ref());
+        workers += status.map(|it| it.workers).unwrap_or_default();
     }
-    for phase in Phase::ALL {
-        let gauge = metrics.clusters.get_or_create(&metrics::Phase { phase: phase.as_str() });
-        gauge.set(phases[phase as usize]);
+    // A namespace that has none any more is not told of for ever.
+    metrics.clusters.clear();
+    metrics.clusters_not_ready.clear();
+    metrics.requested_cpus.clear();
+    metrics.requested_memory_bytes.clear();
+    for (namespace, tenant) in namespaces {
+        tenant.tell(metrics, &namespace);
     }
     let mut phases = [0; JobPhase::ALL.len()];
     for job in jobs.all(&None).iter().filter_map(|it| it.0.as_ref().ok()) {
@@ -198,13 +205,53 @@ fn tell(metrics: &Metrics, context: &Context) {
     ] {
         metrics.workers.get_or_create(&State { state }).set(i64::from(count));
     }
-    metrics.requested_cpus.set(requested.cpus);
-    let bytes = i64::try_from(requested.memory_bytes).unwrap_or(i64::MAX);
-    metrics.requested_memory_bytes.set(bytes);
     metrics.schedulers.set(i64::try_from(schedulers.connected()).unwrap_or(i64::MAX));
     for (reason, count) in schedulers.refused() {
         let counter = metrics.demands_refused.get_or_create(&Reason { reason });
         counter.inc_by(count.saturating_sub(counter.get()));
+    }
+}
+
+/// What the clusters of a namespace do and ask for.
+#[derive(Default)]
+struct Tenant {
+    phases: [i64; Phase::ALL.len()],
+    /// Why those are not ready that are not, as their statuses tell.
+    reasons: BTreeMap<String, i64>,
+    requested: Requested,
+}
+
+impl Tenant {
+    fn take(&mut self, cluster: Result<&Cluster, &Unread>) {
+        let status = match cluster {
+            Ok(cluster) => {
+                self.requested += Requested::by(cluster);
+                cluster.status.clone()
+            }
+            Err(unread) => Some(unread.status()),
+        };
+        let Some(status) = status else { return };
+        self.phases[status.phase as usize] += 1;
+        let ready = status.conditions.iter().find(|it| it.type_ == READY);
+        if let Some(ready) = ready.filter(|it| it.status == "False") {
+            *self.reasons.entry(ready.reason.clone()).or_default() += 1;
+        }
+    }
+
+    fn tell(self, metrics: &Metrics, namespace: &str) {
+        let whose = || namespace.to_owned();
+        for phase in Phase::ALL {
+            let labels = PhaseIn { cluster_namespace: whose(), phase: phase.as_str() };
+            metrics.clusters.get_or_create(&labels).set(self.phases[phase as usize]);
+        }
+        for (reason, count) in self.reasons {
+            let labels = ReasonIn { cluster_namespace: whose(), reason };
+            metrics.clusters_not_ready.get_or_create(&labels).set(count);
+        }
+        let labels = Namespace { cluster_namespace: whose() };
+        metrics.requested_cpus.get_or_create(&labels).set(self.requested.cpus);
+        let bytes = i64::try_from(self.requested.memory_bytes).unwrap_or(i64::MAX);
+        metrics.requested_memory_bytes.get_or_create(&labels).set(bytes);
     }
 }
 
@@ -270,7 +317,7 @@ where
 
 /// Jobs have to do with the phase of the cluster that they are on, whoever made it; and a cluster with its
 /// own, as long as others wrote it.
-fn of_phase(context: &Context, cluster: &Guarded) -> Vec<Key> {
+fn of_phase(context: &Context, cluster: &Guarded<Cluster>) -> Vec<Key> {
     let own = key(cluster);
     let uid = cluster.meta().uid.as_deref().unwrap_or_default();
     let is_news = !context.beliefs.has_written(&own, uid);

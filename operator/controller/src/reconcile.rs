@@ -6,15 +6,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ebbtide_api::{Cluster, ClusterJob};
+use ebbtide_api::{Cluster, ClusterJob, Guarded};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Kind};
+use ebbtide_plan::unreadable::cluster_status;
 use ebbtide_plan::{Refusal, Site, is_told_to_have_begun, plan};
 use futures::FutureExt as _;
-use kube::core::DeserializeGuard;
+use kube::Client;
 use kube::runtime::events::Recorder;
-use kube::{Client, Resource as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -42,17 +42,11 @@ const HELD_MAX: Duration = Duration::from_secs(5);
 /// For how long one is left alone whose namespace goes.
 const HELD_LONG: Duration = Duration::from_secs(10);
 
-/// A cluster as it comes from the API server: it may not be one that we understand.
-pub(crate) type Guarded = DeserializeGuard<Cluster>;
-
-/// The same of a job.
-pub(crate) type GuardedJob = DeserializeGuard<ClusterJob>;
-
 /// What every look at a cluster may use.
 pub(crate) struct Context {
     pub(crate) client: Client,
-    pub(crate) clusters: Arc<Known<Guarded>>,
-    pub(crate) jobs: Arc<Known<GuardedJob>>,
+    pub(crate) clusters: Arc<Known<Guarded<Cluster>>>,
+    pub(crate) jobs: Arc<Known<Guarded<ClusterJob>>>,
     pub(crate) pods: Arc<Known<SlimPod>>,
     pub(crate) services: Arc<Known<SlimService>>,
     pub(crate) policies: Arc<Known<SlimPolicy>>,
@@ -135,9 +129,10 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
     };
     let cluster = match &guarded.0 {
         Ok(cluster) => cluster,
-        Err(invalid) => {
-            unreadable(context, key, guarded.object_ref(&()), invalid).await;
-            return Ok(None);
+        Err(unread) => {
+            let status = cluster_status(unread, (context.clock)());
+            let told = unreadable(context, key, (&*guarded, unread), status).await;
+            return told.map_err(LookError::Record);
         }
     };
     let namespace = key.namespace.as_str();

@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use ebbtide_api::status::GroupStatus;
-use ebbtide_api::{Cluster, ClusterStatus};
+use ebbtide_api::{Cluster, ClusterStatus, Guarded, Unread};
 use ebbtide_plan::queue::Key;
+use ebbtide_plan::unreadable::{UNREADABLE, words};
 use ebbtide_plan::{Change, Op, is_urgent};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::PostParams;
-use kube::core::error_boundary::InvalidObject;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType};
-use kube::{Api, Resource as _, ResourceExt as _};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use crate::api_call::{CallError, call};
 use crate::known::key;
@@ -183,28 +187,52 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
     publish(context, &event, &cluster.object_ref(&())).await;
 }
 
-/// Tells of an object that was stored under another definition. It stays as it is until somebody mends it.
-pub(crate) async fn unreadable(
+/// Tells of an object that was stored under another definition, in its status if that does not say so yet. It stays
+/// as it is until somebody corrects it. Gives when to look again.
+pub(crate) async fn unreadable<K>(
     context: &Context,
     key: &Key,
-    about: ObjectReference,
-    invalid: &InvalidObject,
-) {
-    let error = &invalid.error;
-    tracing::warn!(error, "an object cannot be read");
+    (object, unread): (&Guarded<K>, &Unread),
+    status: Option<impl Serialize>,
+) -> Result<Option<Duration>, CallError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone,
+    K: std::fmt::Debug,
+{
+    tracing::warn!(error = unread.error, "an object cannot be read");
     context.metrics.reconcile_errors.get_or_create(&Class { class: "unreadable" }).inc();
-    if !context.beliefs.may_tell(key) {
-        return;
+    let Some(status) = status else { return Ok(None) };
+    let wait = context.beliefs.status_allowance(key, true);
+    if !wait.is_zero() {
+        return Ok(Some(wait));
     }
-    let note = format!("it cannot be read and is left as it is until it is corrected: {error}");
-    let event = Event {
-        type_: EventType::Warning,
-        reason: "Unreadable".to_owned(),
-        action: "Reconcile".to_owned(),
-        note: Some(note.chars().take(NOTE_MAX).collect()),
-        secondary: None,
-    };
-    publish(context, &event, &about).await;
+    let api: Api<Guarded<K>> = Api::namespaced(context.client.clone(), &key.namespace);
+    let version = json!({ "resourceVersion": object.resource_version() });
+    let patch = Patch::Merge(json!({ "metadata": version, "status": status }));
+    let params = PatchParams::default();
+    let writing = api.patch_status(&key.name, &params, &patch);
+    match call("write the status", writing).await {
+        Ok(_) => {}
+        Err(error) if error.is_gone() => {
+            context.beliefs.missed(key);
+            return Ok(None);
+        }
+        // Not every definition forgives a field that was wrong before.
+        Err(error) if error.is_invalid() => tracing::warn!(%error, "its status cannot say so"),
+        Err(error) => return Err(error),
+    }
+    if context.beliefs.may_tell(key) {
+        let note = words(unread).chars().take(NOTE_MAX).collect();
+        let event = Event {
+            type_: EventType::Warning,
+            reason: UNREADABLE.to_owned(),
+            action: "Reconcile".to_owned(),
+            note: Some(note),
+            secondary: None,
+        };
+        publish(context, &event, &object.object_ref(&())).await;
+    }
+    Ok(None)
 }
 
 /// Events are for people: losing one must not stop the work.

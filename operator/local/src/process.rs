@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use ebbtide_api::Amount;
+use ebbtide_plan::read_literal;
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec, VolumeMount};
 use kube::ResourceExt as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -46,10 +47,10 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
     let log = File::create(folder.join("log"))?;
 
     let command = container.command.iter().flatten().chain(container.args.iter().flatten());
-    let mut command = command.map(String::as_str);
+    let mut command = command.map(|it| read_literal(it));
     let mut process = std::process::Command::new(match command.next() {
-        Some("ebbtide") | None => sandbox.program,
-        Some(other) => Path::new(other),
+        Some(other) if other != "ebbtide" => PathBuf::from(other),
+        Some(_) | None => sandbox.program.to_owned(),
     });
     process.args(command).env_clear().current_dir(&folder);
     process.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -62,7 +63,7 @@ pub(crate) fn start(pod: &Pod, sandbox: &Sandbox<'_>) -> io::Result<Child> {
         process.env("VIRTUAL_ENV", environment);
     }
     for variable in container.env.iter().flatten() {
-        let given = variable.value.as_ref().map(|value| inside(value, &mounts));
+        let given = variable.value.as_ref().map(|value| inside(&read_literal(value), &mounts));
         let from = variable.value_from.as_ref();
         let read = || from.and_then(|from| resolve(from, pod, container, sandbox.ip));
         // What a Secret or ConfigMap would give, the shell gives.

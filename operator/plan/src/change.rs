@@ -1,11 +1,11 @@
 //! What a change of a spec does to a cluster that lives, field by field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ebbtide_api::ClusterSpec;
 use ebbtide_api::change::{Class, class};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A field that differs.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,52 +31,86 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Every field in which two specs differ, in the order of their names.
+/// Every field in which two specs differ, in the order of their names, and then every list whose members stand in
+/// another order.
 pub fn differences(old: &ClusterSpec, new: &ClusterSpec) -> Vec<Difference> {
-    let leaves = |spec: &ClusterSpec| {
-        let mut leaves = BTreeMap::new();
-        // A spec has no keys but text, so that it always has a form in JSON.
-        let value = serde_json::to_value(spec).unwrap_or_default();
-        collect(&value, "", "spec", &mut leaves);
-        leaves
-    };
-    let (old, new) = (leaves(old), leaves(new));
-    let fields: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
-    let changed = fields.into_iter().filter(|field| old.get(*field) != new.get(*field));
-    changed
-        .map(|field| {
-            let (old, new) = (old.get(field).cloned(), new.get(field).cloned());
-            let (path, _) = old.as_ref().or(new.as_ref()).cloned().unwrap_or_default();
-            let (old, new) = (old.map(|(_, value)| value), new.map(|(_, value)| value));
-            Difference { field: field.clone(), old, new, class: class(&path) }
+    let (old, new) = (Said::by(old), Said::by(new));
+    let fields: BTreeSet<&String> = old.leaves.keys().chain(new.leaves.keys()).collect();
+    let fields = fields.into_iter().map(|field| {
+        let (old, new) = (old.leaves.get(field), new.leaves.get(field));
+        let path = old.or(new).map_or("", |(path, _)| path);
+        let [old, new] = [old, new].map(|it| it.map(|(_, value)| value.clone()));
+        Difference { field: field.clone(), old, new, class: class(path) }
+    });
+    let orders = old.orders.iter().filter_map(|(list, (path, old))| {
+        let (_, new) = new.orders.get(list)?;
+        let members = |it: &Vec<String>| it.iter().cloned().collect::<BTreeSet<_>>();
+        // Which members there are, their own fields tell.
+        (members(old) == members(new)).then(|| Difference {
+            field: list.clone(),
+            old: Some(json!(old)),
+            new: Some(json!(new)),
+            // Work is for the first group that can take it, and `minWorkers` is the first group's.
+            class: if path == "workers" { Class::Live } else { class(path) },
         })
-        .collect()
+    });
+    fields.chain(orders).filter(|it| it.old != it.new).collect()
 }
 
-/// Leaves by the name that people read, each with the path by which its class is found.
-fn collect(value: &Value, path: &str, name: &str, leaves: &mut BTreeMap<String, (String, Value)>) {
-    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-    match value {
-        Value::Object(fields) if !fields.is_empty() => {
-            for (key, value) in fields {
-                collect(value, &below(key), &format!("{name}.{key}"), leaves);
+/// What a spec says, by the names that people read, each with the path by which its class is found.
+#[derive(Default)]
+struct Said {
+    leaves: BTreeMap<String, (String, Value)>,
+    /// The members of lists of objects, in their order.
+    orders: BTreeMap<String, (String, Vec<String>)>,
+}
+
+impl Said {
+    fn by(spec: &ClusterSpec) -> Self {
+        let mut said = Self::default();
+        // A spec has no keys but text, so that it always has a form in JSON.
+        let value = serde_json::to_value(spec).unwrap_or_default();
+        said.collect(&value, "", "spec");
+        said
+    }
+
+    fn collect(&mut self, value: &Value, path: &str, name: &str) {
+        let below =
+            |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (key, value) in fields {
+                    self.collect(value, &below(key), &format!("{name}.{key}"));
+                }
             }
-        }
-        Value::Array(items) if items.iter().any(Value::is_object) => {
-            for (at, item) in items.iter().enumerate() {
-                let key = item["name"].as_str().map_or_else(|| at.to_string(), str::to_owned);
-                collect(item, &below("*"), &format!("{name}[{key}]"), leaves);
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                let members = members(items);
+                for (item, member) in items.iter().zip(&members) {
+                    self.collect(item, &below("*"), &format!("{name}[{member}]"));
+                }
+                self.orders.insert(name.to_owned(), (path.to_owned(), members));
             }
-        }
-        Value::Null => {}
-        Value::Object(_)
-        | Value::Array(_)
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::String(_) => {
-            leaves.insert(name.to_owned(), (path.to_owned(), value.clone()));
+            Value::Null => {}
+            Value::Object(_)
+            | Value::Array(_)
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_) => {
+                self.leaves.insert(name.to_owned(), (path.to_owned(), value.clone()));
+            }
         }
     }
+}
+
+/// What tells the members of a list apart: their names, and which of several of a name it is.
+fn members(items: &[Value]) -> Vec<String> {
+    let mut members: Vec<String> = Vec::new();
+    for (at, item) in items.iter().enumerate() {
+        let name = item["name"].as_str().map_or_else(|| at.to_string(), str::to_owned);
+        let again = items[..at].iter().filter(|it| it["name"].as_str() == Some(&*name)).count();
+        members.push(if again == 0 { name } else { format!("{name}:{}", again + 1) });
+    }
+    members
 }
 
 #[cfg(test)]
@@ -164,5 +198,34 @@ mod tests {
         let renamed = spec(|spec| spec["workers"][0]["name"] = json!("v"));
         let all = differences(&old, &renamed);
         assert!(all.iter().any(|it| it.class == Class::Recreate), "{all:?}");
+    }
+
+    #[test]
+    fn an_order_that_differs_and_what_stands_twice_under_a_name_are_told() {
+        let two = |first: &str, second: &str| {
+            spec(|spec| {
+                let group = |name| json!({ "name": name, "resources": { "cpu": 1, "memory": "1Gi" }, "max": 1 });
+                spec["workers"] = json!([group(first), group(second)]);
+            })
+        };
+        let told = |old: &ClusterSpec, new: &ClusterSpec| -> Vec<String> {
+            differences(old, new).iter().map(|it| format!("{:?} {it}", it.class)).collect()
+        };
+        let expected = [r#"Live spec.workers: ["a","b"] -> ["b","a"]"#];
+        assert_eq!(told(&two("a", "b"), &two("b", "a")), expected);
+        let mounted = |paths: &[&str]| {
+            spec(|spec| {
+                let mount = |path| json!({ "name": "data", "mountPath": path });
+                let mounts: Vec<Value> = paths.iter().map(mount).collect();
+                spec["workers"][0]["pod"] = json!({ "volumeMounts": mounts });
+            })
+        };
+        let at = "spec.workers[w].pod.volumeMounts";
+        let expected = [
+            format!("NextPods {at}[data:2].mountPath: /b -> nothing"),
+            format!("NextPods {at}[data:2].name: data -> nothing"),
+            format!("NextPods {at}[data].mountPath: /a -> /b"),
+        ];
+        assert_eq!(told(&mounted(&["/a", "/b"]), &mounted(&["/b"])), expected);
     }
 }

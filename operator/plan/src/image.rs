@@ -8,6 +8,7 @@ use ebbtide_environment::{Key, Request};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
+use crate::check::{check_any, check_size};
 use crate::lifetime::since;
 use crate::{Observed, PodPhase, PodSeen, Site, request};
 
@@ -30,8 +31,10 @@ pub(crate) enum Image {
         key: Key,
         message: String,
     },
+    /// Why nothing can be made of the spec, and what runs nevertheless, if it can be told how much of it.
     Refused {
         message: String,
+        runs: Option<String>,
     },
 }
 
@@ -43,13 +46,17 @@ enum Source<'a> {
 
 /// The image of a cluster, which is the one that it keeps if there is one.
 pub(crate) fn of(cluster: &Cluster, kept: Option<String>, site: &Site) -> Image {
-    let source = crate::check_any(&cluster.spec).and_then(|()| source(&cluster.spec));
+    let source = check_any(&cluster.spec).and_then(|()| source(&cluster.spec));
     let wanted = match source {
         Ok(Source::Given(image)) => {
             Image::Known { image: image.to_owned(), key: None, other: None }
         }
         Ok(Source::Packed(request)) => packed(&request, site),
-        Err(message) => return Image::Refused { message },
+        Err(message) => {
+            let told = || cluster.status.as_ref().and_then(|it| it.image.clone());
+            let runs = kept.or_else(told).filter(|_| check_size(&cluster.spec).is_ok());
+            return Image::Refused { message, runs };
+        }
     };
     match (kept, wanted) {
         (Some(image), Image::NotPacked { key, .. }) => {
@@ -66,7 +73,7 @@ pub(crate) fn of(cluster: &Cluster, kept: Option<String>, site: &Site) -> Image 
 }
 
 /// The key of the package list of what a cluster runs, as its status tells it.
-fn key_of(cluster: &Cluster) -> Option<String> {
+pub(crate) fn key_of(cluster: &Cluster) -> Option<String> {
     cluster.status.as_ref().and_then(|it| it.environment_key.clone())
 }
 
@@ -128,6 +135,11 @@ pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
 
 fn source(spec: &ClusterSpec) -> Result<Source<'_>, String> {
     match (&spec.image, &spec.environment) {
+        (Some(image), None) if image.is_empty() || image.contains(char::is_whitespace) => {
+            Err(format!(
+                "spec.image: {image:?} is no image; expected a name without spaces, like registry/name:tag"
+            ))
+        }
         (Some(image), None) => Ok(Source::Given(image)),
         (None, Some(environment)) => {
             let request = request(environment);

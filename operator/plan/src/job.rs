@@ -18,13 +18,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
+use crate::check::check_any;
 use crate::image::{self, Image};
 use crate::job::attempt::{Ended, Lost, attempt};
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
 use crate::trouble::REJECTED;
-use crate::{ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, settings};
+use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, settings};
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
@@ -34,6 +35,9 @@ const BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
+
+/// The condition of a job of whose spec something can be made.
+pub(crate) const ACCEPTED: &str = "Accepted";
 
 /// What was read of a job's things. Parts may be missing.
 #[derive(Clone, Debug, Default)]
@@ -124,7 +128,7 @@ pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestam
     }
     let refused = check(job).err();
     let told = refused.as_deref().unwrap_or_default();
-    let accepted = condition(job, "Accepted", (refused.is_none(), "InvalidSpec", told), now);
+    let accepted = condition(job, ACCEPTED, (refused.is_none(), INVALID, told), now);
     let known = ClusterJobStatus {
         observed_generation: job.metadata.generation,
         conditions: vec![accepted],
@@ -161,8 +165,12 @@ pub fn check(job: &ClusterJob) -> Result<(), String> {
              into a package or a volume"
         ));
     }
+    if let Some(reference) = &spec.cluster_ref {
+        let checked = names::check_cluster(&reference.name);
+        checked.map_err(|it| format!("spec.clusterRef.name: {it}"))?;
+    }
     if let Some(cluster) = &spec.cluster {
-        crate::check_any(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
+        check_any(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
     }
     settings::check_one("spec", &spec.resources, &spec.pod)?;
     let words = spec.command.iter().chain(&spec.args).map(String::len).sum::<usize>();
@@ -254,7 +262,7 @@ pub fn stuck(
     now: Timestamp,
 ) -> (ClusterJobStatus, Vec<JobChange>) {
     let is_refused = matches!(failed.op, JobOp::TryPod(_) | JobOp::CreatePod(_)) && why.is_lasting;
-    let refused = condition(job, "Accepted", (false, REJECTED, why.words), now);
+    let refused = condition(job, ACCEPTED, (false, REJECTED, why.words), now);
     let mut known = job.status.iter().flat_map(|it| &it.conditions);
     let known = known.find(|it| it.reason == REJECTED);
     let is_for_long = known.is_some_and(|it| since(it.last_transition_time.0, now) >= REJECTED_MAX);
@@ -527,7 +535,7 @@ fn condition(
 ) -> Condition {
     let known = job.status.as_ref().map_or(&[][..], |it| &it.conditions);
     // A condition has a reason, whatever it is.
-    let reason = if kind == "Accepted" && is_true { "Valid" } else { reason };
+    let reason = if kind == ACCEPTED && is_true { "Valid" } else { reason };
     condition_after(known, job.metadata.generation, (kind, is_true, (reason, message)), now)
 }
 

@@ -6,6 +6,7 @@
 //! applies them stops at the first error and plans again from fresh reads.
 
 pub mod change;
+mod check;
 mod children;
 mod image;
 pub mod job;
@@ -13,6 +14,7 @@ mod lifetime;
 mod network;
 mod pods;
 pub mod queue;
+mod refused;
 pub mod requested;
 mod scaling;
 mod secrets;
@@ -20,14 +22,14 @@ mod settings;
 mod status;
 mod times;
 mod trouble;
+pub mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use ebbtide_api::{
-    Cluster, ClusterSpec, ClusterStatus, Engine, EnvironmentSpec, GROUPS_MAX, SECONDS_MAX, Scaling,
-    WORKERS_MAX, WorkerGroup, names,
+    Cluster, ClusterSpec, ClusterStatus, Engine, EnvironmentSpec, WorkerGroup, names,
 };
 use ebbtide_contract::demand::{Group, SILENT_SECONDS};
 use ebbtide_contract::view::Demand;
@@ -40,13 +42,17 @@ use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
+pub use crate::check::check;
 use crate::image::Image;
 pub use crate::image::is_told_to_have_begun;
 pub use crate::network::{restore_service, says_policy, says_service};
-pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container};
+pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container, read_literal};
 pub use crate::secrets::{SecretWanted, client_secret};
-pub use crate::status::{PENDING_CHANGE, is_urgent};
+pub use crate::status::{PENDING_CHANGE, READY, is_urgent};
 pub use crate::trouble::Trouble;
+
+/// The reason of a cluster of whose spec nothing can be made.
+const INVALID: &str = "InvalidSpec";
 
 /// How long until it is made sure again that a pod which does not begin has its Secret.
 const SECRET_LOOK: Duration = Duration::from_secs(61);
@@ -348,18 +354,20 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
             next_look: None,
         };
     }
-    let refused = |reason, message: &str, key| {
-        let status = status::degraded(cluster, reason, message, key, now);
-        secrets::renewal(cluster, observed, status, now)
-    };
     let kept = image::kept(cluster, observed, now);
     let is_open = kept.is_none();
     let (image, key, other) = match image::of(cluster, kept, site) {
         Image::Known { image, key, other } => (image, key, other),
         Image::NotPacked { key, message } => {
-            return refused(image::NOT_PACKED, &message, Some(key));
+            let why = (image::NOT_PACKED, &*message);
+            return refused::nothing(cluster, observed, (why, Some(&key)), now);
         }
-        Image::Refused { message } => return refused("InvalidSpec", &message, None),
+        Image::Refused { message, runs: None } => {
+            return refused::nothing(cluster, observed, ((INVALID, &message), None), now);
+        }
+        Image::Refused { message, runs: Some(image) } => {
+            return refused::only_less(cluster, observed, site, (&image, &message), now);
+        }
     };
     let due = is_open.then_some(image.as_str());
     let children = children::Children::sort(cluster, observed, due, now);
@@ -415,30 +423,6 @@ pub fn request(environment: &EnvironmentSpec) -> Result<Request, RequestError> {
     Request::new(&environment.python, environment.packages.iter().map(String::as_str))
 }
 
-/// Whether a cluster can be made of a spec, wherever: if not, why.
-pub fn check(spec: &ClusterSpec) -> Result<(), String> {
-    check_any(spec)?;
-    if spec.lifetime.idle.after.as_duration().is_zero() {
-        return Err(
-            "spec.lifetime.idle.after: 0s would take the cluster away before it has work; give it \
-                    as long as work may take to come"
-                .to_owned(),
-        );
-    }
-    Ok(())
-}
-
-/// The same of a cluster that is there, or that goes with a job and not by itself.
-pub(crate) fn check_any(spec: &ClusterSpec) -> Result<(), String> {
-    check_workers(&spec.workers)?;
-    check_least(spec)?;
-    check_scaling(&spec.scaling)?;
-    check_age(spec)?;
-    check_access(spec)?;
-    settings::check(spec)?;
-    image::check(spec)
-}
-
 /// The worker groups of a cluster, as its scheduler must know them.
 pub fn groups(spec: &ClusterSpec) -> Vec<Group> {
     let group = |it: &WorkerGroup| Group {
@@ -448,78 +432,6 @@ pub fn groups(spec: &ClusterSpec) -> Vec<Group> {
         target_seconds: u32::try_from(spec.scaling.target_seconds).unwrap_or(1),
     };
     spec.workers.iter().map(group).collect()
-}
-
-/// What the API server checks too; manifests for this machine have only this.
-fn check_workers(workers: &[WorkerGroup]) -> Result<(), String> {
-    if !(1..=GROUPS_MAX).contains(&workers.len()) {
-        let count = workers.len();
-        return Err(format!("spec.workers: expected 1 to {GROUPS_MAX} groups, not {count}"));
-    }
-    let mut names = BTreeSet::new();
-    if let Some(twice) = workers.iter().find(|group| !names.insert(&group.name)) {
-        return Err(format!("spec.workers: two groups have the name {:?}", twice.name));
-    }
-    workers.iter().try_for_each(check_group)
-}
-
-fn check_group(group: &WorkerGroup) -> Result<(), String> {
-    let WorkerGroup { name, min, max, .. } = group;
-    names::check_group(name).map_err(|error| format!("spec.workers: name: {error}"))?;
-    if *min < 0 || !(1..=WORKERS_MAX).contains(max) {
-        return Err(format!(
-            "spec.workers[{name}]: min {min} must be at least 0 and max {max} from 1 to {WORKERS_MAX}"
-        ));
-    }
-    if min > max {
-        return Err(format!("spec.workers[{name}]: min {min} is greater than max {max}"));
-    }
-    Ok(())
-}
-
-fn check_least(spec: &ClusterSpec) -> Result<(), String> {
-    let (least, max) = (spec.min_workers, spec.workers[0].max);
-    if (0..=max).contains(&least) {
-        return Ok(());
-    }
-    Err(format!(
-        "spec.minWorkers: {least} must be at least 0 and at most max of the first group, {max}"
-    ))
-}
-
-fn check_scaling(scaling: &Scaling) -> Result<(), String> {
-    let of_retiring = scaling.down.retire_seconds;
-    for (field, seconds) in
-        [("targetSeconds", scaling.target_seconds), ("down.retireSeconds", of_retiring)]
-    {
-        if !(1..=SECONDS_MAX).contains(&seconds) {
-            return Err(format!(
-                "spec.scaling.{field}: {seconds} must be from 1 to {SECONDS_MAX} seconds"
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn check_age(spec: &ClusterSpec) -> Result<(), String> {
-    match &spec.lifetime.max {
-        Some(max) if max.after.as_duration().is_zero() => {
-            Err("spec.lifetime.max.after: 0s would take the cluster away at once; leave max out"
-                .to_owned())
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-fn check_access(spec: &ClusterSpec) -> Result<(), String> {
-    let Some(access) = &spec.access else { return Ok(()) };
-    let labels = &access.namespaces.match_labels;
-    let checked = if labels.is_empty() {
-        Err("give a label that the namespaces have".to_owned())
-    } else {
-        labels.iter().try_for_each(|(key, value)| settings::check_label(key, value))
-    };
-    checked.map_err(|error| format!("spec.access.namespaces.matchLabels: {error}"))
 }
 
 /// Each `host:port` at which a cluster's scheduler is reached, the one that lasts first.

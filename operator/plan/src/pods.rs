@@ -117,9 +117,18 @@ pub(crate) fn untried(context: &Context<'_>, children: &Children) -> Vec<Change>
     if known == cluster.metadata.generation && !is_refused {
         return Vec::new();
     }
-    let is_due = !children.is_scheduler_held && !cluster.spec.scheduler.pod.is_empty();
+    // Those that live say nothing of settings that they were not made from.
+    let is_news = |is_there: bool| !is_there || children.behind > 0;
+    let may_fail = |resources: &Resources, settings: &PodSettings| {
+        !settings.is_empty() || !resources.others().is_empty()
+    };
+    let of_scheduler = &cluster.spec.scheduler;
+    let is_due =
+        is_news(children.is_scheduler_held) && may_fail(&of_scheduler.resources, &of_scheduler.pod);
     let groups = cluster.spec.workers.iter().zip(&children.groups);
-    let groups = groups.filter(|(group, it)| it.living.is_empty() && !group.pod.is_empty());
+    let groups = groups.filter(|(group, it)| {
+        is_news(!it.living.is_empty()) && may_fail(&group.resources, &group.pod)
+    });
     let pods = is_due.then(|| scheduler(context)).into_iter();
     pods.chain(groups.map(|(group, _)| worker(context, group, 0)))
         .map(|pod| Change { op: Op::TryPod(Box::new(pod)), why: "its settings are new" })
@@ -245,6 +254,16 @@ pub(crate) fn attempt(context: &Context<'_>, job: &ClusterJob, nth: u32) -> Pod 
     pod(context, &wanted)
 }
 
+/// A text in which Kubernetes finds no reference to a variable, as it would in `$(NAME)` and `$$`.
+pub(crate) fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+/// What [`Pod`]s' commands, arguments and variables say, where nobody but Ebbtide reads them.
+pub fn read_literal(text: &str) -> String {
+    text.replace("$$", "$")
+}
+
 fn process(role: Role) -> Vec<String> {
     vec!["ebbtide".to_owned(), role.as_str().to_owned()]
 }
@@ -347,8 +366,8 @@ fn container(context: &Context<'_>, wanted: &Wanted<'_>) -> Container {
     Container {
         name: wanted.role.to_owned(),
         image: Some(context.image.to_owned()),
-        command: Some(wanted.command.clone()),
-        args: settings::some(wanted.args.iter().cloned()),
+        command: Some(wanted.command.iter().map(|it| literal(it)).collect()),
+        args: settings::some(wanted.args.iter().map(|it| literal(it))),
         env: Some(env.collect()),
         env_from: settings::env_from(&settings.env_from),
         ports: settings::some(wanted.ports.iter().map(port)),

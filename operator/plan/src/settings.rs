@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 
 use crate::pods::{
-    CREDENTIALS_PATH, OWN_VOLUMES, SCRIPT_PATH, SCRIPT_VOLUME, TMP_PATH, is_own_container,
+    CREDENTIALS_PATH, OWN_VOLUMES, SCRIPT_PATH, SCRIPT_VOLUME, TMP_PATH, is_own_container, literal,
 };
 
 /// Domains whose annotations tell the node, the network or a webhook what a pod may do. Their keys
@@ -315,7 +315,7 @@ fn is_one_of<const N: usize>(given: [bool; N]) -> bool {
 pub(crate) fn env(variables: &[Variable]) -> impl Iterator<Item = EnvVar> {
     variables.iter().map(|it| EnvVar {
         name: it.name.clone(),
-        value: it.value.clone(),
+        value: it.value.as_deref().map(literal),
         value_from: it.value_from.as_ref().map(|from| EnvVarSource {
             config_map_key_ref: from.config_map_key_ref.clone(),
             secret_key_ref: from.secret_key_ref.clone(),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use ebbtide_api::status::{CAUSES_MAX, Cause, CauseCount, GroupStatus};
 use ebbtide_api::{Cluster, ClusterStatus, GROUPS_MAX, MESSAGE_MAX, Phase, WorkerCounts, names};
-use ebbtide_environment::Key;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
@@ -17,7 +16,8 @@ use crate::scaling::{Target, homeless};
 use crate::trouble::{LASTING, Trouble, refusal, refused};
 use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, Unmade, scheduler_addresses};
 
-const READY: &str = "Ready";
+/// The condition of a cluster whose scheduler answers and that has its least number of workers.
+pub const READY: &str = "Ready";
 /// The condition of a cluster whose pods are not as its spec says.
 pub const PENDING_CHANGE: &str = "PendingChange";
 
@@ -277,21 +277,24 @@ fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
     GroupStatus { causes: commonest(causes), ..group }
 }
 
-/// A spec that nothing can be made of.
+/// What there is of a cluster of whose spec nothing can be made.
 pub(crate) fn degraded(
     cluster: &Cluster,
-    reason: &str,
-    message: &str,
-    key: Option<Key>,
+    (reason, message): (&str, &str),
+    planned: ClusterStatus,
     now: Timestamp,
 ) -> ClusterStatus {
+    if planned.phase == Phase::Deleting {
+        return planned;
+    }
+    let told = ready_condition(cluster, Phase::Degraded, (reason, message), now);
+    let others = planned.conditions.into_iter().filter(|it| it.type_ != READY);
     ClusterStatus {
         phase: Phase::Degraded,
         message: Some(bounded(message)),
         observed_generation: cluster.metadata.generation,
-        conditions: vec![ready_condition(cluster, Phase::Degraded, (reason, message), now)],
-        environment_key: key.map(|key| key.to_string()),
-        ..ClusterStatus::default()
+        conditions: std::iter::once(told).chain(others).collect(),
+        ..planned
     }
 }
 

@@ -34,10 +34,9 @@ pub fn judge(
         (Verb::Replace, kinds::SECRET | kinds::SERVICE | kinds::NETWORK_POLICY) => {
             of_the_same_owner(store, asked)
         }
+        (Verb::Merge, kinds::CLUSTER | kinds::CLUSTER_JOB) => of_a_version(asked),
         (Verb::Replace, kinds::CLUSTER | kinds::CLUSTER_JOB) => {
-            let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
-            let wrong = || format!("the status of {} is written over any other", asked.name);
-            is_of_a_version.then_some(()).ok_or_else(wrong)?;
+            of_a_version(asked)?;
             if is_whole && asked.kind == kinds::CLUSTER {
                 told_truly(store, asked)?;
             }
@@ -185,6 +184,13 @@ fn after_what_it_needs(store: &Store, pod: &Value) -> Result<(), String> {
         return Err(format!("{name} comes before its service"));
     }
     has_secrets(store, pod, name)
+}
+
+/// Whether a status is written over the one that was read.
+fn of_a_version(asked: &Asked<'_>) -> Result<(), String> {
+    let is_of_a_version = asked.body["metadata"]["resourceVersion"].is_string();
+    let wrong = || format!("the status of {} is written over any other", asked.name);
+    is_of_a_version.then_some(()).ok_or_else(wrong)
 }
 
 /// Whether what is written over was made for the same cluster.

@@ -421,7 +421,7 @@ impl Server {
         }
         let done = self.change(|store, now| match call.verb {
             Verb::Get => store.get(kind, name).cloned(),
-            Verb::Try => Ok(Arc::new(body.clone())),
+            Verb::Try => store.try_create(kind, body),
             Verb::Create => store.create(kind, body.clone(), now),
             Verb::Replace => store.replace(kind, name, body, call.is_status),
             Verb::Merge => store.merge(kind, name, body),

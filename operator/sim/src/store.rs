@@ -140,17 +140,7 @@ impl Store {
         mut object: Value,
         now: Timestamp,
     ) -> Result<Arc<Value>, Refusal> {
-        let name = self.name(&object);
-        let Some(name) = name else {
-            return Err(invalid(kind, "", "metadata.name: Required value: name or generateName"));
-        };
-        if self.objects.contains_key(&(kind, name.clone())) {
-            return Err(Refusal {
-                code: 409,
-                reason: "AlreadyExists",
-                message: format!("{} \"{name}\" already exists", kind.resource()),
-            });
-        }
+        let name = self.new_name(kind, &object)?;
         self.uids += 1;
         let metadata = metadata_mut(&mut object);
         metadata.insert("name".to_owned(), json!(name));
@@ -216,6 +206,25 @@ impl Store {
         }
         check_finalizers(kind, name, &there, &next)?;
         Ok(self.update((kind, name.to_owned()), &there, next))
+    }
+
+    /// What [`Self::create`] would be asked for, if there is none of its name.
+    pub fn try_create(&mut self, kind: Kind, object: &Value) -> Result<Arc<Value>, Refusal> {
+        self.new_name(kind, object).map(|_| Arc::new(object.clone()))
+    }
+
+    fn new_name(&mut self, kind: Kind, object: &Value) -> Result<String, Refusal> {
+        let name = self.name(object).ok_or_else(|| {
+            invalid(kind, "", "metadata.name: Required value: name or generateName")
+        })?;
+        if !self.objects.contains_key(&(kind, name.clone())) {
+            return Ok(name);
+        }
+        Err(Refusal {
+            code: 409,
+            reason: "AlreadyExists",
+            message: format!("{} \"{name}\" already exists", kind.resource()),
+        })
     }
 
     /// Merges a document into an object, as RFC 7396 has it.

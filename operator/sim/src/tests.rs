@@ -1,4 +1,5 @@
 mod refusals;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -101,38 +102,6 @@ fn a_look_that_panics_hurts_its_cluster_for_a_moment_and_nobody_else_and_is_made
         };
         world.until("all are ready", are_ready).await.unwrap();
         world.rest(Duration::from_mins(10)).await.unwrap();
-    });
-}
-
-#[test]
-fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anything() {
-    within(|| async {
-        let world = World::new(&Conditions::quiet());
-        let mut unreadable = cluster("1Gi");
-        unreadable["metadata"]["name"] = json!("odd");
-        unreadable["spec"]["workers"] = json!("three");
-        let mut job = json!({ "metadata": { "name": "odd-job", "namespace": "default" } });
-        job["spec"] = json!({ "retries": "many" });
-        world.apply(&unreadable);
-        world.apply_a(kinds::CLUSTER_JOB, &job);
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        let told = |store: &Store| -> Vec<String> {
-            let events = store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable");
-            events.map(|it| format!("{} {}", it["regarding"]["name"], it["note"])).collect()
-        };
-        let events = world.server.look(told);
-        assert!(events.len() == 2 && events.iter().all(|it| it.contains("odd")), "{events:?}");
-        world.restart(0);
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        // Somebody mends it.
-        unreadable["spec"] = cluster("1Gi")["spec"].clone();
-        world.apply(&unreadable);
-        let is_ready = |store: &Store| {
-            store.get(kinds::CLUSTER, "odd").is_ok_and(|it| it["status"]["phase"] == "Ready")
-        };
-        world.until("the other is ready, too", is_ready).await.unwrap();
-        world.rest(Duration::from_mins(2)).await.unwrap();
     });
 }
 
@@ -341,7 +310,7 @@ fn ready_beside(others: usize, odd: Odd) -> Duration {
         let ready = begin.elapsed();
         let is_told = |it: &&Arc<Value>| it["status"]["phase"] == "Degraded";
         let told = |store: &Store| store.list(kinds::CLUSTER).filter(is_told).count();
-        let are_told = |store: &Store| odd != Odd::NoImage || told(store) == others;
+        let are_told = |store: &Store| odd == Odd::Panics || told(store) == others;
         world.until("the others are told why", are_told).await.unwrap();
         sleep(Duration::from_mins(1)).await;
         let is_odd = |it: &Arc<Value>| name(it).starts_with("odd-");
@@ -384,6 +353,18 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
     within(|| async {
         let world = at_work().await;
         world.rest(Duration::from_hours(1)).await.unwrap();
+        assert_eq!(world.health(), Ok(()));
+    });
+}
+
+#[test]
+fn an_operator_that_stands_still_is_not_healthy() {
+    within(|| async {
+        let world = at_work().await;
+        // It ends, and its process does not.
+        world.kill(0);
+        sleep(Duration::from_mins(2)).await;
+        assert_eq!(world.health(), Err("the operator has stood still for 120 s".to_owned()));
     });
 }
 

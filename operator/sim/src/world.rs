@@ -85,6 +85,8 @@ struct Shared {
     has_lease: bool,
     skews: [i64; 2],
     authority: watch::Sender<Arc<Authority>>,
+    /// What the operator that began last counts.
+    metrics: Mutex<Metrics>,
 }
 
 struct Running {
@@ -131,6 +133,7 @@ impl World {
             has_lease: conditions.has_lease,
             skews: conditions.skews,
             authority: watch::channel(Arc::clone(&AUTHORITIES[0])).0,
+            metrics: Mutex::default(),
         });
         let is_whole = conditions.is_whole;
         server.watch_over(Box::new(move |store, asked| judge(store, asked, &heard, is_whole)));
@@ -162,6 +165,11 @@ impl World {
         let believed = serde_json::to_value(ByteString(believed)).unwrap_or_default();
         let mut secrets = store.list(kinds::SECRET).peekable();
         secrets.peek().is_some() && secrets.all(|it| it["data"][file::AUTHORITY] == believed)
+    }
+
+    /// Whether the operator that began last goes on: what whoever looks after its process is told.
+    pub fn health(&self) -> Result<(), String> {
+        lock(&self.shared.metrics).health()
     }
 
     /// Takes an operator away in the middle of whatever it does.
@@ -293,7 +301,8 @@ impl Drop for World {
 
 impl Shared {
     fn start(&self, server: &Server, who: usize) {
-        let schedulers = Schedulers::default();
+        let (schedulers, metrics) = (Schedulers::default(), Metrics::default());
+        *lock(&self.metrics) = metrics.clone();
         let (clock, skew) = (server.clone(), SignedDuration::from_secs(self.skews[who]));
         let operator = Operator::new(Equipment {
             client: server.client(who),
@@ -308,7 +317,7 @@ impl Shared {
             },
             pod_name: None,
             concurrency: 32,
-            metrics: Metrics::default(),
+            metrics,
             clock: Box::new(move || clock.time_of_a_look() + skew),
         });
         let news = Box::new(operator.news());

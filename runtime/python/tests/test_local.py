@@ -480,7 +480,7 @@ def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_s
     source = {"secretKeyRef": {"name": "lent", "key": "word"}}
     maybe = {"configMapKeyRef": {"name": "settings", "key": "k", "optional": True}}
     env = [
-        {"name": "PLAIN", "value": "plain"},
+        {"name": "PLAIN", "value": "a$$b $(LENT)"},
         {"name": "LENT", "valueFrom": source},
         {"name": "MAYBE", "valueFrom": maybe},
     ]
@@ -496,7 +496,7 @@ def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_s
         assert "do without spec.workers[w].pod.volumeMounts" in printed
         with eb.Cluster("local", backend="local") as cluster:
             look = "[__import__('os').environ.get(it) for it in ('PLAIN', 'LENT', 'MAYBE')]"
-            assert cluster.submit(eval, look).result(60) == ["plain", "secret word", None]
+            assert cluster.submit(eval, look).result(60) == ["a$$b $(LENT)", "secret word", None]
         assert ebbtide("diff", path) == "nothing differs\n"
         told = ebbtide("diff", manifest(max=2))
         assert "is refused on this machine; take the cluster down first:" in told

@@ -6,7 +6,7 @@ use cronexpr::Crontab;
 use ebbtide_api::job::{Concurrency, Schedule};
 use ebbtide_api::{ClusterJob, ClusterJobStatus, JobPhase, names};
 use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
@@ -20,6 +20,9 @@ const ACTIVE_MAX: usize = 64;
 
 /// Minutes by which clocks are put back at most.
 const CLOCK_BACK_MAX: usize = 180;
+
+/// Shorter than any two times of a schedule are apart.
+const MOMENT: SignedDuration = SignedDuration::from_secs(1);
 
 /// The longest wait for a run: the calendar may be put right meanwhile.
 const LOOK_MAX: Duration = Duration::from_mins(10);
@@ -80,10 +83,33 @@ impl Times {
             clock = self.next_on_clock(clock)?;
             let at = self.zone.to_ambiguous_timestamp(clock).compatible().ok()?;
             if at > after {
-                return Some(at);
+                // Times that a clock leaves out come among those that it does not.
+                let others = [self.left_out(after), self.beyond(clock, at)];
+                return others.into_iter().flatten().chain([at]).min();
             }
         }
         None
+    }
+
+    /// The next time after one that the clock left out when it was put forward last.
+    fn left_out(&self, after: Timestamp) -> Option<Timestamp> {
+        let (before, end) = self.last_change(after)?;
+        let clock = self.next_on_clock(before.to_datetime(after)).filter(|it| *it < end)?;
+        before.to_timestamp(clock).ok()
+    }
+
+    /// The first time on a clock after those that it leaves out, if this is one of them, which comes at that time.
+    fn beyond(&self, clock: DateTime, at: Timestamp) -> Option<Timestamp> {
+        let (_, end) = self.last_change(at)?;
+        let first = self.next_on_clock(end.checked_sub(MOMENT).ok()?).filter(|_| clock < end)?;
+        self.zone.to_ambiguous_timestamp(first).compatible().ok()
+    }
+
+    /// The last change of the clock until a time: what it showed before, and from what it went on.
+    fn last_change(&self, until: Timestamp) -> Option<(Offset, DateTime)> {
+        let change = self.zone.preceding(until.checked_add(MOMENT).ok()?).next()?;
+        let before = self.zone.to_offset(change.timestamp().checked_sub(MOMENT).ok()?);
+        Some((before, change.offset().to_datetime(change.timestamp())))
     }
 
     /// The last time for a run after one and until now. Of those before it nobody asks any more.

@@ -479,6 +479,10 @@ fn no_idle_time_ends_the_cluster_of_a_job() {
 fn a_spec_of_which_nothing_can_be_made_is_told_and_mended() {
     for (fields, told) in [
         (json!({ "clusterRef": { "name": "a" } }), "spec: give either cluster or clusterRef"),
+        (
+            json!({ "cluster": null, "clusterRef": { "name": "../x" } }),
+            "spec.clusterRef.name: \"../x\" is no name",
+        ),
         (json!({ "command": ["a"] }), "spec: give either command or script"),
         (json!({ "script": "é".repeat(SCRIPT_MAX - 1) }), "spec.script: it is 262142 bytes long"),
         (json!({ "pod": { "labels": { "ebbtide.dev/role": "x" } } }), "spec.pod.labels: "),
@@ -512,7 +516,8 @@ fn a_spec_of_which_nothing_can_be_made_is_told_and_mended() {
 
 #[test]
 fn the_pod_of_a_job_may_do_as_little_as_any_and_has_a_client_s_credentials() {
-    let mut world = World::new(&json!({ "args": ["--seed", "7"] }));
+    let mut world =
+        World::new(&json!({ "args": ["--seed", "7", "pa$$word", "$(EBBTIDE_CLUSTER)"] }));
     world.step();
     world.cluster_is(Phase::Ready);
     let changes = world.plan().changes;

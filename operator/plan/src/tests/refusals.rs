@@ -1,9 +1,11 @@
 //! What cannot be made, and what people wrote that cannot be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide_api::status::{Cause, CauseCount};
 use ebbtide_api::{ClusterStatus, Phase};
+use ebbtide_contract::demand::Outcome;
+use ebbtide_contract::view::WorkerView;
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, group, site};
@@ -128,8 +130,81 @@ fn settings_that_are_new_are_tried_once_before_anything_is_made() {
     world.cluster.spec.scheduler.pod = serde_json::from_value(settings).unwrap();
     world.cluster.metadata.generation = Some(4);
     // The scheduler is there: the next one is what the change is about.
-    assert_eq!(tried(&world.step()), ["risk-2c6ef0-with-0"]);
+    assert_eq!(tried(&world.step()), ["risk-2c6ef0-scheduler", "risk-2c6ef0-with-0"]);
     assert!(tried(&world.step()).is_empty());
+    world.cluster.spec.min_workers = 2;
+    world.cluster.metadata.generation = Some(5);
+    world.step();
+    world.run();
+    // Of a group whose workers live, too.
+    world.cluster.spec.workers[0].pod = world.cluster.spec.scheduler.pod.clone();
+    world.cluster.metadata.generation = Some(6);
+    assert!(tried(&world.step()).contains(&"risk-2c6ef0-w-0"));
+}
+
+#[test]
+fn what_kubernetes_alone_knows_of_resources_is_tried() {
+    let mut world = World::new(cluster(|spec| {
+        spec["workers"][0]["resources"]["requests.nvidia.com/gpu"] = json!(1);
+    }));
+    assert_eq!(tried(&world.step()), ["risk-2c6ef0-w-0"]);
+    for image in ["", " i", "a b", "a\n"] {
+        let spec = cluster(|spec| {
+            spec["environment"] = json!(null);
+            spec["image"] = json!(image);
+        });
+        let refused = check(&spec.spec).unwrap_err();
+        assert!(refused.starts_with("spec.image: ") && refused.contains("no image"), "{refused}");
+    }
+}
+
+#[test]
+fn a_cluster_that_runs_and_whose_spec_is_wrong_shrinks_and_ends_and_tells_what_there_is() {
+    let mut world = World::whose_work_is_done();
+    let before = world.after(1).status;
+    let wrong = json!({ "annotations": { "k8s.v1.cni.cncf.io/networks": "a" } });
+    world.cluster.spec.workers[0].pod = serde_json::from_value(wrong).unwrap();
+    world.cluster.metadata.generation = Some(4);
+    let refused = world.after(1);
+    assert!(refused.changes.is_empty(), "{:?}", refused.changes);
+    let ready = &refused.status.conditions[0];
+    assert_eq!((refused.status.phase, &*ready.reason), (Phase::Degraded, "InvalidSpec"));
+    assert!(before.workers.ready > 0 && refused.status.selector.is_some());
+    assert_eq!(refused.status.workers, before.workers);
+    assert_eq!(refused.status.replicas, before.replicas);
+    let goes = |plan: &Plan| plan.changes.iter().any(|it| matches!(it.op, Op::Retire { .. }));
+    let shrunk = (0..100).map(|_| world.after(1)).any(|it| goes(&it));
+    assert!(shrunk);
+    // Nobody takes the place of what ends.
+    world.observed.pods.clear();
+    assert!(world.after(1).changes.is_empty());
+    world.after(1200);
+    assert!(world.is_gone);
+}
+
+#[test]
+fn what_a_scheduler_says_of_pods_that_are_not_its_own_does_nothing() {
+    let mut world = World::whose_work_is_done();
+    let demand = world.observed.demand.as_mut().unwrap();
+    for name in ["other-123456-w-0", "risk-2c6ef0-scheduler", "risk-2c6ef0-v-0", "", "../x"] {
+        demand.workers.insert(name.to_owned(), WorkerView::default());
+        demand.retired.insert(name.to_owned(), Outcome::Released);
+    }
+    let pods = world.observed.pods.iter().map(|it| it.name.clone());
+    let mine: BTreeSet<String> = pods.filter(|it| it.contains("-w-")).collect();
+    for _ in 0..100 {
+        let plan = world.after(1);
+        for change in &plan.changes {
+            let named: Vec<&String> = if let Op::Retire { workers, .. } = &change.op {
+                workers.iter().collect()
+            } else if let Op::DeletePod(pod) = &change.op {
+                vec![&pod.name]
+            } else {
+                panic!("{change}")
+            };
+            assert!(named.into_iter().all(|it| mine.contains(it)), "{change}");
+        }
+    }
 }
 
 #[test]

@@ -69,6 +69,24 @@ fn a_time_that_a_clock_leaves_out_or_shows_twice_comes_once() {
         times("*/30 * * * *", "Europe/London", "2026-10-25T00:00:00Z", 3),
         ["2026-10-25T00:30:00Z", "2026-10-25T02:00:00Z", "2026-10-25T02:30:00Z"]
     );
+    // None of several is lost, and none is told late.
+    let from = "2026-03-29T00:59:00Z";
+    assert_eq!(
+        times("0,30 1 * * *", "Europe/London", from, 3),
+        ["2026-03-29T01:00:00Z", "2026-03-29T01:30:00Z", "2026-03-30T00:00:00Z"]
+    );
+    assert_eq!(
+        times("*/20 1,3 * * *", "Europe/London", from, 4),
+        ["01:00", "01:20", "01:40", "02:00"].map(|it| format!("2026-03-29T{it}:00Z"))
+    );
+    assert_eq!(
+        times("15 1 * * *", "Europe/London", "2026-03-29T01:05:00Z", 2),
+        ["2026-03-29T01:15:00Z", "2026-03-30T00:15:00Z"]
+    );
+    assert_eq!(
+        times("20,35 2 * * *", "Australia/Lord_Howe", "2026-10-03T15:00:00Z", 3),
+        ["2026-10-03T15:35:00Z", "2026-10-03T15:50:00Z", "2026-10-04T15:20:00Z"]
+    );
     // By half an hour, at two in the morning.
     for cron in ["0 5 * 4 0#1", "0 5 * * *", "* * * * *", "45 1 * * *"] {
         for from in ["2026-04-04T14:59:00Z", "2026-10-03T15:29:00Z"] {

@@ -1,0 +1,100 @@
+//! Objects that were stored under another definition.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::step;
+use crate::faults::{Fault, WriteFault};
+use crate::kinds;
+use crate::lives::{cluster, is_ready, within};
+use crate::store::Store;
+use crate::world::{Conditions, World};
+
+/// Writes until both are told of and the readable one is ready, and some.
+const WRITES: usize = 16;
+
+fn odd() -> Value {
+    let mut odd = cluster("1Gi");
+    odd["metadata"]["name"] = json!("odd");
+    odd["spec"]["workers"][0]["max"] = json!("three");
+    odd
+}
+
+fn odd_job() -> Value {
+    let metadata = json!({ "name": "odd-job", "namespace": "default" });
+    json!({ "metadata": metadata, "spec": { "retries": "many" } })
+}
+
+/// What the status of an object says is wrong.
+fn told(store: &Store, kind: kinds::Kind, name: &str) -> Option<String> {
+    let object = store.get(kind, name).ok()?;
+    let conditions = object["status"]["conditions"].as_array()?;
+    let condition = conditions.iter().find(|it| it["reason"] == "Unreadable")?;
+    condition["message"].as_str().map(str::to_owned)
+}
+
+fn are_told(store: &Store) -> bool {
+    let is_told = |kind, name, field: &str| {
+        told(store, kind, name).is_some_and(|it| it.contains(&format!("{field}: invalid type")))
+    };
+    is_told(kinds::CLUSTER, "odd", "spec.workers[0].max")
+        && is_told(kinds::CLUSTER_JOB, "odd-job", "spec.retries")
+}
+
+async fn both_beside_one_that_is_well(conditions: &Conditions) -> World {
+    let world = World::new(conditions);
+    world.apply(&odd());
+    world.apply_a(kinds::CLUSTER_JOB, &odd_job());
+    world.apply(&cluster("1Gi"));
+    world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+    world.until("the others tell why", are_told).await.unwrap();
+    world
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anything() {
+    within(|| async {
+        let world = both_beside_one_that_is_well(&Conditions::quiet()).await;
+        let events = |store: &Store| -> usize {
+            store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable").count()
+        };
+        world.rest(Duration::from_hours(1)).await.unwrap();
+        world.restart(0);
+        world.rest(Duration::from_mins(2)).await.unwrap();
+        assert_eq!(world.server.look(events), 2);
+        // Somebody mends it.
+        let mut mended = odd();
+        mended["spec"] = cluster("1Gi")["spec"].clone();
+        world.apply(&mended);
+        let is_ready = |store: &Store| {
+            let odd = store.get(kinds::CLUSTER, "odd");
+            let is_ready = odd.is_ok_and(|it| it["status"]["phase"] == "Ready");
+            is_ready && told(store, kinds::CLUSTER, "odd").is_none()
+        };
+        world.until("the other is ready, too", is_ready).await.unwrap();
+        world.rest(Duration::from_mins(2)).await.unwrap();
+    });
+}
+
+#[test]
+fn what_cannot_be_read_is_told_of_whichever_write_goes_wrong() {
+    for nth in (0..WRITES).step_by(step(1).min(WRITES)) {
+        for fault in [
+            WriteFault::CrashBefore,
+            WriteFault::CrashAfter,
+            WriteFault::Broken,
+            WriteFault::Lost,
+            WriteFault::Hangs,
+            WriteFault::Refused(409),
+            WriteFault::Refused(500),
+        ] {
+            within(|| async move {
+                let faults = vec![Fault::Write(nth, fault)];
+                let conditions = Conditions { faults, ..Conditions::quiet() };
+                let world = both_beside_one_that_is_well(&conditions).await;
+                world.rest(Duration::from_mins(2)).await.unwrap();
+            });
+        }
+    }
+}
