@@ -1,19 +1,21 @@
 //! `ebbtide run`: a program beside a cluster of its own, followed to its end.
 
 use std::fs;
+use std::future::pending;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::job::{ClusterRef, Retries};
+use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase, names};
 use kube::ResourceExt as _;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::{Backend, Kubernetes, fresh_uid};
 use crate::command::{On, Place, Script, try_script, up};
@@ -28,6 +30,13 @@ const REST_MAX: Duration = Duration::from_secs(20);
 /// How long the API server may not answer, and how long until it is asked again.
 const UNSEEN_MAX: Duration = Duration::from_mins(5);
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// What keeps a cluster from its work and may pass by itself: a node's or a registry's trouble.
+const MAY_PASS: [Cause; 5] =
+    [Cause::Image, Cause::Exit, Cause::Evicted, Cause::NodeLost, Cause::Refused];
+
+/// How long it may take to do so, before a cluster that was made for a program goes.
+const HURT_MAX: Duration = Duration::from_secs(30);
 
 /// What somebody asks for.
 pub(crate) struct Wanted {
@@ -210,7 +219,7 @@ async fn followed(
     is_ours: bool,
 ) -> Ended {
     let name = job.name_any();
-    let (mut job, mut told) = (job.clone(), None);
+    let (mut job, mut told, mut hurt_since) = (job.clone(), None, None::<Instant>);
     let mut printer = Printer { kubernetes, namespace, job: &name, attempts: 0, printing: None };
     loop {
         let status = job.status.clone().unwrap_or_default();
@@ -219,8 +228,15 @@ async fn followed(
             output::tell(&format!("{name}: {}", message.as_deref().unwrap_or_default()));
             told = message;
         }
-        if is_ours && let Some(refused) = refusal(kubernetes, namespace, &job).await {
-            return Ended::Refused(refused);
+        let refused = if is_ours { refusal(kubernetes, namespace, &job).await } else { None };
+        match refused {
+            None => hurt_since = None,
+            Some((words, may_pass)) => {
+                let since = *hurt_since.get_or_insert_with(Instant::now);
+                if !may_pass || since.elapsed() >= HURT_MAX {
+                    return Ended::Refused(words);
+                }
+            }
         }
         printer.print(&status).await;
         if status.phase.is_over() {
@@ -228,11 +244,20 @@ async fn followed(
             let code = status.exit_code.filter(|code| *code != 0).unwrap_or(1);
             return Ended::Code(if status.phase == JobPhase::Succeeded { 0 } else { code });
         }
-        job = match next(kubernetes, namespace, &job).await {
-            Ok(Some(next)) => next,
-            Ok(None) => return Ended::Gone,
-            Err(error) => return Ended::Unseen(error),
+        let again = async {
+            match hurt_since {
+                Some(since) => sleep_until(since + HURT_MAX).await,
+                None => pending().await,
+            }
         };
+        tokio::select! {
+            next = next(kubernetes, namespace, &job) => match next {
+                Ok(Some(next)) => job = next,
+                Ok(None) => return Ended::Gone,
+                Err(error) => return Ended::Unseen(error),
+            },
+            () = again => {}
+        }
     }
 }
 
@@ -353,14 +378,18 @@ impl Printer<'_> {
     }
 }
 
-/// Why nothing can come of a job, before its first attempt.
-async fn refusal(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> Option<String> {
+/// Why nothing can come of a job, before its first attempt, and whether it may all the same, by itself.
+async fn refusal(
+    kubernetes: &Kubernetes,
+    namespace: &str,
+    job: &ClusterJob,
+) -> Option<(String, bool)> {
     let status = job.status.as_ref()?;
     let accepted = status.conditions.iter().find(|it| it.type_ == "Accepted");
     let is_first = status.failures.total == 0 && status.pod.is_none();
     let is_final = |reason: &str| is_first || reason == "InvalidSpec";
     if let Some(refused) = accepted.filter(|it| it.status == "False" && is_final(&it.reason)) {
-        return Some(refused.message.clone());
+        return Some((refused.message.clone(), false));
     }
     let seen = status.cluster.as_ref().filter(|_| {
         // One that is there was not made for it, and others may mend it.
@@ -371,5 +400,8 @@ async fn refusal(kubernetes: &Kubernetes, namespace: &str, job: &ClusterJob) -> 
     })?;
     let cluster = kubernetes.get(namespace, &seen.name).await.ok()?;
     let degraded = cluster.status.filter(|it| it.phase == Phase::Degraded)?;
-    Some(format!("cluster {}: {}", seen.name, degraded.message.unwrap_or_default()))
+    // What nodes and registries say may be another thing a moment later.
+    let mut reasons = degraded.conditions.iter().map(|it| it.reason.as_str());
+    let may_pass = reasons.any(|it| MAY_PASS.iter().any(|cause| cause.as_str() == it));
+    Some((format!("cluster {}: {}", seen.name, degraded.message.unwrap_or_default()), may_pass))
 }

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from conftest import kubectl
+
 OURS = "/apis/ebbtide.dev/v1alpha1"
 PATHS = {"pods": "/api/v1", "clusters": OURS, "clusterjobs": OURS}
 
@@ -21,7 +23,13 @@ class Told:
         self.gone: dict[str, int] = {}
         self.live: dict[str, dict] = {}
         self.changed = threading.Condition()
-        command = ["kubectl", "get", "--raw", f"{path}?watch=true"]
+        # A watch from nowhere begins at any time, also before what the test has seen.
+        listed = json.loads(kubectl("get", "--raw", path))
+        for it in listed["items"]:
+            self.made.append(it)
+            self.live[it["metadata"]["uid"]] = it
+        since = listed["metadata"]["resourceVersion"]
+        command = ["kubectl", "get", "--raw", f"{path}?watch=true&resourceVersion={since}"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

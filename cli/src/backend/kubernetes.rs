@@ -36,6 +36,9 @@ pub(super) const DOWN_MAX: Duration = Duration::from_mins(2);
 const RENEWAL_MAX: Duration = Duration::from_secs(20);
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long an API server is left alone that has too much to do for a watch.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
 const FIELD_MANAGER: &str = "ebbtide";
 
 #[derive(Clone)]
@@ -81,7 +84,16 @@ pub(super) async fn changed<K: Clone + Debug + DeserializeOwned>(
     version: &str,
 ) -> anyhow::Result<()> {
     let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(20);
-    let events = in_time("watch", api.watch(&params, version)).await?;
+    let watch = async {
+        match api.watch(&params, version).await {
+            Err(kube::Error::Api(busy)) if [429, 503].contains(&busy.code) => Ok(None),
+            events => events.map(Some),
+        }
+    };
+    let Some(events) = in_time("watch", watch).await? else {
+        sleep(BUSY_PAUSE).await;
+        return Ok(());
+    };
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.try_next().await.context("watch")? {
         if !matches!(event, WatchEvent::Bookmark(_)) {

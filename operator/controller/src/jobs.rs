@@ -276,5 +276,5 @@ async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note
         note: Some(note.to_owned()),
         secondary: None,
     };
-    publish(context, &event, &job.object_ref(&())).await;
+    publish(context, event, &job.object_ref(&())).await;
 }

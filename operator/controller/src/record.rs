@@ -24,8 +24,8 @@ use crate::reconcile::Context;
 /// Reason of the event that a cluster goes.
 const GOES: &str = "DeletedCluster";
 
-/// Longest note of an event, in characters. Kubernetes takes 1,024 bytes.
-const NOTE_MAX: usize = 256;
+/// Longest note of an event that Kubernetes takes, in bytes.
+const NOTE_MAX: usize = 1024;
 
 /// Names that one event tells.
 const NAMED_MAX: usize = 8;
@@ -184,7 +184,7 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
         note: Some(told.note()),
         secondary: about,
     };
-    publish(context, &event, &cluster.object_ref(&())).await;
+    publish(context, event, &cluster.object_ref(&())).await;
 }
 
 /// Tells of an object that was stored under another definition, in its status if that does not say so yet. It stays
@@ -222,22 +222,24 @@ where
         Err(error) => return Err(error),
     }
     if context.beliefs.may_tell(key) {
-        let note = words(unread).chars().take(NOTE_MAX).collect();
         let event = Event {
             type_: EventType::Warning,
             reason: UNREADABLE.to_owned(),
             action: "Reconcile".to_owned(),
-            note: Some(note),
+            note: Some(words(unread)),
             secondary: None,
         };
-        publish(context, &event, &object.object_ref(&())).await;
+        publish(context, event, &object.object_ref(&())).await;
     }
     Ok(None)
 }
 
-/// Events are for people: losing one must not stop the work.
-pub(crate) async fn publish(context: &Context, event: &Event, about: &ObjectReference) {
-    if let Err(error) = call("publish an event", context.recorder.publish(event, about)).await {
+/// Events are for people: losing one must not stop the work. Of a note that is too long the begin is told.
+pub(crate) async fn publish(context: &Context, mut event: Event, about: &ObjectReference) {
+    if let Some(note) = &mut event.note {
+        note.truncate(note.floor_char_boundary(NOTE_MAX));
+    }
+    if let Err(error) = call("publish an event", context.recorder.publish(&event, about)).await {
         tracing::warn!(%error, "an event is lost");
     }
 }

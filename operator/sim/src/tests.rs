@@ -18,7 +18,7 @@ use crate::lives::{
     LISTS, all, cluster, is_ready, play, play_all, stale_after_a_crash, status, with_jobs, within,
 };
 use crate::nodes::Failure;
-use crate::store::Store;
+use crate::store::{Deletion, Store};
 use crate::world::{Conditions, World};
 
 /// One of so many worlds is played, or fewer of them for a mutant.
@@ -354,6 +354,24 @@ fn nothing_is_read_or_written_in_an_idle_hour() {
         let world = at_work().await;
         world.rest(Duration::from_hours(1)).await.unwrap();
         assert_eq!(world.health(), Ok(()));
+    });
+}
+
+#[test]
+fn whatever_happens_to_a_cluster_it_has_few_events() {
+    within(|| async {
+        let world = at_work().await;
+        let begin = Instant::now();
+        for _ in 0..40 {
+            world.server.change(|store, _| Edit::Label.all(store, kinds::SERVICE));
+            sleep(Duration::from_secs(2)).await;
+            world.delete_a(kinds::POD, &names::scheduler("risk"), &Deletion::default());
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        }
+        let trace = world.server.trace();
+        let told = trace.matches("Create events").count() + trace.matches("Merge events").count();
+        let most = 8 + begin.elapsed().as_secs() / 30 + 1;
+        assert!(told as u64 <= most && told > 8, "{told} events, {most} at most");
     });
 }
 
