@@ -136,9 +136,11 @@ def unused() -> str:
 
 
 @contextmanager
-def abroad(labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+def abroad(
+    labels: Mapping[str, str] = MappingProxyType({}), name: str | None = None
+) -> Iterator[str]:
     """Have another namespace meanwhile."""
-    name = unused()
+    name = name or unused()
     metadata = {"name": name, "labels": dict(labels)}
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     kubectl("apply", "-f", "-", input=json.dumps(made))

@@ -128,6 +128,36 @@ def test_a_plain_program_runs_as_it_is_in_a_pod_and_on_this_machine(
     assert run("ebbtide", "up", manifest, "--run", program, *place) == says
 
 
+def test_a_plain_program_goes_on_while_workers_come_and_go_and_loses_no_task(
+    namespace: str, of_dask: Callable[..., Path], tmp_path: Path
+) -> None:
+    begins = """
+import dask, time
+print("begun", flush=True)
+tasks = [dask.delayed(lambda n: (time.sleep(0.4), n)[1])(n) for n in range(60)]
+print("tasks", dask.compute(*tasks) == tuple(range(60)))
+"""
+    connected, rest = PROGRAM.split("client = Client()")
+    (tmp_path / "program.py").write_text(f"{connected}client = Client()\n{begins}{rest}")
+    asks = [
+        "ebbtide",
+        "up",
+        str(of_dask(2)),
+        "-n",
+        namespace,
+        "--run",
+        str(tmp_path / "program.py"),
+    ]
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        assert it.stdout.readline() == "begun\n"
+        resize(namespace, 1)
+        resize(namespace, 2)
+        said, _ = it.communicate(timeout=300)
+    assert said == ("tasks True\narray 499999500000\nframe {1: 4, 2: 6}\ndelayed 285\nworkers 2\n")
+    assert it.returncode == 0
+
+
 def test_an_image_without_dask_is_told_what_it_lacks(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

@@ -108,17 +108,23 @@ def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
 LATER = ("credentials", "phaseSince", "phases", "startedAt")
 
 
+#: What takes anything.
+PRESERVED = "x-kubernetes-preserve-unknown-fields"
+
+
 @contextmanager
-def another_definition(change: Callable[[dict], None]) -> Iterator[None]:
-    """Have another definition of clusters meanwhile."""
+def another_definition(
+    change: Callable[[dict], None], of: str = "clusters.ebbtide.dev"
+) -> Iterator[None]:
+    """Have another definition meanwhile."""
 
     def define(change: Callable[[dict], None]) -> None:
-        definition = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))
+        definition = json.loads(kubectl("get", "crd", of, "-o", "json"))
         change(definition["spec"])
         kubectl("replace", "-f", "-", input=json.dumps(definition))
-        kubectl("wait", "crd", "clusters.ebbtide.dev", "--for=condition=Established")
+        kubectl("wait", "crd", of, "--for=condition=Established")
 
-    spec = json.loads(kubectl("get", "crd", "clusters.ebbtide.dev", "-o", "json"))["spec"]
+    spec = json.loads(kubectl("get", "crd", of, "-o", "json"))["spec"]
     define(change)
     try:
         yield
@@ -139,15 +145,18 @@ def older(spec: dict) -> None:
 
 
 def loose(spec: dict) -> None:
-    """Make a definition one that takes anything for a number of workers."""
+    """Make a definition one that takes anything for a number of workers, or of retries."""
     schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
     below = [schema]
     for it in below:
         it.pop("x-kubernetes-validations", None)
         below += [*it.get("properties", {}).values()]
         below += [it[part] for part in ("items", "additionalProperties") if part in it]
-    group = schema["properties"]["spec"]["properties"]["workers"]["items"]["properties"]
-    group["max"] = {"x-kubernetes-preserve-unknown-fields": True}
+    fields, anything = schema["properties"]["spec"]["properties"], {PRESERVED: True}
+    if "retries" in fields:
+        fields["retries"]["properties"]["exit"] = anything
+    else:
+        fields["workers"]["items"]["properties"]["max"] = anything
 
 
 @on_the_dev_cluster
@@ -157,7 +166,15 @@ def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
     def wrong(spec: dict) -> None:
         spec["workers"][0]["max"] = "two"
 
-    with another_definition(loose):
+    job = {
+        "apiVersion": "ebbtide.dev/v1alpha1",
+        "kind": "ClusterJob",
+        "metadata": {"name": "unread"},
+        "spec": {"clusterRef": {"name": "a"}, "script": "1", "retries": {"exit": "many"}},
+    }
+    with another_definition(loose), another_definition(loose, "clusterjobs.ebbtide.dev"):
+        made = ("create", "-f", "-", "-n", namespace)
+        until(lambda: "created" in kubectl(*made, input=json.dumps(job), check=False), "a job")
         create = ("create", "-f", str(manifest(wrong, "unread")), "-n", namespace)
         # A moment after it is told of, the definition is what objects are held against.
         until(lambda: "created" in kubectl(*create, check=False), "it is taken")
@@ -175,6 +192,10 @@ def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
         said = kubectl("get", "ebb/unread", "-n", namespace, "-o", condition)
         assert said.startswith("Degraded Unreadable") and wrong_field in said, said
         assert wrong_field in listed
+        condition = "jsonpath={.status.conditions[0].reason} {.status.message}"
+        said = kubectl("get", "ebbjob/unread", "-n", namespace, "-o", condition)
+        assert said.startswith("Unreadable") and "spec.retries.exit: invalid type" in said, said
+        kubectl("delete", "ebbjob/unread", "-n", namespace)
         assert wrong_field in run("ebbtide", "describe", "unread", "-n", namespace, check=False)
         # Corrected, it is like any other.
         mended = [{"op": "replace", "path": "/spec/workers/0/max", "value": 2}]

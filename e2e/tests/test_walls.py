@@ -239,6 +239,9 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
         assert set(pods.split()) == {"0"}
 
 
+#: The namespace that the chart's `monitoring.namespaces` names in the dev cluster.
+MONITORING = "ebbtide-monitoring"
+
 #: Tells whether metrics can be read at an address.
 LOOK = """
 import sys, urllib.request
@@ -275,10 +278,25 @@ def test_who_is_let_in_by_the_manifest_reaches_the_clients_port_and_no_other(
             until(lambda: python(KNOCK, ip), "timed out")
             assert len(read("networkpolicy", ".items[*].metadata.name").split()) == 2
             let(None)
-            until(
-                lambda: str("access" in read("networkpolicy", ".items[*].metadata.name")), "False"
-            )
+            until(lambda: str("nobody" in read("networkpolicy", ".items[*].spec")), "False")
             assert python(KNOCK, ip) == "timed out\n"
+
+
+def test_who_watches_over_everything_reads_figures_and_reaches_nothing_else(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def ip(role: str) -> str:
+        pods = ("pods", "-n", namespace, "-l", f"ebbtide.dev/role={role}")
+        return kubectl("get", *pods, "-o", "jsonpath={.items[0].status.podIP}")
+
+    with up(manifest(), namespace), abroad(name=MONITORING) as far:
+        image = kubectl("get", "ebb/mean", "-n", namespace, "-o", "jsonpath={.status.image}")
+        with pod(far, image) as python:
+            assert "ebbtide_workers 1" in python(LOOK, ip("scheduler"))
+            assert python(LOOK, ip("worker")) == "[]\n"
+            assert python(KNOCK, operator_ip(), "8080").startswith("connected")
+            assert python(KNOCK, ip("scheduler")) == "timed out\n"
+            assert python(KNOCK, ip("worker"), "8788") == "timed out\n"
 
 
 def test_what_somebody_opens_is_closed_again_and_told(
