@@ -34,9 +34,9 @@ NAMESPACES = 10
 WORKERS = 3
 PODS = 1 + WORKERS
 HOSTILE = 100
-IDLE = 60
-#: Of the first size.
-IDLE_FIRST = 600
+#: Seconds without news, by size.
+IDLE = {1000: 600}
+IDLE_ELSE = 60
 DEMANDS = 100
 METRICS = "http://127.0.0.1:8080/metrics"
 BIN = ROOT / ".tools" / "bin"
@@ -359,7 +359,7 @@ def main() -> None:
     sizes = [int(it) for it in sys.argv[1:]] or [100, 1000, 3000]
     costs: dict[int, dict[str, float]] = {}
     for nth, size in enumerate(sizes):
-        costs[size] = measure(api, table, size, IDLE if nth else IDLE_FIRST)
+        costs[size] = measure(api, table, size, IDLE.get(size, IDLE_ELSE))
         if nth:
             grow(table, sizes[nth - 1], size, costs)
     if not table.is_met():
