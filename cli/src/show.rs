@@ -85,7 +85,7 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
     let backend = Backend::connect(place).await?;
     let namespace = namespace(&wanted, place, &backend);
     let name = wanted.name_any();
-    if !backend.is_there(&namespace, &name).await? {
+    if !backend.has(&namespace, &name).await? {
         return output::line(&format!("{name} is not there; `ebbtide up` makes it"));
     }
     let cluster = backend.get(&namespace, &name).await?;

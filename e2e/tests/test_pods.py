@@ -511,7 +511,8 @@ def test_what_is_another_s_and_has_the_name_of_a_cluster_s_own_is_told_and_left_
     kinds = "services,networkpolicies"
     made = json.loads(kubectl("get", kinds, "-n", namespace, "-o", "json"))["items"]
     kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
-    for it in made:
+    # Who watches over it comes in by a policy that has another name in another life.
+    for it in (it for it in made if "-access-" not in it["metadata"]["name"]):
         name, kind = it["metadata"]["name"], it["kind"]
         spec = {"podSelector": {}} if kind == "NetworkPolicy" else {"ports": [{"port": 1}]}
         foreign = {"apiVersion": it["apiVersion"], "kind": kind, "metadata": {"name": name}}

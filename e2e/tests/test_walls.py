@@ -219,7 +219,7 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
     with up(manifest(), namespace):
         ip = read("pod -l ebbtide.dev/role=scheduler", ".items[0].status.podIP")
         policies = read("networkpolicy", ".items[*].metadata.name")
-        assert len(policies.split()) == 1
+        assert len(policies.split()) == 2
         image = read("ebb mean", ".status.image")
         # Who is in the namespace comes as far as TLS.
         with pod(namespace, image) as python:
@@ -230,7 +230,7 @@ def test_a_foreign_namespace_meets_the_policy_and_without_it_tls_and_the_policy_
             assert python(KNOCK, operator_ip(), "8080") == "timed out\n"
             assert refused(python(KNOCK, operator_ip(), "7443"))
             with no_operator():
-                kubectl("delete", "networkpolicy", policies, "-n", namespace)
+                kubectl("delete", "networkpolicy", *policies.split(), "-n", namespace)
                 until(lambda: python(KNOCK, ip), "connected")
                 assert refused(python(KNOCK, ip))
             until(lambda: read("networkpolicy", ".items[*].metadata.name"), policies)

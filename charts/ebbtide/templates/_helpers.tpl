@@ -1,6 +1,6 @@
 {{- define "ebbtide.labels" -}}
 app.kubernetes.io/name: ebbtide-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion }}
 {{- end }}
 {{- /* An image, behind the registry of all of them. */ -}}
@@ -17,7 +17,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion }}
 {{- end }}
 {{- define "ebbtide.selector" -}}
 app.kubernetes.io/name: ebbtide-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 {{- /* What the operator may do with tenants' things. Their Secrets are written, and never read. */ -}}
 {{- define "ebbtide.rules" -}}

@@ -107,19 +107,27 @@ impl Kubernetes {
                 phase.is_ok_and(|it| it.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it)));
             match print(&pods, pod, &mut last, lines).await {
                 Ok(()) if is_over => return Ok(()),
-                Err(error) if is_gone => return Err(error),
-                Err(error) if is_over => {
+                // Nobody reads it any more, or there is no room for it.
+                Err(LogError::Print(error)) => return Err(error),
+                Err(LogError::Read(error)) if is_gone => return Err(error),
+                Err(LogError::Read(error)) if is_over => {
                     failures += 1;
                     if failures > LOG_TRIES {
                         return Err(error);
                     }
                 }
                 // It broke off, or what has not started has no log yet.
-                Ok(()) | Err(_) => {}
+                Ok(()) | Err(LogError::Read(_)) => {}
             }
             sleep(LOG_AGAIN).await;
         }
     }
+}
+
+/// What keeps a log from being printed.
+enum LogError {
+    Read(anyhow::Error),
+    Print(anyhow::Error),
 }
 
 /// Prints a log from where it broke off to its end.
@@ -128,7 +136,7 @@ async fn print(
     pod: &str,
     last: &mut Option<Timestamp>,
     lines: &watch::Sender<()>,
-) -> anyhow::Result<()> {
+) -> Result<(), LogError> {
     let before = *last;
     let params = LogParams {
         container: Some(JOB.to_owned()),
@@ -138,11 +146,13 @@ async fn print(
         since_time: before.and_then(|it| Timestamp::from_second(it.as_second()).ok()),
         ..LogParams::default()
     };
-    let mut log = in_time("read a log", pods.log_stream(pod, &params)).await?;
+    let log = in_time("read a log", pods.log_stream(pod, &params)).await;
+    let mut log = log.map_err(LogError::Read)?;
     let (mut line, mut is_known) = (Vec::new(), before.is_some());
     loop {
         line.clear();
-        if log.read_until(b'\n', &mut line).await? == 0 {
+        let read = log.read_until(b'\n', &mut line).await;
+        if read.map_err(|error| LogError::Read(error.into()))? == 0 {
             return Ok(());
         }
         let space = line.iter().position(|it| *it == b' ').unwrap_or(line.len());
@@ -152,7 +162,8 @@ async fn print(
         if !is_known {
             lines.send_replace(());
             *last = time.or(*last);
-            output::bytes(line.get(space + 1..).unwrap_or_default())?;
+            let said = line.get(space + 1..).unwrap_or_default();
+            output::bytes(said).map_err(LogError::Print)?;
         }
     }
 }

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod, Secret};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, Preconditions, WatchEvent, WatchParams,
 };
+use kube::config::Kubeconfig;
 use kube::core::{NamespaceResourceScope, ObjectMeta};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
@@ -53,7 +54,12 @@ pub(super) fn default_kind() -> Kind {
     let in_home =
         env::var_os("HOME").is_some_and(|home| Path::new(&home).join(".kube/config").exists());
     let inside = env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    if set || in_home || inside { Kind::Kubernetes } else { Kind::Local }
+    // What cannot be read is told of by whoever needs it.
+    let has_context = match Kubeconfig::read() {
+        Ok(read) => read.current_context.is_some_and(|it| !it.is_empty()),
+        Err(_) => set || in_home,
+    };
+    if has_context || inside { Kind::Kubernetes } else { Kind::Local }
 }
 
 pub(super) async fn in_time<T>(

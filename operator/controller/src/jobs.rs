@@ -137,7 +137,8 @@ async fn observe(
     if let Some(name) = job.cluster_name() {
         let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
         let shown = context.clusters.get(&place);
-        if shown.as_ref().is_some_and(|it| it.0.is_err()) {
+        let is_over = job.status.as_ref().is_some_and(|it| it.phase.is_over());
+        if !is_over && shown.as_ref().is_some_and(|it| it.0.is_err()) {
             return Ok(None);
         }
         cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());

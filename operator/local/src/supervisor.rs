@@ -49,6 +49,9 @@ pub enum SupervisorError {
     /// Nothing to supervise.
     #[error("{0} holds no cluster")]
     NoCluster(PathBuf),
+    /// Its packages cannot be had, as its status tells.
+    #[error("there is no environment for it")]
+    NoEnvironment,
     /// A file or process.
     #[error("cannot {what}")]
     System {
@@ -183,6 +186,10 @@ impl Supervisor {
                 return Ok(());
             }
             self.record(&plan)?;
+            if self.environment.is_none() {
+                // Whoever asks again may have what it lacked.
+                return Err(SupervisorError::NoEnvironment);
+            }
             let wait = if self.processes.is_empty() { LOOK_INTERVAL } else { EXIT_INTERVAL };
             let wait = plan.next_look.map_or(wait, |look| look.min(wait));
             tokio::select! {

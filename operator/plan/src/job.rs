@@ -305,7 +305,11 @@ fn under_way(
     let deadline = limit.map(|(length, _)| length.saturating_sub(since(started_at, now)));
     match present {
         Ended::Well => {
-            let known = ClusterJobStatus { exit_code: Some(0), ..known };
+            // It may have ended before anybody saw it.
+            let name = names::attempt(&job.name_any(), nth);
+            let seen = observed.pods.iter().find(|it| it.name == name);
+            let seen = seen.map(|it| Named { name, uid: it.uid.clone() });
+            let known = ClusterJobStatus { exit_code: Some(0), pod: known.pod.or(seen), ..known };
             over(
                 job,
                 known,
@@ -448,8 +452,10 @@ fn begin(
     now: Timestamp,
 ) -> JobPlan {
     let wait = |changes, message: String| {
-        // Why there has to be another attempt is worth more than what it waits for.
-        let message = known.message.clone().filter(|_| nth > 0).unwrap_or(message);
+        // Why there has to be another attempt is worth more than what comes by itself.
+        let failure = known.message.clone().filter(|it| nth > 0 && it.starts_with("attempt "));
+        let is_made = job.spec.cluster.is_some() || observed.cluster.is_some();
+        let message = failure.filter(|_| is_made).unwrap_or(message);
         let status = ClusterJobStatus {
             phase: JobPhase::Pending,
             message: Some(bounded(&message)),

@@ -58,13 +58,14 @@ impl Times {
                  database, like Europe/London"
             )
         })?;
-        if cron.split_whitespace().count() != 5 {
+        let parts: Vec<&str> = cron.split_whitespace().collect();
+        if parts.len() != 5 {
             return Err(format!(
                 "spec.schedule.cron: {cron:?} has not five parts; expected minute, hour, day of the \
                  month, month and day of the week, like \"0 18 * * 1-5\""
             ));
         }
-        let crontab = cronexpr::parse_crontab(&format!("{cron} UTC"))
+        let crontab = cronexpr::parse_crontab(&format!("{} UTC", parts.join(" ")))
             .map_err(|error| format!("spec.schedule.cron: {cron:?}: {error}"))?;
         Ok(Self { crontab, zone })
     }
