@@ -1,3 +1,4 @@
+mod attempts;
 mod schedule;
 
 use std::collections::BTreeMap;

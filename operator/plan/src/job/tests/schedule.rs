@@ -42,6 +42,15 @@ fn times_are_those_of_the_time_zone_whatever_its_clocks_do() {
 }
 
 #[test]
+fn parts_of_a_time_may_stand_in_columns() {
+    for cron in ["0  18 * *  1-5", "0 18 * * 1-5 ", "0\t18 * * 1-5"] {
+        let job = job(&json!({ "schedule": { "cron": cron } }));
+        let planned = plan(&job, &JobObserved::default(), &site(), at(0));
+        assert!(planned.status.message.unwrap().starts_with("the next run is at "), "{cron}");
+    }
+}
+
+#[test]
 fn a_time_that_a_clock_leaves_out_or_shows_twice_comes_once() {
     let times = |cron: &str, zone: &str, from: &str, count: usize| {
         let fields = json!({ "schedule": { "cron": cron, "timeZone": zone } });

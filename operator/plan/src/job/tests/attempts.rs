@@ -1,0 +1,42 @@
+//! What is told of attempts.
+
+use ebbtide_api::{Cluster, JobPhase, Phase};
+use serde_json::json;
+
+use super::{World, cluster_spec};
+
+#[test]
+fn a_program_that_ended_before_anybody_saw_it_is_known_by_its_pod() {
+    let mut world = World::new(&json!({}));
+    world.step();
+    world.cluster_is(Phase::Ready);
+    world.step();
+    world.job.status.as_mut().unwrap().pod = None;
+    world.pod_ends(0, None);
+    let status = world.plan().status;
+    let seen = status.pod.map(|it| (it.name, it.uid));
+    let pod = world.last_pod();
+    assert_eq!(
+        (status.phase, seen),
+        (JobPhase::Succeeded, Some((pod.name.clone(), pod.uid.clone())))
+    );
+}
+
+#[test]
+fn another_attempt_tells_why_it_is_due_and_then_what_does_not_come_by_itself() {
+    let on =
+        json!({ "cluster": null, "clusterRef": { "name": "shared" }, "retries": { "exit": 2 } });
+    let mut world = World::new(&on);
+    let mut shared = Cluster::new("shared", serde_json::from_value(cluster_spec()).unwrap());
+    shared.metadata.uid = Some("c-1".to_owned());
+    world.observed.cluster = Some(shared);
+    world.cluster_is(Phase::Ready);
+    world.step();
+    world.fails();
+    world.step();
+    assert!(world.message().starts_with("attempt 1 went wrong"), "{}", world.message());
+    world.observed.cluster = None;
+    world.now += 600;
+    world.step();
+    assert!(world.message().starts_with("there is no cluster shared"), "{}", world.message());
+}
