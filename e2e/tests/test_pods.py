@@ -460,8 +460,14 @@ def test_what_somebody_with_the_right_described_stays_where_it_is(
     image = {"op": "add", "path": "/spec/image", "value": "registry.invalid/other"}
     no_packages = {"op": "remove", "path": "/spec/environment"}
     other_packages = {"op": "replace", "path": "/spec/environment/packages", "value": ["flask"]}
+    # Until its scheduler has answered, which has no Secret to begin with, what it runs can change.
+    kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
+    lent = manifest(lambda spec: spec["scheduler"].update(pod=LENT[0][0]))
+    kubectl("apply", "-n", namespace, "-f", str(lent))
     for changes in [[image, no_packages], [other_packages]]:
         assert "Secrets that you may not read" in patch(*changes), changes
+    kubectl("delete", "ebb/mean", "-n", namespace, "--cascade=foreground")
+    kubectl("apply", "-n", namespace, "-f", str(manifest(workers(**LENT[0][0]))))
     account = {"op": "add", "path": f"{pod}/serviceAccountName", "value": "rates-s3"}
     assert "you may not" in patch(account)
     # To take something away lends nothing.
