@@ -19,6 +19,7 @@ pub mod requested;
 mod scaling;
 mod secrets;
 mod settings;
+mod sight;
 mod status;
 mod times;
 mod trouble;
@@ -48,6 +49,7 @@ pub use crate::image::is_told_to_have_begun;
 pub use crate::network::{restore_service, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container, read_literal};
 pub use crate::secrets::{SecretWanted, client_secret};
+use crate::sight::Sight;
 pub use crate::status::{PENDING_CHANGE, READY, is_urgent};
 pub use crate::trouble::Trouble;
 
@@ -370,20 +372,19 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         }
     };
     let due = is_open.then_some(image.as_str());
-    let children = children::Children::sort(cluster, observed, due, now);
-    let idle = lifetime::idle(cluster, observed, now);
-    let targets = scaling::targets(cluster, &children, observed, &idle, now);
+    let sight = Sight::of(cluster, observed, site, due, now);
+    let Sight { children, idle, targets, .. } = &sight;
 
     let mut changes = Vec::new();
     let (mut are_more_due, mut secret_look, mut credentials) = (false, None, None);
-    if idle.is_over {
-        changes.push(gone(cluster, "there was no work for too long"));
+    if let Some(end) = sight.end() {
+        changes.push(end);
     } else {
         let made = pods::Context { cluster, site, image: &image };
-        let workers = pods::workers_due(&made, &children, &targets);
+        let workers = pods::workers_due(&made, children, targets);
         are_more_due = workers.len() == pods::AT_ONCE_MAX;
-        let scheduler = pods::scheduler_due(&made, &children);
-        changes.extend(pods::untried(&made, &children));
+        let scheduler = pods::scheduler_due(&made, children);
+        changes.extend(pods::untried(&made, children));
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
         let waits = observed.pods.iter().any(PodSeen::may_wait_for_secret);
         let is_needed = scheduler.is_some() || !workers.is_empty() || waits;
@@ -394,22 +395,11 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         changes.extend(network::due(cluster, observed, site));
         changes.extend(children.clear_away());
         // What goes makes room, under a quota too, for what comes.
-        changes.extend(scaling::fewer(cluster, &children, &targets));
+        changes.extend(sight.fewer());
         changes.extend(scheduler);
         changes.extend(workers);
     }
-    let status = status::observed(&status::Facts {
-        cluster,
-        children: &children,
-        observed,
-        site,
-        image: &image,
-        other: other.as_deref(),
-        key,
-        idle: &idle,
-        targets: &targets,
-        now,
-    });
+    let status = sight.status(&image, other.as_deref(), key);
     let status = ClusterStatus { credentials, ..status };
     let at_once = are_more_due.then_some(Duration::from_secs(1));
     let image_look = image::next_look(cluster, observed, now);

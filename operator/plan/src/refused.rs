@@ -4,8 +4,8 @@ use ebbtide_api::{Cluster, ClusterStatus};
 use ebbtide_environment::Key;
 use jiff::Timestamp;
 
-use crate::children::Children;
-use crate::{INVALID, Observed, Plan, Site, gone, image, lifetime, scaling, secrets, status};
+use crate::sight::Sight;
+use crate::{INVALID, Observed, Plan, Site, image, secrets, status};
 
 /// Nothing of it is there, or nothing can be told of what is. Certificates are renewed.
 pub(crate) fn nothing(
@@ -27,29 +27,13 @@ pub(crate) fn only_less(
     (image, message): (&str, &str),
     now: Timestamp,
 ) -> Plan {
-    let children = Children::sort(cluster, observed, None, now);
-    let idle = lifetime::idle(cluster, observed, now);
-    let targets = scaling::targets(cluster, &children, observed, &idle, now);
-    let changes = if idle.is_over {
-        vec![gone(cluster, "there was no work for too long")]
-    } else {
-        scaling::fewer(cluster, &children, &targets)
-    };
-    let status = status::observed(&status::Facts {
-        cluster,
-        children: &children,
-        observed,
-        site,
-        image,
-        other: None,
-        key: image::key_of(cluster),
-        idle: &idle,
-        targets: &targets,
-        now,
-    });
+    let sight = Sight::of(cluster, observed, site, None, now);
+    let changes = sight.end().map_or_else(|| sight.fewer(), |end| vec![end]);
+    let status = sight.status(image, None, image::key_of(cluster));
     let status = status::degraded(cluster, (INVALID, message), status, now);
     let plan = secrets::renewal(cluster, observed, status, now);
-    let looks = targets.iter().map(|it| it.next_look).chain([idle.next_look, plan.next_look]);
+    let looks = sight.targets.iter().map(|it| it.next_look);
+    let looks = looks.chain([sight.idle.next_look, plan.next_look]);
     Plan {
         next_look: looks.flatten().min(),
         changes: plan.changes.into_iter().chain(changes).collect(),
