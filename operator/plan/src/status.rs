@@ -288,12 +288,11 @@ pub(crate) fn degraded(
         return planned;
     }
     let told = ready_condition(cluster, Phase::Degraded, (reason, message), now);
-    let others = planned.conditions.into_iter().filter(|it| it.type_ != READY);
     ClusterStatus {
         phase: Phase::Degraded,
         message: Some(bounded(message)),
         observed_generation: cluster.metadata.generation,
-        conditions: std::iter::once(told).chain(others).collect(),
+        conditions: with_ready(told, &planned.conditions),
         ..planned
     }
 }
@@ -321,8 +320,7 @@ pub(crate) fn stuck(
         Phase::Degraded => Phase::Degraded,
     };
     let told = ready_condition(cluster, phase, (reason, why.words), now);
-    let others = planned.conditions.iter().filter(|it| it.type_ != READY).cloned();
-    let conditions = std::iter::once(told).chain(others).collect();
+    let conditions = with_ready(told, &planned.conditions);
     let is_judged = why.at != Stage::Trials || LASTING.contains(&reason);
     // What was not tried to the end is tried again.
     let before = cluster.status.as_ref().and_then(|it| it.observed_generation);
@@ -352,7 +350,6 @@ pub(crate) fn expired(cluster: &Cluster, now: Timestamp) -> ClusterStatus {
 fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> ClusterStatus {
     let told = ready_condition(cluster, Phase::Deleting, (reason, message), now);
     let status = cluster.status.clone().unwrap_or_default();
-    let others = status.conditions.into_iter().filter(|it| it.type_ != READY);
     // It gets no more pods.
     let groups = status.groups.into_iter().map(GroupStatus::without_unmade).collect();
     ClusterStatus {
@@ -360,9 +357,15 @@ fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> 
         groups,
         message: Some(message.to_owned()),
         observed_generation: cluster.metadata.generation,
-        conditions: std::iter::once(told).chain(others).collect(),
+        conditions: with_ready(told, &status.conditions),
         ..status
     }
+}
+
+/// This condition `Ready`, and what else is known.
+pub(crate) fn with_ready(ready: Condition, known: &[Condition]) -> Vec<Condition> {
+    let others = known.iter().filter(|it| it.type_ != READY).cloned();
+    std::iter::once(ready).chain(others).collect()
 }
 
 fn ready_condition(

@@ -5,7 +5,7 @@ use ebbtide_api::{ClusterJobStatus, ClusterStatus, Phase, Unread};
 use jiff::Timestamp;
 
 use crate::job::ACCEPTED;
-use crate::status::{READY, bounded, condition_after};
+use crate::status::{READY, bounded, condition_after, with_ready};
 use crate::times::timed;
 
 /// The reason of conditions and events of what cannot be read.
@@ -23,12 +23,11 @@ pub fn cluster_status(unread: &Unread, now: Timestamp) -> Option<ClusterStatus> 
     let (words, generation) = (words(unread), unread.metadata.generation);
     let told = (READY, false, (UNREADABLE, &*words));
     let ready = condition_after(&before.conditions, generation, told, now);
-    let others = before.conditions.iter().filter(|it| it.type_ != READY).cloned();
     let next = ClusterStatus {
         phase: Phase::Degraded,
         message: Some(bounded(&words)),
         observed_generation: generation,
-        conditions: std::iter::once(ready).chain(others).collect(),
+        conditions: with_ready(ready, &before.conditions),
         ..before.clone()
     };
     let next = timed(Some(&before), next, now);
