@@ -19,6 +19,7 @@ use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
 use crate::check::check_any;
+use crate::children::pod_ref;
 use crate::image::{self, Image};
 use crate::job::attempt::{Ended, Lost, attempt};
 use crate::lifetime::since;
@@ -282,8 +283,7 @@ pub fn stuck(
 /// What it takes that nothing is left of a job but its ended pods.
 fn leave(job: &ClusterJob, observed: &JobObserved, why: &'static str) -> Vec<JobChange> {
     let live = observed.pods.iter().filter(|it| it.phase != PodPhase::Ended && !it.is_deleting);
-    let pods =
-        live.map(|it| JobOp::DeletePod(ObjectRef { name: it.name.clone(), uid: it.uid.clone() }));
+    let pods = live.map(|it| JobOp::DeletePod(pod_ref(it)));
     let cluster = observed.cluster.iter().filter(|it| is_own(job, *it) && !is_going(*it));
     let clusters = cluster.map(|it| JobOp::DeleteCluster(named(it)));
     pods.chain(clusters).map(|op| JobChange { op, why }).collect()
@@ -304,12 +304,10 @@ fn under_way(
     let limit = limit(job);
     let deadline = limit.map(|(length, _)| length.saturating_sub(since(started_at, now)));
     match present {
-        Ended::Well => {
+        Ended::Well(pod) => {
             // It may have ended before anybody saw it.
-            let name = names::attempt(&job.name_any(), nth);
-            let seen = observed.pods.iter().find(|it| it.name == name);
-            let seen = seen.map(|it| Named { name, uid: it.uid.clone() });
-            let known = ClusterJobStatus { exit_code: Some(0), pod: known.pod.or(seen), ..known };
+            let pod = known.pod.or_else(|| Some(seen(pod)));
+            let known = ClusterJobStatus { exit_code: Some(0), pod, ..known };
             over(
                 job,
                 known,
@@ -419,7 +417,7 @@ fn after_failure(
 fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -> JobPlan {
     let mut changes = Vec::new();
     if !pod.is_deleting && !observed.has_cluster_of(pod) {
-        let op = JobOp::DeletePod(ObjectRef { name: pod.name.clone(), uid: pod.uid.clone() });
+        let op = JobOp::DeletePod(pod_ref(pod));
         changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
     }
     let (phase, message) = match (pod.is_deleting, pod.phase) {
@@ -432,11 +430,10 @@ fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -
     };
     // One that was on its way out when the job came back from a suspension is none of its attempts.
     let is_attempt = known.pod.is_some() || !pod.is_deleting;
-    let seen = Named { name: pod.name.clone(), uid: pod.uid.clone() };
     let status = ClusterJobStatus {
         phase,
         message: message.map(|it| bounded(&it)),
-        pod: Some(seen).filter(|_| is_attempt),
+        pod: is_attempt.then(|| seen(pod)),
         cluster: observed.staying().map(named),
         ..known
     };
@@ -525,6 +522,10 @@ fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Durati
 
 fn in_seconds(seconds: i32) -> Duration {
     Duration::from_secs(seconds.max(0).unsigned_abs().into())
+}
+
+fn seen(pod: &PodSeen) -> Named {
+    Named { name: pod.name.clone(), uid: pod.uid.clone() }
 }
 
 fn named(object: &impl Resource) -> Named {

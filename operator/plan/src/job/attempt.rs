@@ -15,7 +15,7 @@ pub(super) enum Ended<'a> {
     /// Its pod is there and has not ended.
     Not(&'a PodSeen),
     /// The program ended with exit code 0.
-    Well,
+    Well(&'a PodSeen),
     /// It went wrong.
     Badly(Lost),
 }
@@ -81,7 +81,7 @@ pub(super) fn attempt<'a>(
         return Ended::Not(pod);
     }
     match (&pod.trouble, pod.exit_code) {
-        (None, Some(0)) => Ended::Well,
+        (None, Some(0)) => Ended::Well(pod),
         _ => Ended::Badly(why(pod, observed)),
     }
 }
