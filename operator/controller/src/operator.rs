@@ -1,10 +1,11 @@
 //! One operator at work: watches, the queue of clusters, and what every look may use.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 
-use ebbtide_api::{Cluster, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
+use ebbtide_api::{Cluster, ClusterStatus, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Queue};
@@ -223,12 +224,12 @@ struct Tenant {
 
 impl Tenant {
     fn take(&mut self, cluster: Result<&Cluster, &Unread>) {
-        let status = match cluster {
+        let status: Option<Cow<'_, ClusterStatus>> = match cluster {
             Ok(cluster) => {
                 self.requested += Requested::by(cluster);
-                cluster.status.clone()
+                cluster.status.as_ref().map(Cow::Borrowed)
             }
-            Err(unread) => Some(unread.status()),
+            Err(unread) => Some(Cow::Owned(unread.status())),
         };
         let Some(status) = status else { return };
         self.phases[status.phase as usize] += 1;
