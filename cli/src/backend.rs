@@ -8,7 +8,6 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use ebbtide_api::Cluster;
 use ebbtide_api::change::Class;
-use ebbtide_plan::is_going;
 
 pub(crate) use crate::backend::kubernetes::Kubernetes;
 pub(crate) use crate::backend::local::fresh_uid;
@@ -171,10 +170,7 @@ impl Backend {
     /// Whether there is such a cluster, and it stays.
     pub(crate) async fn has(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
         match self {
-            Self::Kubernetes(kubernetes) if kubernetes.is_there(namespace, name).await? => {
-                Ok(!is_going(&kubernetes.get(namespace, name).await?))
-            }
-            Self::Kubernetes(_) => Ok(false),
+            Self::Kubernetes(kubernetes) => kubernetes.has(namespace, name).await,
             Self::Local { .. } => Ok(local::get(namespace, name).is_ok()),
         }
     }

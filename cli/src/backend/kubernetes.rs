@@ -154,10 +154,13 @@ impl Kubernetes {
     ) -> anyhow::Result<Guarded<Cluster>> {
         let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
         // What a server adds is its own, and of another day.
-        let ObjectMeta { labels, annotations, .. } = cluster.metadata.clone();
-        let (named, within) = (Some(name.clone()), Some(namespace.clone()));
-        let metadata =
-            ObjectMeta { name: named, namespace: within, labels, annotations, ..<_>::default() };
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            labels: cluster.metadata.labels.clone(),
+            annotations: cluster.metadata.annotations.clone(),
+            ..ObjectMeta::default()
+        };
         let spec = cluster.spec.clone();
         let mut wanted = serde_json::to_value(Cluster { metadata, spec, status: None })?;
         if cluster.spec.min_workers == 0
@@ -341,6 +344,11 @@ impl Kubernetes {
 
     pub(super) async fn is_there(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
         Ok(in_time("get", self.clusters(namespace).get_opt(name)).await?.is_some())
+    }
+
+    pub(super) async fn has(&self, namespace: &str, name: &str) -> anyhow::Result<bool> {
+        let there = in_time("get", self.clusters(namespace).get_opt(name)).await?;
+        Ok(there.map(readable).transpose()?.is_some_and(|it| !is_going(&it)))
     }
 
     /// Whether it is certain that the cluster with this uid is gone, or goes.
