@@ -7,7 +7,8 @@ use ebbtide_api::{Cluster, names};
 use ebbtide_authority::AuthorityError;
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::{
-    Change, ObjectRef, Op, SecretWanted, Stage, Unmade, restore_service, says_policy, says_service,
+    Change, ObjectRef, Op, SecretWanted, Stage, Unmade, is_going, restore_service, says_policy,
+    says_service,
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
@@ -119,8 +120,30 @@ pub(crate) async fn apply(
     if has_failed(&others) {
         return Applied { renewed, failed: failed(others, Stage::Others) };
     }
-    pods.extend(step(Step::Pods, PODS_AT_ONCE).await);
+    if changes.iter().any(|it| matches!(it.op, Op::CreatePod(_))) {
+        match is_there(context, cluster).await {
+            Ok(true) => pods.extend(step(Step::Pods, PODS_AT_ONCE).await),
+            Ok(false) => context.beliefs.missed(&key(cluster)),
+            Err(error) => {
+                let (error, unmade) = (error.into(), Vec::new());
+                return Applied {
+                    renewed,
+                    failed: Some(Failed { at: Stage::Pods, error, unmade }),
+                };
+            }
+        }
+    }
     Applied { renewed, failed: failed(pods, Stage::Pods) }
+}
+
+/// Whether a cluster is there and stays. Of one that is gone the watch of pods may tell first what the garbage
+/// collector takes: nothing comes in its place.
+async fn is_there(context: &Context, cluster: &Cluster) -> Result<bool, CallError> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let api: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
+    let name = cluster.name_any();
+    let there = call("look for the cluster", api.get_metadata_opt(&name)).await?;
+    Ok(there.is_some_and(|it| it.uid() == cluster.uid() && !is_going(&it)))
 }
 
 fn has_failed(came: &[Came<'_>]) -> bool {

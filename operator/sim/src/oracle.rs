@@ -1,18 +1,23 @@
 //! What must hold at every write of an operator, whatever went wrong before.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ebbtide_api::names;
 use ebbtide_contract::demand::Outcome;
 use ebbtide_contract::view::Demand;
 use ebbtide_listener::Schedulers;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::kinds::{self, Kind};
 use crate::nodes::is_over;
 use crate::request::Verb;
 use crate::server::Asked;
 use crate::store::Store;
+
+/// How long a write may take that was on its way.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// What each operator hears of schedulers, by its number.
 pub type Heard = Arc<Mutex<Vec<Schedulers>>>;
@@ -48,6 +53,7 @@ pub fn judge(
         }
         (Verb::Create, kinds::POD) => {
             only_one_of_an_index(store, asked.body)?;
+            of_one_that_is_there(asked)?;
             if is_whole { after_what_it_needs(store, asked.body) } else { Ok(()) }
         }
         (
@@ -145,6 +151,18 @@ fn told_truly(store: &Store, asked: &Asked<'_>) -> Result<(), String> {
     let there = store.get(kind, name).ok();
     match there.filter(|it| it["metadata"]["ownerReferences"][0]["uid"] == *uid) {
         Some(_) => Err(format!("{name} is this cluster's, and yet it says: {message}")),
+        None => Ok(()),
+    }
+}
+
+/// Whether a pod is made for a cluster that is there, or was a moment ago: no write is quicker than what others do.
+fn of_one_that_is_there(asked: &Asked<'_>) -> Result<(), String> {
+    let owner = asked.body["metadata"]["ownerReferences"][0]["uid"].as_str().unwrap_or_default();
+    match asked.gone.get(owner).map(Instant::elapsed).filter(|it| *it > MOMENT) {
+        Some(ago) => Err(format!(
+            "{} comes, and its cluster is gone for {ago:?}",
+            asked.body["metadata"]["name"]
+        )),
         None => Ok(()),
     }
 }

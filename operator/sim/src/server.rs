@@ -1,6 +1,6 @@
 //! The model behind a client of kube: requests in, answers and watches out, faults in between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::future::pending;
@@ -46,6 +46,8 @@ pub struct Asked<'a> {
     pub name: &'a str,
     /// What came with it.
     pub body: &'a Value,
+    /// Since when clusters are gone, by their uids.
+    pub gone: &'a BTreeMap<String, Instant>,
 }
 
 /// An API server.
@@ -60,6 +62,8 @@ pub struct Server {
 struct Inner {
     store: Store,
     faults: Vec<Fault>,
+    /// Since when clusters are gone, by their uids.
+    gone: BTreeMap<String, Instant>,
     /// Operators whose requests for leases get no answer.
     cut: BTreeSet<usize>,
     /// Until when nobody is answered.
@@ -98,6 +102,14 @@ impl Inner {
         *count += 1;
         (nth, self.faults.iter().find_map(|it| pick(it, nth)))
     }
+
+    fn note_the_gone(&mut self, since: u64) {
+        let gone = |it: &&Happened| it.key.0 == kinds::CLUSTER && it.after.is_none();
+        for happened in self.store.since(since).iter().filter(gone) {
+            let uid = happened.before.as_ref().and_then(|it| it["metadata"]["uid"].as_str());
+            self.gone.insert(uid.unwrap_or_default().to_owned(), Instant::now());
+        }
+    }
 }
 
 /// When the calendar of a world begins.
@@ -110,6 +122,7 @@ impl Server {
         let inner = Inner {
             store: Store::default(),
             faults,
+            gone: BTreeMap::new(),
             cut: BTreeSet::new(),
             away_until: None,
             counts: Counts::default(),
@@ -211,6 +224,7 @@ impl Server {
             let mut inner = self.lock();
             let before = inner.store.version();
             let result = change(&mut inner.store, now);
+            inner.note_the_gone(before);
             (result, before, inner.store.version())
         };
         if version > before {
@@ -401,6 +415,7 @@ impl Server {
                 kind: call.kind,
                 name: call.name.as_deref().unwrap_or_default(),
                 body,
+                gone: &inner.gone,
             };
             let judged = inner.guard.as_ref().map(|guard| guard(&inner.store, &asked));
             if let Some(Err(wrong)) = judged {
