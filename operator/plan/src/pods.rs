@@ -402,8 +402,8 @@ fn init_container(context: &Context<'_>, wanted: &Wanted<'_>, init: &InitContain
     Container {
         name: init.name.clone(),
         image: Some(init.image.clone().unwrap_or_else(|| context.image.to_owned())),
-        command: settings::some(init.command.iter().cloned()),
-        args: settings::some(init.args.iter().cloned()),
+        command: settings::some(init.command.iter().map(|it| literal(it))),
+        args: settings::some(init.args.iter().map(|it| literal(it))),
         env: settings::some(settings::env(&init.env)),
         env_from: settings::env_from(&init.env_from),
         resources: Some(resources(init.resources.as_ref().unwrap_or(wanted.resources))),

@@ -429,7 +429,7 @@ fn what_people_set_comes_beside_what_is_ebbtides_own() {
     let settings = json!({
         "labels": { "mine": "yes" },
         "env": [{ "name": "A", "value": "1" }],
-        "initContainers": [{ "name": "fetch", "command": ["true"] }],
+        "initContainers": [{ "name": "fetch", "command": ["get", "$(A)"], "args": ["$$"] }],
     });
     let pod = &pods(complete(json!({ "workers": [{ "pod": settings }] }))).unwrap()["worker"];
     let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
@@ -439,6 +439,8 @@ fn what_people_set_comes_beside_what_is_ebbtides_own() {
     assert_eq!(pod["metadata"]["labels"]["ebbtide.dev/cluster-uid"], "u-1");
     let init = &pod["spec"]["initContainers"][0];
     assert_eq!(init["image"], "canary");
+    // As Kubernetes writes what is no reference to a variable.
+    assert_eq!((&init["command"], &init["args"]), (&json!(["get", "$$(A)"]), &json!(["$$$$"])));
     assert_eq!(init["resources"], pod["spec"]["containers"][0]["resources"]);
     assert_eq!(
         init["volumeMounts"],
