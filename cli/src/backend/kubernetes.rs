@@ -20,7 +20,7 @@ use kube::config::Kubeconfig;
 use kube::core::{NamespaceResourceScope, ObjectMeta};
 use kube::{Api, Client, Config, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -122,6 +122,27 @@ pub(super) fn readable<K: Resource<DynamicType = ()>>(
     read.map_err(|unread| anyhow!(unreadable::<K>(&unread)))
 }
 
+/// What a person wrote of a cluster: what a server adds is its own, and of another day.
+fn as_written(cluster: &Cluster) -> serde_json::Result<Value> {
+    let metadata = ObjectMeta {
+        uid: None,
+        generation: None,
+        resource_version: None,
+        creation_timestamp: None,
+        managed_fields: None,
+        ..cluster.metadata.clone()
+    };
+    let spec = cluster.spec.clone();
+    let mut wanted = serde_json::to_value(Cluster { metadata, spec, status: None })?;
+    if cluster.spec.min_workers == 0
+        && let Some(spec) = wanted["spec"].as_object_mut()
+    {
+        // It is `kubectl scale`'s, where the manifest asks for none.
+        spec.remove("minWorkers");
+    }
+    Ok(wanted)
+}
+
 impl Kubernetes {
     pub(super) async fn connect(namespace: Option<String>) -> anyhow::Result<Self> {
         let config = Config::infer().await.context("no way to a Kubernetes API server")?;
@@ -153,22 +174,7 @@ impl Kubernetes {
         params: &PatchParams,
     ) -> anyhow::Result<Guarded<Cluster>> {
         let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-        // What a server adds is its own, and of another day.
-        let metadata = ObjectMeta {
-            name: Some(name.clone()),
-            namespace: Some(namespace.clone()),
-            labels: cluster.metadata.labels.clone(),
-            annotations: cluster.metadata.annotations.clone(),
-            ..ObjectMeta::default()
-        };
-        let spec = cluster.spec.clone();
-        let mut wanted = serde_json::to_value(Cluster { metadata, spec, status: None })?;
-        if cluster.spec.min_workers == 0
-            && let Some(spec) = wanted["spec"].as_object_mut()
-        {
-            // It is `kubectl scale`'s, where the manifest asks for none.
-            spec.remove("minWorkers");
-        }
+        let wanted = as_written(cluster)?;
         let clusters = self.clusters(&namespace);
         in_time("apply", clusters.patch(&name, params, &Patch::Apply(&wanted))).await
     }
@@ -409,7 +415,7 @@ fn line(who: String, event: &Event) -> Line {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::spoke;
+    use super::{as_written, spoke};
 
     fn container(name: &str, state: &str, restarts: u32) -> Value {
         json!({
@@ -452,5 +458,31 @@ mod tests {
         ] {
             assert_eq!(logs(&inits, &own), expected);
         }
+    }
+
+    #[test]
+    fn of_a_manifest_everything_is_applied_that_a_person_may_write() {
+        let group = json!({ "name": "w", "resources": { "cpu": "1", "memory": "1Gi" }, "max": 2 });
+        let owner = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "u" });
+        let written = json!({
+            "name": "risk", "namespace": "rates", "labels": { "a": "b" }, "annotations": { "c": "d" },
+            "finalizers": ["team.example/audit"], "ownerReferences": [owner],
+        });
+        let mut printed = written.clone();
+        let added = json!({
+            "uid": "1", "generation": 3, "resourceVersion": "7", "managedFields": [],
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        });
+        printed.as_object_mut().unwrap().extend(added.as_object().unwrap().clone());
+        let cluster = json!({
+            "apiVersion": "ebbtide.dev/v1alpha1", "kind": "Cluster", "metadata": printed,
+            "spec": { "image": "i", "workers": [group] }, "status": { "phase": "Ready" },
+        });
+        let wanted = as_written(&serde_json::from_value(cluster).unwrap()).unwrap();
+        assert_eq!(wanted["metadata"], written);
+        assert_eq!(
+            (&wanted["status"], &wanted["spec"]["minWorkers"]),
+            (&json!(null), &json!(null))
+        );
     }
 }
