@@ -6,7 +6,7 @@ use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
-use ebbtide_plan::unreadable::job_status;
+use ebbtide_plan::unreadable::job_patch;
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
@@ -59,8 +59,8 @@ pub(crate) async fn steps(
     let job = match &guarded.0 {
         Ok(job) => job,
         Err(unread) => {
-            let status = job_status(unread, (context.clock)());
-            return Ok(unreadable(context, key, (&*guarded, unread), status).await?);
+            let patch = job_patch(unread, (context.clock)());
+            return Ok(unreadable(context, key, (&*guarded, unread), patch).await?);
         }
     };
     let namespace = key.namespace.as_str();

@@ -1,15 +1,15 @@
 //! One operator at work: watches, the queue of clusters, and what every look may use.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 
-use ebbtide_api::{Cluster, ClusterStatus, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
+use ebbtide_api::{Cluster, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Queue};
 use ebbtide_plan::requested::Requested;
+use ebbtide_plan::unreadable::UNREADABLE;
 use ebbtide_plan::{READY, Site};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
@@ -224,18 +224,21 @@ struct Tenant {
 
 impl Tenant {
     fn take(&mut self, cluster: Result<&Cluster, &Unread>) {
-        let status: Option<Cow<'_, ClusterStatus>> = match cluster {
-            Ok(cluster) => {
-                self.requested += Requested::by(cluster);
-                cluster.status.as_ref().map(Cow::Borrowed)
-            }
-            Err(unread) => Some(Cow::Owned(unread.status())),
+        let Ok(cluster) = cluster else {
+            return self.count(Phase::Degraded, Some(UNREADABLE));
         };
-        let Some(status) = status else { return };
-        self.phases[status.phase as usize] += 1;
-        let ready = status.conditions.iter().find(|it| it.type_ == READY);
-        if let Some(ready) = ready.filter(|it| it.status == "False") {
-            *self.reasons.entry(ready.reason.clone()).or_default() += 1;
+        self.requested += Requested::by(cluster);
+        if let Some(status) = &cluster.status {
+            let ready = status.conditions.iter().find(|it| it.type_ == READY);
+            let lack = ready.filter(|it| it.status == "False").map(|it| &*it.reason);
+            self.count(status.phase, lack);
+        }
+    }
+
+    fn count(&mut self, phase: Phase, lack: Option<&str>) {
+        self.phases[phase as usize] += 1;
+        if let Some(reason) = lack {
+            *self.reasons.entry(reason.to_owned()).or_default() += 1;
         }
     }
 

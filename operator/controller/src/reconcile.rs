@@ -10,7 +10,7 @@ use ebbtide_api::{Cluster, ClusterJob, Guarded};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Kind};
-use ebbtide_plan::unreadable::cluster_status;
+use ebbtide_plan::unreadable::cluster_patch;
 use ebbtide_plan::{Refusal, Site, is_told_to_have_begun, plan};
 use futures::FutureExt as _;
 use kube::Client;
@@ -130,8 +130,8 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
     let cluster = match &guarded.0 {
         Ok(cluster) => cluster,
         Err(unread) => {
-            let status = cluster_status(unread, (context.clock)());
-            let told = unreadable(context, key, (&*guarded, unread), status).await;
+            let patch = cluster_patch(unread, (context.clock)());
+            let told = unreadable(context, key, (&*guarded, unread), patch).await;
             return told.map_err(LookError::Record);
         }
     };

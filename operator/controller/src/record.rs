@@ -12,9 +12,8 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt as _};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api_call::{CallError, call};
 use crate::known::key;
@@ -193,7 +192,7 @@ pub(crate) async fn unreadable<K>(
     context: &Context,
     key: &Key,
     (object, unread): (&Guarded<K>, &Unread),
-    status: Option<impl Serialize>,
+    status: Option<Value>,
 ) -> Result<Option<Duration>, CallError>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone,

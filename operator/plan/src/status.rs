@@ -292,7 +292,7 @@ pub(crate) fn degraded(
         phase: Phase::Degraded,
         message: Some(bounded(message)),
         observed_generation: cluster.metadata.generation,
-        conditions: with_ready(told, &planned.conditions),
+        conditions: with_condition(told, &planned.conditions),
         ..planned
     }
 }
@@ -320,7 +320,7 @@ pub(crate) fn stuck(
         Phase::Degraded => Phase::Degraded,
     };
     let told = ready_condition(cluster, phase, (reason, why.words), now);
-    let conditions = with_ready(told, &planned.conditions);
+    let conditions = with_condition(told, &planned.conditions);
     let is_judged = why.at != Stage::Trials || LASTING.contains(&reason);
     // What was not tried to the end is tried again.
     let before = cluster.status.as_ref().and_then(|it| it.observed_generation);
@@ -357,15 +357,15 @@ fn going(cluster: &Cluster, (reason, message): (&str, &str), now: Timestamp) -> 
         groups,
         message: Some(message.to_owned()),
         observed_generation: cluster.metadata.generation,
-        conditions: with_ready(told, &status.conditions),
+        conditions: with_condition(told, &status.conditions),
         ..status
     }
 }
 
-/// This condition `Ready`, and what else is known.
-pub(crate) fn with_ready(ready: Condition, known: &[Condition]) -> Vec<Condition> {
-    let others = known.iter().filter(|it| it.type_ != READY).cloned();
-    std::iter::once(ready).chain(others).collect()
+/// This condition, and what others are known.
+pub(crate) fn with_condition(told: Condition, known: &[Condition]) -> Vec<Condition> {
+    let others = known.iter().filter(|it| it.type_ != told.type_).cloned().collect::<Vec<_>>();
+    std::iter::once(told).chain(others).collect()
 }
 
 fn ready_condition(

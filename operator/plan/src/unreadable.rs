@@ -1,11 +1,14 @@
 //! What is said of an object that was stored under another definition. Nothing is done with it until somebody corrects
-//! it.
+//! it, and nothing that its status says is forgotten.
 
-use ebbtide_api::{ClusterJobStatus, ClusterStatus, Phase, Unread};
+use ebbtide_api::{ClusterStatus, JobPhase, Phase, Unread};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde::Deserialize as _;
+use serde_json::{Map, Value, json};
 
 use crate::job::ACCEPTED;
-use crate::status::{READY, bounded, condition_after, with_ready};
+use crate::status::{READY, bounded, condition_after, with_condition};
 use crate::times::timed;
 
 /// The reason of conditions and events of what cannot be read.
@@ -16,92 +19,137 @@ pub fn words(unread: &Unread) -> String {
     format!("it is left as it is until this is corrected: {unread}")
 }
 
-/// The status of a cluster that cannot be read: what it was, and why nothing happens. None if there is nothing to
-/// say that it does not say.
-pub fn cluster_status(unread: &Unread, now: Timestamp) -> Option<ClusterStatus> {
-    let before: ClusterStatus = unread.status();
-    let (words, generation) = (words(unread), unread.metadata.generation);
-    let told = (READY, false, (UNREADABLE, &*words));
-    let ready = condition_after(&before.conditions, generation, told, now);
-    let next = ClusterStatus {
-        phase: Phase::Degraded,
-        message: Some(bounded(&words)),
-        observed_generation: generation,
-        conditions: with_ready(ready, &before.conditions),
-        ..before.clone()
-    };
-    let next = timed(Some(&before), next, now);
-    (next != before && !is_going(unread)).then_some(next)
+/// What the status of a cluster that cannot be read is to say, field by field: why nothing happens. None if it says
+/// so.
+pub fn cluster_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
+    let mut told = told(unread, READY, now);
+    told.insert("phase".to_owned(), json!(Phase::Degraded));
+    if let Ok(before) = Option::<ClusterStatus>::deserialize(&unread.status)
+        && before.as_ref().is_none_or(|it| it.phase != Phase::Degraded)
+    {
+        let next = ClusterStatus { phase: Phase::Degraded, ..ClusterStatus::default() };
+        let next = timed(before.as_ref(), next, now);
+        told.insert("phaseSince".to_owned(), json!(next.phase_since));
+        told.insert("phases".to_owned(), json!(next.phases));
+    }
+    news(unread, told)
 }
 
-/// The same of a job. What one that has ended says stays.
-pub fn job_status(unread: &Unread, now: Timestamp) -> Option<ClusterJobStatus> {
-    let before: ClusterJobStatus = unread.status();
-    let (words, generation) = (words(unread), unread.metadata.generation);
-    let told = (ACCEPTED, false, (UNREADABLE, &*words));
-    let next = ClusterJobStatus {
-        message: Some(bounded(&words)),
-        observed_generation: generation,
-        conditions: vec![condition_after(&before.conditions, generation, told, now)],
-        ..before.clone()
-    };
-    (next != before && !before.phase.is_over() && !is_going(unread)).then_some(next)
+/// The same of a job. What one says stays that has ended, or whose phase is none that is known here.
+pub fn job_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
+    let phase = unread.status.get("phase").map(JobPhase::deserialize);
+    let is_over = phase.is_some_and(|it| it.map_or(true, JobPhase::is_over));
+    if is_over { None } else { news(unread, told(unread, ACCEPTED, now)) }
 }
 
-fn is_going(unread: &Unread) -> bool {
-    unread.metadata.deletion_timestamp.is_some()
+/// Why nothing happens, as a message and as this condition.
+fn told(unread: &Unread, kind: &str, now: Timestamp) -> Map<String, Value> {
+    let (words, generation) = (words(unread), unread.metadata.generation);
+    let known = unread.status["conditions"].as_array().into_iter().flatten();
+    let known: Vec<Condition> = known.filter_map(|it| Condition::deserialize(it).ok()).collect();
+    let condition = condition_after(&known, generation, (kind, false, (UNREADABLE, &*words)), now);
+    let fields = [
+        ("message", json!(bounded(&words))),
+        ("observedGeneration", json!(generation)),
+        ("conditions", json!(with_condition(condition, &known))),
+    ];
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
+}
+
+/// What is told, if a status does not say it and its object stays.
+fn news(unread: &Unread, told: Map<String, Value>) -> Option<Value> {
+    let says = |(field, value): (&String, &Value)| unread.status.get(field) == Some(value);
+    let is_going = unread.metadata.deletion_timestamp.is_some();
+    (!is_going && !told.iter().all(says)).then_some(Value::Object(told))
 }
 
 #[cfg(test)]
 mod tests {
-    use ebbtide_api::{ClusterJobStatus, ClusterStatus, JobPhase, Phase, Unread};
+    use ebbtide_api::{ClusterStatus, Phase, Unread};
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+    use serde::Deserialize as _;
     use serde_json::{Value, json};
 
-    use super::{cluster_status, job_status};
+    use super::{cluster_patch, job_patch};
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+    const WORDS: &str =
+        "it is left as it is until this is corrected: spec.workers: expected a list";
 
     fn unread(status: Value) -> Unread {
         let metadata = ObjectMeta { generation: Some(4), ..ObjectMeta::default() };
         Unread { metadata, error: "spec.workers: expected a list".to_owned(), status }
     }
 
+    /// A status after a merge patch.
+    fn merged(mut status: Value, patch: &Value) -> Value {
+        for (field, value) in patch.as_object().unwrap() {
+            status[field] = value.clone();
+        }
+        status
+    }
+
     #[test]
     fn a_cluster_s_status_tells_why_nothing_happens_and_forgets_nothing() {
-        let before = ClusterStatus {
-            phase: Phase::Ready,
-            replicas: 3,
-            image: Some("i".to_owned()),
-            ..ClusterStatus::default()
-        };
-        let told = cluster_status(&unread(json!(before)), NOW).unwrap();
-        let expected = "it is left as it is until this is corrected: spec.workers: expected a list";
-        assert_eq!((told.phase, told.message.as_deref()), (Phase::Degraded, Some(expected)));
-        let ready = &told.conditions[0];
-        assert_eq!(
-            (&*ready.type_, &*ready.status, &*ready.reason),
-            ("Ready", "False", "Unreadable")
-        );
-        assert_eq!(
-            (told.replicas, &told.image, told.observed_generation),
-            (3, &before.image, Some(4))
-        );
+        let before = json!({
+            "phase": "Ready", "phaseSince": "1969-12-31T23:59:50Z", "replicas": 3, "image": "i",
+            "conditions": [{
+                "type": "PendingChange", "status": "False", "reason": "UpToDate", "message": "",
+                "lastTransitionTime": "1969-12-31T23:00:00Z",
+            }],
+        });
+        let told = merged(before.clone(), &cluster_patch(&unread(before), NOW).unwrap());
+        let told = ClusterStatus::deserialize(told).unwrap();
+        assert_eq!((told.phase, told.message.as_deref()), (Phase::Degraded, Some(WORDS)));
+        let [ready, pending] = &told.conditions[..] else { panic!("{:?}", told.conditions) };
+        let expected = ("Ready", "False", "Unreadable");
+        assert_eq!((&*ready.type_, &*ready.status, &*ready.reason), expected);
+        assert_eq!(pending.type_, "PendingChange");
+        let kept = (told.replicas, told.image.as_deref(), told.observed_generation);
+        assert_eq!(kept, (3, Some("i"), Some(4)));
+        assert_eq!((told.phases[0].phase, told.phases[0].milliseconds), (Phase::Ready, 10_000));
+    }
+
+    #[test]
+    fn of_a_status_that_cannot_be_read_itself_nothing_is_touched_but_what_is_told() {
+        let odd = json!({ "groups": "three", "image": 7, "replicas": 3, "later": true });
+        for (patch, phase) in
+            [(cluster_patch as fn(&_, _) -> _, json!("Degraded")), (job_patch, json!(null))]
+        {
+            let told = merged(odd.clone(), &patch(&unread(odd.clone()), NOW).unwrap());
+            assert_eq!((&told["message"], &told["phase"]), (&json!(WORDS), &phase));
+            for (field, value) in odd.as_object().unwrap() {
+                assert_eq!(told[field], *value, "{field}");
+            }
+        }
     }
 
     #[test]
     fn what_was_told_of_and_what_goes_is_not_told_of_again() {
-        for broken in [json!({ "groups": "three" }), json!(null), json!({ "phase": "Odd" })] {
-            let told = cluster_status(&unread(broken), NOW).unwrap();
-            assert_eq!(cluster_status(&unread(json!(told)), NOW), None);
-            let told = job_status(&unread(json!(null)), NOW).unwrap();
-            assert_eq!(job_status(&unread(json!(told)), NOW), None);
+        for status in [
+            json!(null),
+            json!({ "groups": "three" }),
+            json!({ "conditions": ["odd"] }),
+            json!({ "phase": "Running", "phaseSince": "1969-12-31T23:59:50Z" }),
+            json!({ "phase": "Pending" }),
+        ] {
+            for patch in [cluster_patch, job_patch] {
+                let told = merged(status.clone(), &patch(&unread(status.clone()), NOW).unwrap());
+                let later = Timestamp::from_second(60).unwrap();
+                assert_eq!(patch(&unread(told), later), None, "{status}");
+                let mut going = unread(status.clone());
+                going.metadata.deletion_timestamp = Some(Time(NOW));
+                assert_eq!(patch(&going, NOW), None);
+            }
         }
-        let mut going = unread(json!(null));
-        going.metadata.deletion_timestamp = Some(Time(NOW));
-        assert_eq!((cluster_status(&going, NOW), job_status(&going, NOW)), (None, None));
-        let ended = ClusterJobStatus { phase: JobPhase::Failed, ..ClusterJobStatus::default() };
-        assert_eq!(job_status(&unread(json!(ended)), NOW), None);
+    }
+
+    #[test]
+    fn what_a_job_says_stays_that_has_ended_or_may_have() {
+        for phase in ["Failed", "Succeeded", "Odd"] {
+            let ended = json!({ "phase": phase, "failures": "many" });
+            assert_eq!(job_patch(&unread(ended), NOW), None);
+        }
     }
 }
