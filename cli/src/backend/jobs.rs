@@ -92,24 +92,24 @@ impl Kubernetes {
         lines: &watch::Sender<()>,
     ) -> anyhow::Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let (mut last, mut failures) = (None, 0);
+        let (mut last, mut failures, mut is_whole) = (None, 0, false);
         loop {
             // Asked first: what it says until then is whole.
             let there = in_time("get the job's pod", pods.get_opt(pod)).await;
             let is_same = |it: &Pod| uid.is_none_or(|uid| it.uid().as_deref() == Some(uid));
             let there = there.map(|it| it.filter(is_same));
-            if uid.is_some() && matches!(there, Ok(None)) {
-                bail!("the pod {pod} is gone");
+            if matches!(there, Ok(None)) {
+                // Who deletes a pod ends its program, and with it what it says.
+                return if is_whole { Ok(()) } else { bail!("the pod {pod} is gone") };
             }
-            let phase = there.map(|it| it.and_then(|it| it.status?.phase));
-            let is_gone = matches!(phase, Ok(None));
-            let is_over =
-                phase.is_ok_and(|it| it.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it)));
-            match print(&pods, pod, &mut last, lines).await {
+            let phase = there.ok().flatten().and_then(|it| it.status?.phase);
+            let is_over = phase.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it));
+            let printed = print(&pods, pod, &mut last, lines).await;
+            is_whole = printed.is_ok();
+            match printed {
                 Ok(()) if is_over => return Ok(()),
                 // Nobody reads it any more, or there is no room for it.
                 Err(LogError::Print(error)) => return Err(error),
-                Err(LogError::Read(error)) if is_gone => return Err(error),
                 Err(LogError::Read(error)) if is_over => {
                     failures += 1;
                     if failures > LOG_TRIES {

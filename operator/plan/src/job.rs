@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ebbtide_api::job::{Named, SCHEDULED_NAME_MAX, SCRIPT_MAX};
-use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, JobPhase, Phase, names};
+use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, ClusterSpec, JobPhase, Phase, names};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
@@ -448,67 +448,88 @@ fn begin(
     known: &ClusterJobStatus,
     now: Timestamp,
 ) -> JobPlan {
-    let wait = |changes, message: String| {
-        // Why there has to be another attempt is worth more than what comes by itself.
-        let failure = known.message.clone().filter(|it| nth > 0 && it.starts_with("attempt "));
-        let is_made = job.spec.cluster.is_some() || observed.cluster.is_some();
-        let message = failure.filter(|_| is_made).unwrap_or(message);
-        let status = ClusterJobStatus {
-            phase: JobPhase::Pending,
-            message: Some(bounded(&message)),
-            cluster: observed.cluster.as_ref().map(named),
-            ..known.clone()
-        };
-        JobPlan { changes, status, next_look: None }
-    };
+    let wait = |changes, message: &str| waiting(observed, known, changes, message);
+    // Why there has to be another attempt is worth more than what comes by itself.
+    let failure = known.message.as_deref().filter(|it| nth > 0 && it.starts_with("attempt "));
+    let pass = |changes, message: &str| wait(changes, failure.unwrap_or(message));
     let name = job.cluster_name().unwrap_or_default();
     let Some(cluster) = &observed.cluster else {
         let Some(spec) = &job.spec.cluster else {
-            return wait(Vec::new(), format!("there is no cluster {name}; it waits for one"));
+            return wait(Vec::new(), &format!("there is no cluster {name}; it waits for one"));
         };
-        let mut cluster = Cluster::new(name, spec.clone());
-        cluster.metadata = crate::owned_by(job, name.to_owned());
-        // A cluster that waits for a pod which nobody takes costs money for nothing.
-        let trial = match image::of(&cluster, None, site) {
-            Image::Known { image, .. } => {
-                let made = Context { cluster: &cluster, site, image: &image };
-                Some(JobOp::TryPod(Box::new(pods::attempt(&made, job, nth))))
-            }
-            Image::NotPacked { .. } | Image::Refused { .. } => None,
-        };
-        let trial = trial.map(|op| JobChange { op, why: "a cluster is to be made for it" });
-        let due =
-            JobChange { op: JobOp::CreateCluster(Box::new(cluster)), why: "the job has none" };
-        let message = format!("waiting for cluster {name}");
-        return wait(trial.into_iter().chain([due]).collect(), message);
+        let changes = cluster_due(job, nth, spec, site);
+        return pass(changes, &format!("waiting for cluster {name}"));
     };
     if job.spec.cluster.is_some() && !is_own(job, cluster) {
-        let message = if is_made_for_job(cluster) && is_going(cluster) {
-            format!("cluster {name} of an earlier job of this name is about to go")
+        return if is_made_for_job(cluster) && is_going(cluster) {
+            let message = format!("cluster {name} of an earlier job of this name is about to go");
+            pass(Vec::new(), &message)
         } else {
-            format!("cluster {name} is there and is not this job's; remove it or rename the job")
+            let message = format!(
+                "cluster {name} is there and is not this job's; remove it or rename the job"
+            );
+            wait(Vec::new(), &message)
         };
-        return wait(Vec::new(), message);
     }
     if is_going(cluster) {
-        return wait(Vec::new(), format!("cluster {name} is being deleted"));
+        return pass(Vec::new(), &format!("cluster {name} is being deleted"));
     }
     let status = cluster.status.as_ref();
-    let is_ready = status.is_some_and(|it| it.phase == Phase::Ready);
+    let is_in = |phase| status.is_some_and(|it| it.phase == phase);
     let kept = status.and_then(|it| it.image.clone());
-    let (true, Image::Known { image, .. }) = (is_ready, image::of(cluster, kept, site)) else {
+    let (true, Image::Known { image, .. }) = (is_in(Phase::Ready), image::of(cluster, kept, site))
+    else {
         let told = status.and_then(|it| it.message.as_deref()).unwrap_or("it starts");
-        return wait(Vec::new(), format!("cluster {name}: {told}"));
+        let message = format!("cluster {name}: {told}");
+        return if is_in(Phase::Degraded) {
+            wait(Vec::new(), &message)
+        } else {
+            pass(Vec::new(), &message)
+        };
     };
     let rest = backoff(job, known, now);
     if !rest.is_zero() {
-        let plan = wait(Vec::new(), "waiting before the next attempt".to_owned());
+        let plan = pass(Vec::new(), "waiting before the next attempt");
         return JobPlan { next_look: Some(rest), ..plan };
     }
     let made = Context { cluster, site, image: &image };
     let op = JobOp::CreatePod(Box::new(pods::attempt(&made, job, nth)));
     let why = if nth == 0 { "its cluster is ready" } else { "the attempt before went wrong" };
-    wait(vec![JobChange { op, why }], "its pod starts".to_owned())
+    pass(vec![JobChange { op, why }], "its pod starts")
+}
+
+/// One whose next attempt has not begun.
+fn waiting(
+    observed: &JobObserved,
+    known: &ClusterJobStatus,
+    changes: Vec<JobChange>,
+    message: &str,
+) -> JobPlan {
+    let status = ClusterJobStatus {
+        phase: JobPhase::Pending,
+        message: Some(bounded(message)),
+        cluster: observed.cluster.as_ref().map(named),
+        ..known.clone()
+    };
+    JobPlan { changes, status, next_look: None }
+}
+
+/// What makes the cluster of a job. One that waits for a pod which nobody takes costs money for nothing: that is
+/// tried before.
+fn cluster_due(job: &ClusterJob, nth: u32, spec: &ClusterSpec, site: &Site) -> Vec<JobChange> {
+    let name = job.name_any();
+    let mut cluster = Cluster::new(&name, spec.clone());
+    cluster.metadata = crate::owned_by(job, name);
+    let trial = match image::of(&cluster, None, site) {
+        Image::Known { image, .. } => {
+            let made = Context { cluster: &cluster, site, image: &image };
+            Some(JobOp::TryPod(Box::new(pods::attempt(&made, job, nth))))
+        }
+        Image::NotPacked { .. } | Image::Refused { .. } => None,
+    };
+    let trial = trial.map(|op| JobChange { op, why: "a cluster is to be made for it" });
+    let due = JobChange { op: JobOp::CreateCluster(Box::new(cluster)), why: "the job has none" };
+    trial.into_iter().chain([due]).collect()
 }
 
 /// How much longer to wait before the next attempt: twice as long after each failure.

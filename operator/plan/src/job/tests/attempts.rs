@@ -40,3 +40,21 @@ fn another_attempt_tells_why_it_is_due_and_then_what_does_not_come_by_itself() {
     world.step();
     assert!(world.message().starts_with("there is no cluster shared"), "{}", world.message());
 }
+
+#[test]
+fn what_does_not_pass_by_itself_is_told_though_an_attempt_went_wrong() {
+    let mut world = World::running(&json!({ "retries": { "exit": 3, "backoffSeconds": 600 } }));
+    world.fails();
+    world.step();
+    assert!(world.message().starts_with("attempt 1 went wrong"), "{}", world.message());
+    world.cluster_is(Phase::Starting);
+    world.step();
+    assert!(world.message().starts_with("attempt 1 went wrong"), "{}", world.message());
+    world.cluster_is(Phase::Degraded);
+    world.step();
+    assert_eq!(world.message(), "cluster nightly: it starts");
+    world.observed.cluster.as_mut().unwrap().metadata.owner_references = None;
+    world.job.status.as_mut().unwrap().message = Some("attempt 1 went wrong".to_owned());
+    world.step();
+    assert!(world.message().contains("is not this job's"), "{}", world.message());
+}
