@@ -277,6 +277,11 @@ fn with_refused(group: &GroupStatus, unmade: &[Unmade]) -> GroupStatus {
     GroupStatus { causes: commonest(causes), ..group }
 }
 
+/// Of pods that were made from other settings, and what is said of those that come after them.
+const NEXT_PODS: &str = "NextPods";
+const NO_PODS: &str =
+    "there are pods that were made from other settings; none is made until the spec is right";
+
 /// What there is of a cluster of whose spec nothing can be made.
 pub(crate) fn degraded(
     cluster: &Cluster,
@@ -288,11 +293,15 @@ pub(crate) fn degraded(
         return planned;
     }
     let told = ready_condition(cluster, Phase::Degraded, (reason, message), now);
+    let mut conditions = with_condition(told, &planned.conditions);
+    for pending in conditions.iter_mut().filter(|it| it.reason == NEXT_PODS) {
+        NO_PODS.clone_into(&mut pending.message);
+    }
     ClusterStatus {
         phase: Phase::Degraded,
         message: Some(bounded(message)),
         observed_generation: cluster.metadata.generation,
-        conditions: with_condition(told, &planned.conditions),
+        conditions,
         ..planned
     }
 }
@@ -400,7 +409,7 @@ fn pending_change(facts: &Facts<'_>) -> Condition {
         1 => "1 pod was made from other settings; the next one has these".to_owned(),
         many => format!("{many} pods were made from other settings; the next ones have these"),
     };
-    condition(cluster, PENDING_CHANGE, true, ("NextPods", &message), now)
+    condition(cluster, PENDING_CHANGE, true, (NEXT_PODS, &message), now)
 }
 
 /// A condition, with the time of its last change kept while it does not change.

@@ -9,7 +9,7 @@ use ebbtide_contract::view::WorkerView;
 use serde_json::{Value, json};
 
 use super::{World, at, cluster, group, site};
-use crate::{Op, Plan, Refusal, Site, Stage, Trouble, Unmade, check, plan};
+use crate::{Op, PENDING_CHANGE, Plan, Refusal, Site, Stage, Trouble, Unmade, check, plan};
 
 /// One that works and is to grow, and what its status is when it cannot.
 fn stuck(is_lasting: bool, stage: Stage) -> ClusterStatus {
@@ -173,13 +173,39 @@ fn a_cluster_that_runs_and_whose_spec_is_wrong_shrinks_and_ends_and_tells_what_t
     assert_eq!(refused.status.workers, before.workers);
     assert_eq!(refused.status.replicas, before.replicas);
     let goes = |plan: &Plan| plan.changes.iter().any(|it| matches!(it.op, Op::Retire { .. }));
-    let shrunk = (0..100).map(|_| world.after(1)).any(|it| goes(&it));
-    assert!(shrunk);
+    assert!(after_looks(&mut world, 20, |_, plan| goes(plan)));
     // Nobody takes the place of what ends.
     world.observed.pods.clear();
-    assert!(world.after(1).changes.is_empty());
-    world.after(1200);
-    assert!(world.is_gone);
+    let pending = world.after(1);
+    assert!(pending.changes.is_empty());
+    assert!(after_looks(&mut world, 40, |world, _| world.is_gone));
+}
+
+/// Whether something comes about in so many looks, each as late as the one before has it.
+fn after_looks(world: &mut World, looks: usize, is_so: impl Fn(&World, &Plan) -> bool) -> bool {
+    let mut plan = world.step();
+    (0..looks).any(|_| {
+        let next = plan.next_look.expect("it looks again");
+        plan = world.after(i64::try_from(next.as_secs()).unwrap() + 1);
+        is_so(world, &plan)
+    })
+}
+
+#[test]
+fn nothing_is_said_of_next_pods_where_a_wrong_spec_has_none() {
+    let mut world = World::whose_work_is_done();
+    world.after(1);
+    let pending = |plan: &Plan| {
+        let mut all = plan.status.conditions.iter();
+        all.find(|it| it.type_ == PENDING_CHANGE).map(|it| it.message.clone()).unwrap()
+    };
+    let other = json!({ "labels": { "team": "rates" } });
+    world.cluster.spec.workers[0].pod = serde_json::from_value(other).unwrap();
+    assert!(pending(&world.after(1)).ends_with("the next ones have these"));
+    world.cluster.spec.workers[0].pod.annotations =
+        [("k8s.v1.cni.cncf.io/networks".to_owned(), "a".to_owned())].into();
+    let told = pending(&world.after(1));
+    assert!(told.ends_with("none is made until the spec is right"), "{told}");
 }
 
 #[test]
