@@ -10,6 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::kinds::{self, Kind};
 
+/// Longest note of an event, in bytes.
+const NOTE_MAX: usize = 1024;
+
 /// Tells an object.
 pub type Key = (Kind, String);
 
@@ -217,6 +220,10 @@ impl Store {
         let name = self.name(object).ok_or_else(|| {
             invalid(kind, "", "metadata.name: Required value: name or generateName")
         })?;
+        if kind == kinds::EVENT && object["note"].as_str().is_some_and(|it| it.len() > NOTE_MAX) {
+            let why = format!("note: Invalid value: can have at most {NOTE_MAX} bytes");
+            return Err(invalid(kind, &name, &why));
+        }
         if !self.objects.contains_key(&(kind, name.clone())) {
             return Ok(name);
         }

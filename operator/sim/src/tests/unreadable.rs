@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::step;
 use crate::faults::{Fault, WRITE_FAULTS, WriteFault};
@@ -56,9 +57,6 @@ async fn both_beside_one_that_is_well(conditions: &Conditions) -> World {
 fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anything() {
     within(|| async {
         let world = both_beside_one_that_is_well(&Conditions::quiet()).await;
-        let events = |store: &Store| -> usize {
-            store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable").count()
-        };
         world.rest(Duration::from_hours(1)).await.unwrap();
         world.restart(0);
         world.rest(Duration::from_mins(2)).await.unwrap();
@@ -74,6 +72,48 @@ fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anythin
         };
         world.until("the other is ready, too", is_ready).await.unwrap();
         world.rest(Duration::from_mins(2)).await.unwrap();
+    });
+}
+
+/// How many events tell of what cannot be read.
+fn events(store: &Store) -> usize {
+    store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable").count()
+}
+
+#[test]
+fn an_event_tells_of_it_whose_words_are_many_and_whose_status_takes_none() {
+    within(|| async {
+        let faults = vec![Fault::Write(0, WriteFault::Refused(422))];
+        let world = World::new(&Conditions { faults, ..Conditions::quiet() });
+        let mut long = odd();
+        // Of three bytes each.
+        long["spec"]["workers"][0]["max"] = json!("€".repeat(2000));
+        world.apply(&long);
+        world.until("an event tells of it", |store| events(store) == 1).await.unwrap();
+        assert_eq!(world.server.counts().writes, 2);
+        world.rest(Duration::from_mins(2)).await.unwrap();
+        assert_eq!(world.server.look(events), 1);
+    });
+}
+
+#[test]
+fn whoever_keeps_writing_what_cannot_be_read_is_told_of_it_now_and_then() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        let edits = 120;
+        for nth in 0..edits {
+            let mut another = odd();
+            another["spec"]["workers"][0]["max"] = json!(format!("three-{nth}"));
+            world.apply(&another);
+            sleep(Duration::from_secs(1)).await;
+        }
+        let last = format!("three-{}", edits - 1);
+        let is_told =
+            |store: &Store| told(store, kinds::CLUSTER, "odd").is_some_and(|it| it.contains(&last));
+        world.until("the last one is told", is_told).await.unwrap();
+        let (writes, events) = (world.server.counts().writes, world.server.look(events));
+        assert!(writes - events < edits / 2, "{writes} writes, {events} of them events");
+        assert!(events < edits / 6, "{events} events");
     });
 }
 
