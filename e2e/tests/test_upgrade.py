@@ -11,6 +11,7 @@ from pathlib import Path
 import ebbtide as eb
 from conftest import (
     KUBE,
+    OPERATOR,
     alone,
     ask_for,
     kubectl,
@@ -145,13 +146,14 @@ def older(spec: dict) -> None:
 
 
 def loose(spec: dict) -> None:
-    """Make a definition one that takes anything for a number of workers, or of retries."""
+    """Make a definition one that takes any name and status, and any count of workers or retries."""
     schema = spec["versions"][0]["schema"]["openAPIV3Schema"]
     below = [schema]
     for it in below:
         it.pop("x-kubernetes-validations", None)
         below += [*it.get("properties", {}).values()]
         below += [it[part] for part in ("items", "additionalProperties") if part in it]
+    schema["properties"]["status"] = {"type": "object", PRESERVED: True}
     fields, anything = schema["properties"]["spec"]["properties"], {PRESERVED: True}
     if "retries" in fields:
         fields["retries"]["properties"]["exit"] = anything
@@ -203,6 +205,59 @@ def test_what_a_loose_definition_let_in_is_told_keeps_nobody_and_goes(
         kubectl("wait", "ebb/unread", "-n", namespace, "--for=condition=Ready", "--timeout=60s")
     run("ebbtide", "down", "unread", "-n", namespace)
     assert not kubectl("get", "ebb", "-n", namespace, "-o", "name")
+
+
+@on_the_dev_cluster
+def test_of_a_status_that_cannot_be_read_nothing_is_lost_and_a_name_from_before_is_told_and_goes(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def status(of: str) -> dict:
+        return json.loads(kubectl("get", of, "-n", namespace, "-o", "jsonpath={.status}") or "{}")
+
+    def odd(of: str, status: dict) -> None:
+        patch = json.dumps({"status": status})
+        kubectl("patch", of, "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+
+    # Nobody looks at them before all is as it is meant.
+    kubectl("scale", *OPERATOR, "--replicas=0")
+    try:
+        kubectl("wait", "--for=delete", "pods", "--all", "-n", "ebbtide", "--timeout=60s")
+        with another_definition(loose), another_definition(loose, "clusterjobs.ebbtide.dev"):
+            digit = ("create", "-n", namespace, "-f", str(manifest(name="2026-risk")))
+            # A moment after it is told of, the definition is what objects are held against.
+            until(lambda: "created" in kubectl(*digit, check=False), "it is taken")
+            kubectl("create", "-n", namespace, "-f", str(manifest(name="odd")))
+            job = {"apiVersion": "ebbtide.dev/v1alpha1", "kind": "ClusterJob",
+                   "metadata": {"name": "ended"},
+                   "spec": {"clusterRef": {"name": "odd"}, "script": "1"}}  # fmt: skip
+            kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(job))
+            ended = {"phase": "Failed", "message": "it had its reasons", "failures": "many",
+                     "conditions": []}  # fmt: skip
+            odd("clusterjob/ended", ended)
+            odd("ebb/odd", {"groups": "three", "image": "i"})
+    finally:
+        kubectl("scale", *OPERATOR, "--replicas=1")
+        kubectl("rollout", "status", *OPERATOR, "--timeout=60s")
+    until(lambda: status("ebb/odd").get("phase") == "Degraded", "what is wrong with its status")
+    told = status("ebb/odd")
+    assert (told["groups"], told["image"]) == ("three", "i")
+    assert "status.groups: invalid type" in told["message"], told
+    until(
+        lambda: "2026-risk" in status("ebb/2026-risk").get("message", ""),
+        "what is wrong with its name",
+    )
+    assert status("clusterjob/ended") == ended
+    before = kubectl(
+        "get", "ebb/odd", "-n", namespace, "-o", "jsonpath={.metadata.resourceVersion}"
+    )
+    # An hour's list of an operator, and what follows from it, in a moment.
+    replace_operators()
+    kubectl("delete", "ebb/2026-risk", "-n", namespace, "--cascade=foreground", "--timeout=60s")
+    after = kubectl("get", "ebb/odd", "-n", namespace, "-o", "jsonpath={.metadata.resourceVersion}")
+    assert before == after
+    assert status("clusterjob/ended") == ended
+    kubectl("delete", "ebb/odd", "clusterjob/ended", "-n", namespace, "--cascade=foreground",
+            "--timeout=60s")  # fmt: skip
 
 
 @on_the_dev_cluster
