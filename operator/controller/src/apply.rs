@@ -102,6 +102,8 @@ pub(crate) async fn apply(
     changes: &[Change],
     is_new: bool,
 ) -> Applied {
+    let makes_pods = changes.iter().any(|it| matches!(it.op, Op::CreatePod(_)));
+    let begins = makes_pods && context.beliefs.begins(cluster);
     let is_renewal = |it: &&Change| matches!(it.op, Op::RenewSecret(_));
     let mut renewed = Ok(());
     for change in changes.iter().filter(is_renewal) {
@@ -120,10 +122,13 @@ pub(crate) async fn apply(
     if has_failed(&others) {
         return Applied { renewed, failed: failed(others, Stage::Others) };
     }
-    if changes.iter().any(|it| matches!(it.op, Op::CreatePod(_))) {
+    if makes_pods && !begins {
         match is_there(context, cluster).await {
-            Ok(true) => pods.extend(step(Step::Pods, PODS_AT_ONCE).await),
-            Ok(false) => context.beliefs.missed(&key(cluster)),
+            Ok(true) => {}
+            Ok(false) => {
+                context.beliefs.missed(&key(cluster));
+                return Applied { renewed, failed: failed(pods, Stage::Pods) };
+            }
             Err(error) => {
                 let (error, unmade) = (error.into(), Vec::new());
                 return Applied {
@@ -133,6 +138,7 @@ pub(crate) async fn apply(
             }
         }
     }
+    pods.extend(step(Step::Pods, PODS_AT_ONCE).await);
     Applied { renewed, failed: failed(pods, Stage::Pods) }
 }
 
