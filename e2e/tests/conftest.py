@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "last: looks at what all others did, or at the whole machine"
     )
+    config.addinivalue_line("markers", "listed: looks at an operator of listed namespaces")
 
 
 def run(*command: str, input: str | None = None, check: bool = True) -> str:
