@@ -73,8 +73,8 @@ struct Belief {
     statuses: [Allowance; 2],
     events: Allowance,
     restored: Allowance,
-    /// Whether pods were ever about to be made.
-    has_begun: bool,
+    /// Whether a watch told that it was created, and nobody has looked at it since.
+    is_new: bool,
     /// Pods that were created and that no watch has shown yet.
     pods: BTreeMap<String, (PodSeen, Instant)>,
     /// A job as it was written last.
@@ -248,12 +248,20 @@ impl Beliefs {
         all.entry(key.clone()).or_default().events.take(EVENTS, EVENT_EVERY).is_zero()
     }
 
-    /// Whether pods of a cluster are about to be made for the first time: it has none that others could have taken.
+    /// A watch told that a cluster was created.
+    pub(crate) fn came(&self, key: &Key, uid: &str) {
+        let mut all = self.lock();
+        let belief = all.entry(key.clone()).or_default();
+        belief.be_about(uid);
+        belief.is_new = true;
+    }
+
+    /// Whether a cluster was created and this is the first look at it: it has no pods that others could have taken.
     pub(crate) fn begins(&self, cluster: &Cluster) -> bool {
         let mut all = self.lock();
         let belief = all.entry(key(cluster)).or_default();
         belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
-        !mem::replace(&mut belief.has_begun, true) && cluster.status.is_none()
+        mem::take(&mut belief.is_new) && cluster.status.is_none()
     }
 
     /// A pod was created.
@@ -364,7 +372,7 @@ impl Belief {
         if self.uid != uid {
             self.there.clear();
             self.says.clear();
-            (self.written, self.has_written, self.has_begun) = (None, false, false);
+            (self.written, self.has_written, self.is_new) = (None, false, false);
             (self.waits_since, self.waiting) = (None, None);
             self.pods.clear();
             uid.clone_into(&mut self.uid);

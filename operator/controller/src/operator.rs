@@ -321,35 +321,37 @@ where
 
 /// Jobs have to do with the phase of the cluster that they are on, whoever made it; and a cluster with its
 /// own, as long as others wrote it.
-fn of_phase(context: &Context, cluster: &Guarded<Cluster>) -> Vec<Key> {
+fn of_phase(context: &Context, cluster: &Guarded<Cluster>, is_created: bool) -> Vec<Key> {
     let own = key(cluster);
     let uid = cluster.meta().uid.as_deref().unwrap_or_default();
+    if is_created {
+        context.beliefs.came(&own, uid);
+    }
     let is_news = !context.beliefs.has_written(&own, uid);
     let jobs = context.jobs.named(&by_cluster(&own.namespace, &own.name));
     jobs.into_iter().chain(is_news.then_some(own)).collect()
 }
 
-fn nobody_else<K>(_: &Context, _: &K) -> Vec<Key> {
+fn nobody_else<K>(_: &Context, _: &K, _: bool) -> Vec<Key> {
     Vec::new()
 }
 
 /// Takes in what happens. Gives what is to be looked at: all of a scope when it is known for the first
-/// time what they have, and who else has to do with it.
+/// time what they have, and who else has to do with it, told also whether it was created just now.
 fn taken<K: Watched + Clone + 'static>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + 'static,
     known: &Arc<Known<K>>,
     scope: &Scope,
     context: &Arc<Context>,
-    others: fn(&Context, &K) -> Vec<Key>,
+    others: fn(&Context, &K, bool) -> Vec<Key>,
 ) -> Touched {
     let (known, scope, context) = (Arc::clone(known), scope.clone(), Arc::clone(context));
     let taken = events.map(move |event| match event {
         Ok(event) => {
             let is_first = matches!(event, Event::InitDone) && !known.has_listed_scope(&scope);
             let mut touched: Vec<Key> = match &event {
-                Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) => {
-                    others(&context, object)
-                }
+                Event::Apply(object) => others(&context, object, known.get(&key(object)).is_none()),
+                Event::Delete(object) | Event::InitApply(object) => others(&context, object, false),
                 Event::Init | Event::InitDone => Vec::new(),
             };
             let is_list = matches!(event, Event::InitDone);
