@@ -296,14 +296,15 @@ struct Printer<'a> {
 struct Printing {
     /// The uid of its pod, if that is known.
     of: Option<String>,
-    task: JoinHandle<anyhow::Result<()>>,
+    task: JoinHandle<anyhow::Result<bool>>,
     /// Told of every line.
     lines: watch::Receiver<()>,
 }
 
 impl Printing {
-    /// Waits for its end for as long as there comes more. Gives why it may not be whole, if so.
-    async fn rest(mut self) -> Option<String> {
+    /// Waits for its end for as long as there comes more. Gives why it may not be whole, if so: that its pod is gone
+    /// is no reason where it was stopped.
+    async fn rest(mut self, was_stopped: bool) -> Option<String> {
         let ended = loop {
             tokio::select! {
                 biased;
@@ -319,7 +320,7 @@ impl Printing {
             }
         };
         match ended {
-            Ok(Ok(())) => None,
+            Ok(Ok(is_over)) => (!is_over && !was_stopped).then(|| ": its pod is gone".to_owned()),
             Ok(Err(error)) => Some(format!(": {error:#}")),
             Err(_) => Some(String::new()),
         }
@@ -341,7 +342,7 @@ impl Printer<'_> {
             let is_another = |it: &Printing| it.of.as_ref().is_some_and(|of| *of != pod.uid);
             if let Some(before) = self.printing.take_if(|it| is_another(it)) {
                 // It was suspended, and begins again.
-                self.rest_of(before).await;
+                self.rest_of(before, true).await;
             }
             self.begin(Some(pod.uid.clone()));
             if status.phase.is_over() {
@@ -366,13 +367,13 @@ impl Printer<'_> {
     /// Waits for the rest of what an attempt printed that has ended.
     async fn finish(&mut self) {
         let Some(printing) = self.printing.take() else { return };
-        self.rest_of(printing).await;
+        self.rest_of(printing, false).await;
         self.attempts += 1;
     }
 
-    async fn rest_of(&self, printing: Printing) {
+    async fn rest_of(&self, printing: Printing, was_stopped: bool) {
         let nth = self.attempts + 1;
-        if let Some(why) = printing.rest().await {
+        if let Some(why) = printing.rest(was_stopped).await {
             output::tell(&format!("what attempt {nth} printed may not be whole{why}"));
         }
     }

@@ -80,7 +80,7 @@ impl Kubernetes {
     }
 
     /// Prints what a pod says until it has ended, and all of it, and tells of every line. With a uid, another
-    /// pod of the name is none of it.
+    /// pod of the name is none of it. False if the pod is gone, and what it said came to an end before.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl Kubernetes {
         (namespace, pod): (&str, &str),
         uid: Option<&str>,
         lines: &watch::Sender<()>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let (mut last, mut failures, mut is_whole) = (None, 0, false);
         loop {
@@ -99,15 +99,14 @@ impl Kubernetes {
             let is_same = |it: &Pod| uid.is_none_or(|uid| it.uid().as_deref() == Some(uid));
             let there = there.map(|it| it.filter(is_same));
             if matches!(there, Ok(None)) {
-                // Who deletes a pod ends its program, and with it what it says.
-                return if is_whole { Ok(()) } else { bail!("the pod {pod} is gone") };
+                return if is_whole { Ok(false) } else { bail!("the pod {pod} is gone") };
             }
             let phase = there.ok().flatten().and_then(|it| it.status?.phase);
             let is_over = phase.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it));
             let printed = print(&pods, pod, &mut last, lines).await;
             is_whole = printed.is_ok();
             match printed {
-                Ok(()) if is_over => return Ok(()),
+                Ok(()) if is_over => return Ok(true),
                 // Nobody reads it any more, or there is no room for it.
                 Err(LogError::Print(error)) => return Err(error),
                 Err(LogError::Read(error)) if is_over => {

@@ -124,7 +124,11 @@ pub(super) fn readable<K: Resource<DynamicType = ()>>(
 
 /// What a person wrote of a cluster: what a server adds is its own, and of another day.
 fn as_written(cluster: &Cluster) -> serde_json::Result<Value> {
+    // What a controller made is its own, under its own name alone.
+    let mut owners = cluster.metadata.owner_references.clone().unwrap_or_default();
+    owners.retain(|it| it.controller != Some(true));
     let metadata = ObjectMeta {
+        owner_references: Some(owners).filter(|it| !it.is_empty()),
         uid: None,
         generation: None,
         resource_version: None,
@@ -469,6 +473,9 @@ mod tests {
             "finalizers": ["team.example/audit"], "ownerReferences": [owner],
         });
         let mut printed = written.clone();
+        let mut controller = printed["ownerReferences"][0].clone();
+        controller["controller"] = json!(true);
+        printed["ownerReferences"].as_array_mut().unwrap().push(controller);
         let added = json!({
             "uid": "1", "generation": 3, "resourceVersion": "7", "managedFields": [],
             "creationTimestamp": "2026-01-01T00:00:00Z",

@@ -31,6 +31,8 @@ use crate::reconcile::Context;
 pub(crate) enum ApplyError {
     #[error(transparent)]
     Call(#[from] CallError),
+    #[error("the cluster is gone")]
+    Gone,
     #[error("cannot mint credentials")]
     Mint(#[from] AuthorityError),
     #[error("{kind} {name} exists and is not this cluster's; remove or rename it")]
@@ -57,9 +59,11 @@ impl ApplyError {
         match self {
             Self::Call(error) => error.is_lasting(),
             Self::Foreign { .. } | Self::Unlabelled { .. } => true,
-            Self::Mint(_) | Self::Fought { .. } | Self::Earlier { .. } | Self::Renewal { .. } => {
-                false
-            }
+            Self::Gone
+            | Self::Mint(_)
+            | Self::Fought { .. }
+            | Self::Earlier { .. }
+            | Self::Renewal { .. } => false,
         }
     }
 
@@ -103,7 +107,7 @@ pub(crate) async fn apply(
     is_new: bool,
 ) -> Applied {
     let makes_pods = changes.iter().any(|it| matches!(it.op, Op::CreatePod(_)));
-    let begins = makes_pods && context.beliefs.begins(cluster);
+    let begins = context.beliefs.begins(cluster) && is_new;
     let is_renewal = |it: &&Change| matches!(it.op, Op::RenewSecret(_));
     let mut renewed = Ok(());
     for change in changes.iter().filter(is_renewal) {
@@ -122,34 +126,28 @@ pub(crate) async fn apply(
     if has_failed(&others) {
         return Applied { renewed, failed: failed(others, Stage::Others) };
     }
-    if makes_pods && !begins {
-        match is_there(context, cluster).await {
-            Ok(true) => {}
-            Ok(false) => {
-                context.beliefs.missed(&key(cluster));
-                return Applied { renewed, failed: failed(pods, Stage::Pods) };
-            }
-            Err(error) => {
-                let (error, unmade) = (error.into(), Vec::new());
-                return Applied {
-                    renewed,
-                    failed: Some(Failed { at: Stage::Pods, error, unmade }),
-                };
-            }
-        }
+    if makes_pods
+        && !begins
+        && let Err(error) = still_there(context, cluster).await
+    {
+        let unmade = unmade(&pods);
+        let tried = failed(pods, Stage::Pods).map(|it| it.error).filter(ApplyError::is_lasting);
+        let error = if matches!(error, ApplyError::Gone) { error } else { tried.unwrap_or(error) };
+        return Applied { renewed, failed: Some(Failed { at: Stage::Pods, error, unmade }) };
     }
     pods.extend(step(Step::Pods, PODS_AT_ONCE).await);
     Applied { renewed, failed: failed(pods, Stage::Pods) }
 }
 
-/// Whether a cluster is there and stays. Of one that is gone the watch of pods may tell first what the garbage
+/// Looks whether a cluster is there and stays. Of one that is gone the watch of pods may tell first what the garbage
 /// collector takes: nothing comes in its place.
-async fn is_there(context: &Context, cluster: &Cluster) -> Result<bool, CallError> {
+async fn still_there(context: &Context, cluster: &Cluster) -> Result<(), ApplyError> {
     let namespace = cluster.namespace().unwrap_or_default();
     let api: Api<Cluster> = Api::namespaced(context.client.clone(), &namespace);
     let name = cluster.name_any();
     let there = call("look for the cluster", api.get_metadata_opt(&name)).await?;
-    Ok(there.is_some_and(|it| it.uid() == cluster.uid() && !is_going(&it)))
+    let is_same = there.is_some_and(|it| it.uid() == cluster.uid() && !is_going(&it));
+    is_same.then_some(()).ok_or(ApplyError::Gone)
 }
 
 fn has_failed(came: &[Came<'_>]) -> bool {

@@ -39,11 +39,11 @@ impl Watched for Guarded<Cluster> {
         vec![(key(self), self.uid().unwrap_or_default())]
     }
 
-    /// A written status is no reason to look again, whoever wrote it.
+    /// A written status is no reason to look again, whoever wrote it, unless it is one that can be read at last.
     fn matters(&self, next: &Self) -> bool {
         let decided = |it: &Self| {
             let wish = it.annotations().get(names::RENEW).cloned();
-            (it.meta().uid.clone(), it.meta().generation, wish)
+            (it.0.is_ok(), it.meta().uid.clone(), it.meta().generation, wish)
         };
         decided(self) != decided(next)
     }

@@ -256,12 +256,12 @@ impl Beliefs {
         belief.is_new = true;
     }
 
-    /// Whether a cluster was created and this is the first look at it: it has no pods that others could have taken.
+    /// Whether a watch told that a cluster was created, and this is the first look at it.
     pub(crate) fn begins(&self, cluster: &Cluster) -> bool {
         let mut all = self.lock();
         let belief = all.entry(key(cluster)).or_default();
         belief.be_about(cluster.metadata.uid.as_deref().unwrap_or_default());
-        mem::take(&mut belief.is_new) && cluster.status.is_none()
+        mem::take(&mut belief.is_new)
     }
 
     /// A pod was created.
@@ -314,6 +314,11 @@ impl Beliefs {
             cluster.status = Some(written.status.clone());
         }
         cluster
+    }
+
+    /// Somebody else wrote a cluster's status: what was written before is there no more.
+    pub(crate) fn overwritten(&self, key: &Key) {
+        self.lock().entry(key.clone()).or_default().written = None;
     }
 
     /// The status of a job was written.

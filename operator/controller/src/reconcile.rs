@@ -155,6 +155,11 @@ async fn steps(context: &Context, key: &Key, trace: &str) -> Result<Option<Durat
         Ok(()) => plan,
         Err(error) => plan.without_renewal(&planned, &error.to_string()),
     };
+    if let Some(Failed { error: ApplyError::Gone, .. }) = failed {
+        // A watch tells it, too, or else it is looked again.
+        context.beliefs.missed(key);
+        return Ok(None);
+    }
     if let Some(Failed { at, error, unmade }) = failed {
         let (words, is_lasting) = (&*error.to_string(), error.is_lasting());
         let why = Refusal { words, is_lasting, at };
@@ -196,6 +201,7 @@ impl LookError {
             Self::Apply(ApplyError::Call(error) | ApplyError::Renewal { source: error, .. })
             | Self::Record(error)
             | Self::Job(JobError::Call(error)) => error.class(),
+            Self::Apply(ApplyError::Gone) => "gone",
             Self::Apply(ApplyError::Mint(_)) => "mint",
             Self::Apply(ApplyError::Foreign { .. }) | Self::Job(JobError::Foreign { .. }) => {
                 "foreign"

@@ -200,6 +200,7 @@ where
 {
     tracing::warn!(error = unread.error, "an object cannot be read");
     context.metrics.reconcile_errors.get_or_create(&Class { class: "unreadable" }).inc();
+    context.beliefs.overwritten(key);
     let Some(status) = status else { return Ok(None) };
     let wait = context.beliefs.status_allowance(key, true);
     if !wait.is_zero() {

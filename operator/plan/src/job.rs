@@ -448,14 +448,20 @@ fn begin(
     known: &ClusterJobStatus,
     now: Timestamp,
 ) -> JobPlan {
-    let wait = |changes, message: &str| waiting(observed, known, changes, message);
-    // Why there has to be another attempt is worth more than what comes by itself.
-    let failure = known.message.as_deref().filter(|it| nth > 0 && it.starts_with("attempt "));
-    let pass = |changes, message: &str| wait(changes, failure.unwrap_or(message));
     let name = job.cluster_name().unwrap_or_default();
+    let told = |changes, message: &str| waiting(observed, known, changes, message);
+    // Why there has to be another attempt is worth more than what comes by itself, and is told beside the rest.
+    let of_cluster = format!("; cluster {name}");
+    let failure = known.message.as_deref().filter(|it| nth > 0 && it.starts_with("attempt "));
+    let failure = failure.map(|it| it.split(&of_cluster).next().unwrap_or(it));
+    let pass = |changes, message: &str| told(changes, failure.unwrap_or(message));
+    let wait = |changes, message: &str| match failure {
+        Some(failure) => told(changes, &format!("{failure}; {message}")),
+        None => told(changes, message),
+    };
     let Some(cluster) = &observed.cluster else {
         let Some(spec) = &job.spec.cluster else {
-            return wait(Vec::new(), &format!("there is no cluster {name}; it waits for one"));
+            return told(Vec::new(), &format!("there is no cluster {name}; it waits for one"));
         };
         let changes = cluster_due(job, nth, spec, site);
         return pass(changes, &format!("waiting for cluster {name}"));

@@ -8,7 +8,7 @@ use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 
 use crate::job::ACCEPTED;
-use crate::status::{READY, bounded, condition_after, with_condition};
+use crate::status::{READY, bounded, condition_after};
 use crate::times::timed;
 
 /// The reason of conditions and events of what cannot be read.
@@ -23,35 +23,45 @@ pub fn words(unread: &Unread) -> String {
 /// so.
 pub fn cluster_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
     let mut told = told(unread, READY, now);
-    told.insert("phase".to_owned(), json!(Phase::Degraded));
-    if let Ok(before) = Option::<ClusterStatus>::deserialize(&unread.status)
-        && before.as_ref().is_none_or(|it| it.phase != Phase::Degraded)
-    {
+    let phase = json!(Phase::Degraded);
+    if unread.status["phase"] != phase {
+        let before = Option::<ClusterStatus>::deserialize(&unread.status);
         let next = ClusterStatus { phase: Phase::Degraded, ..ClusterStatus::default() };
-        let next = timed(before.as_ref(), next, now);
+        let next = timed(before.as_ref().ok().and_then(Option::as_ref), next, now);
         told.insert("phaseSince".to_owned(), json!(next.phase_since));
-        told.insert("phases".to_owned(), json!(next.phases));
+        if before.is_ok() {
+            told.insert("phases".to_owned(), json!(next.phases));
+        }
     }
+    told.insert("phase".to_owned(), phase);
     news(unread, told)
 }
 
-/// The same of a job. What one says stays that has ended, or whose phase is none that is known here.
+/// The same of a job. What one says stays that has ended; so does the message of one whose phase is none that is known
+/// here: it may have.
 pub fn job_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
-    let phase = unread.status.get("phase").map(JobPhase::deserialize);
-    let is_over = phase.is_some_and(|it| it.map_or(true, JobPhase::is_over));
-    if is_over { None } else { news(unread, told(unread, ACCEPTED, now)) }
+    let mut told = told(unread, ACCEPTED, now);
+    match unread.status.get("phase").map(JobPhase::deserialize) {
+        Some(Ok(phase)) if phase.is_over() => return None,
+        Some(Err(_)) => drop(told.remove("message")),
+        Some(Ok(_)) | None => {}
+    }
+    news(unread, told)
 }
 
 /// Why nothing happens, as a message and as this condition.
 fn told(unread: &Unread, kind: &str, now: Timestamp) -> Map<String, Value> {
     let (words, generation) = (words(unread), unread.metadata.generation);
-    let known = unread.status["conditions"].as_array().into_iter().flatten();
-    let known: Vec<Condition> = known.filter_map(|it| Condition::deserialize(it).ok()).collect();
+    let conditions = unread.status["conditions"].as_array().into_iter().flatten();
+    let (same, others): (Vec<&Value>, Vec<&Value>) = conditions.partition(|it| it["type"] == kind);
+    let known: Vec<Condition> =
+        same.into_iter().filter_map(|it| Condition::deserialize(it).ok()).collect();
     let condition = condition_after(&known, generation, (kind, false, (UNREADABLE, &*words)), now);
+    let conditions = std::iter::once(json!(condition)).chain(others.into_iter().cloned());
     let fields = [
         ("message", json!(bounded(&words))),
         ("observedGeneration", json!(generation)),
-        ("conditions", json!(with_condition(condition, &known))),
+        ("conditions", conditions.collect()),
     ];
     fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
@@ -113,14 +123,19 @@ mod tests {
 
     #[test]
     fn of_a_status_that_cannot_be_read_itself_nothing_is_touched_but_what_is_told() {
-        let odd = json!({ "groups": "three", "image": 7, "replicas": 3, "later": true });
+        let conditions = json!(["odd", { "type": "Odd", "lastTransitionTime": "yesterday" }]);
+        let odd = json!({ "groups": "three", "image": 7, "later": true, "conditions": conditions });
         for (patch, phase) in
             [(cluster_patch as fn(&_, _) -> _, json!("Degraded")), (job_patch, json!(null))]
         {
             let told = merged(odd.clone(), &patch(&unread(odd.clone()), NOW).unwrap());
             assert_eq!((&told["message"], &told["phase"]), (&json!(WORDS), &phase));
-            for (field, value) in odd.as_object().unwrap() {
-                assert_eq!(told[field], *value, "{field}");
+            assert_eq!(
+                told["conditions"].as_array().unwrap()[1..],
+                *conditions.as_array().unwrap()
+            );
+            for field in ["groups", "image", "later"] {
+                assert_eq!(told[field], odd[field], "{field}");
             }
         }
     }
@@ -147,9 +162,25 @@ mod tests {
 
     #[test]
     fn what_a_job_says_stays_that_has_ended_or_may_have() {
-        for phase in ["Failed", "Succeeded", "Odd"] {
+        for phase in ["Failed", "Succeeded"] {
             let ended = json!({ "phase": phase, "failures": "many" });
             assert_eq!(job_patch(&unread(ended), NOW), None);
         }
+        let odd = json!({ "phase": "Odd", "message": "it had its reasons" });
+        let told = merged(odd.clone(), &job_patch(&unread(odd), NOW).unwrap());
+        assert_eq!(
+            (&told["phase"], &told["message"]),
+            (&json!("Odd"), &json!("it had its reasons"))
+        );
+        assert_eq!(told["conditions"][0]["reason"], "Unreadable");
+    }
+
+    #[test]
+    fn since_when_it_is_so_is_told_whatever_else_can_be_read() {
+        let odd =
+            json!({ "phase": "Ready", "phaseSince": "1969-12-31T20:00:00Z", "groups": "three" });
+        let told = merged(odd.clone(), &cluster_patch(&unread(odd), NOW).unwrap());
+        assert_eq!(told["phaseSince"], "1970-01-01T00:00:00.000000Z");
+        assert_eq!(told.get("phases"), None);
     }
 }

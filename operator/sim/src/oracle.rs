@@ -155,12 +155,12 @@ fn told_truly(store: &Store, asked: &Asked<'_>) -> Result<(), String> {
     }
 }
 
-/// Whether a pod is made for a cluster that is there, or was a moment ago: no write is quicker than what others do.
+/// Whether a pod is made for a cluster that is there and stays, or did a moment ago: no write is quicker than what others do.
 fn of_one_that_is_there(asked: &Asked<'_>) -> Result<(), String> {
     let owner = asked.body["metadata"]["ownerReferences"][0]["uid"].as_str().unwrap_or_default();
     match asked.gone.get(owner).map(Instant::elapsed).filter(|it| *it > MOMENT) {
         Some(ago) => Err(format!(
-            "{} comes, and its cluster is gone for {ago:?}",
+            "{} comes, and its cluster goes or is gone for {ago:?}",
             asked.body["metadata"]["name"]
         )),
         None => Ok(()),

@@ -46,7 +46,7 @@ pub struct Asked<'a> {
     pub name: &'a str,
     /// What came with it.
     pub body: &'a Value,
-    /// Since when clusters are gone, by their uids.
+    /// Since when clusters go or are gone, by their uids.
     pub gone: &'a BTreeMap<String, Instant>,
 }
 
@@ -62,7 +62,7 @@ pub struct Server {
 struct Inner {
     store: Store,
     faults: Vec<Fault>,
-    /// Since when clusters are gone, by their uids.
+    /// Since when clusters go or are gone, by their uids.
     gone: BTreeMap<String, Instant>,
     /// Operators whose requests for leases get no answer.
     cut: BTreeSet<usize>,
@@ -104,10 +104,13 @@ impl Inner {
     }
 
     fn note_the_gone(&mut self, since: u64) {
-        let gone = |it: &&Happened| it.key.0 == kinds::CLUSTER && it.after.is_none();
-        for happened in self.store.since(since).iter().filter(gone) {
-            let uid = happened.before.as_ref().and_then(|it| it["metadata"]["uid"].as_str());
-            self.gone.insert(uid.unwrap_or_default().to_owned(), Instant::now());
+        let goes = |it: &Value| it["metadata"]["deletionTimestamp"].is_string();
+        let is_gone = |it: &&Happened| it.after.as_ref().is_none_or(|it| goes(it));
+        let all = self.store.since(since).iter().filter(|it| it.key.0 == kinds::CLUSTER);
+        for happened in all.filter(is_gone) {
+            let last = happened.after.as_ref().or(happened.before.as_ref());
+            let uid = last.and_then(|it| it["metadata"]["uid"].as_str()).unwrap_or_default();
+            self.gone.entry(uid.to_owned()).or_insert_with(Instant::now);
         }
     }
 }

@@ -75,6 +75,28 @@ fn an_object_that_cannot_be_read_is_told_once_and_keeps_nobody_else_from_anythin
     });
 }
 
+#[test]
+fn a_status_that_cannot_be_read_for_a_while_is_told_of_and_then_no_more() {
+    within(|| async {
+        let world = World::new(&Conditions::quiet());
+        let groups = |groups: Value| {
+            let status = json!({ "status": { "groups": groups } });
+            world.server.change(|store, _| store.merge(kinds::CLUSTER, "risk", &status).is_ok())
+        };
+        world.apply(&cluster("1Gi"));
+        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        assert!(groups(json!("three")));
+        let is_told = |store: &Store| {
+            told(store, kinds::CLUSTER, "risk").is_some_and(|it| it.contains("status.groups"))
+        };
+        world.until("it is told", is_told).await.unwrap();
+        assert!(groups(json!(null)));
+        world.until("it is ready again", |store| is_ready(store, 1)).await.unwrap();
+        assert_eq!(world.server.look(|store| told(store, kinds::CLUSTER, "risk")), None);
+        world.rest(Duration::from_mins(2)).await.unwrap();
+    });
+}
+
 /// How many events tell of what cannot be read.
 fn events(store: &Store) -> usize {
     store.list(kinds::EVENT).filter(|it| it["reason"] == "Unreadable").count()
