@@ -108,15 +108,35 @@ impl Held {
             let asked_at = Instant::now();
             match self.write(&next).await {
                 Ok(record) => (self.record, self.renewed_at) = (record, asked_at),
-                Err(error) if error.is_conflict() => {
-                    return format!("somebody else has taken the lease: {error}");
-                }
+                // It was written, and the answer was lost; or somebody edited it.
+                Err(error) if error.is_conflict() => match self.is_still_held().await {
+                    Ok(true) => {}
+                    Ok(false) => return format!("somebody else has taken the lease: {error}"),
+                    Err(error) => tracing::warn!(%error, "the lease cannot be looked at"),
+                },
                 Err(error) => tracing::warn!(%error, "the lease cannot be renewed"),
             }
             if self.renewed_at.elapsed() + LOOK > RENEW_MAX {
                 return format!("the lease was not renewed for {RENEW_MAX:?}");
             }
         }
+    }
+
+    /// Looks whether the lease is still held here, whoever wrote it last. That it is renews nothing.
+    async fn is_still_held(&mut self) -> Result<bool, CallError> {
+        let rest = RENEW_MAX.saturating_sub(self.renewed_at.elapsed());
+        let reading = call("read the lease", self.candidate.leases.get_opt(NAME));
+        let there = match tokio::time::timeout(rest, reading).await {
+            Ok(there) => there?,
+            Err(_) => return Err(CallError::Silent { what: "read the lease" }),
+        };
+        let is_ours = |it: &Lease| {
+            let holder = it.spec.as_ref().and_then(|it| it.holder_identity.as_ref());
+            holder == Some(&self.candidate.identity)
+        };
+        let Some(there) = there.filter(is_ours) else { return Ok(false) };
+        self.record = there;
+        Ok(true)
     }
 
     /// Gives the lease to whoever wants it.

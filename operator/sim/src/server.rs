@@ -17,15 +17,18 @@ use jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep};
 use tower::BoxError;
 
 use crate::admission::Admission;
-use crate::answer::{Answer, answered, line, refusal, refused, unavailable};
-use crate::faults::{Edit, EventFault, Fault, WriteFault};
+use crate::answer::{Answer, answered, refusal, refused, unavailable};
+use crate::faults::{Edit, Fault, WriteFault};
 use crate::kinds::{self, Kind};
 use crate::request::{self, Call, Verb};
+use crate::server::watching::Watching;
 use crate::store::{Deletion, Happened, Store};
+
+mod watching;
 
 /// How long a request takes.
 const LATENCY: Duration = Duration::from_millis(2);
@@ -66,6 +69,8 @@ struct Inner {
     gone: BTreeMap<String, Instant>,
     /// Operators whose requests for leases get no answer.
     cut: BTreeSet<usize>,
+    /// Operators of which the answer to the next write of a lease is lost.
+    unanswered: BTreeSet<usize>,
     /// Until when nobody is answered.
     away_until: Option<Instant>,
     counts: Counts,
@@ -127,6 +132,7 @@ impl Server {
             faults,
             gone: BTreeMap::new(),
             cut: BTreeSet::new(),
+            unanswered: BTreeSet::new(),
             away_until: None,
             counts: Counts::default(),
             guard: None,
@@ -172,6 +178,11 @@ impl Server {
     /// Lets an operator's requests for leases go without an answer from now on.
     pub fn cut_leases_of(&self, who: usize) {
         self.lock().cut.insert(who);
+    }
+
+    /// Lets the answer to an operator's next write of a lease be lost.
+    pub fn lose_an_answer_about_leases_to(&self, who: usize) {
+        self.lock().unanswered.insert(who);
     }
 
     /// Changes which pods are taken from now on.
@@ -268,7 +279,12 @@ impl Server {
         if call.kind == kinds::LEASE && !matches!(call.verb, Verb::List | Verb::Watch) {
             // Renewing goes on for ever: it is not counted.
             let is_cut = self.lock().cut.contains(&who);
-            return if is_cut { pending().await } else { Ok(self.carry_out(&call, &body)) };
+            if is_cut {
+                return pending().await;
+            }
+            let answer = self.carry_out(&call, &body);
+            let is_lost = call.verb == Verb::Replace && self.lock().unanswered.remove(&who);
+            return if is_lost { Err("the connection was reset".into()) } else { Ok(answer) };
         }
         if let Some((is_away, time)) = self.met_by_request() {
             if is_away {
@@ -505,112 +521,5 @@ impl Server {
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), watching))
         });
         Response::new(StreamBody::new(lines).boxed_unsync())
-    }
-}
-
-/// One open watch.
-struct Watching {
-    server: Server,
-    changed: watch::Receiver<u64>,
-    call: Call,
-    version: u64,
-    end: Instant,
-    /// Lines that are due, last first.
-    to_come: Vec<String>,
-    is_over: bool,
-}
-
-impl Watching {
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            if let Some(line) = self.to_come.pop() {
-                return Some(line);
-            }
-            if self.is_over {
-                return None;
-            }
-            self.changed.borrow_and_update();
-            if self.server.was_away_since(Instant::now()) {
-                return None;
-            }
-            if self.version < self.server.look(Store::compacted) {
-                return Some(self.gone());
-            }
-            if let Some((happened, line)) = self.next_event() {
-                self.version = happened.version;
-                self.deliver(line).await;
-                continue;
-            }
-            let woken = timeout_at(self.end, self.changed.changed()).await;
-            if !matches!(woken, Ok(Ok(()))) {
-                self.is_over = true;
-                let version = self.version.max(self.server.look(Store::version));
-                return Some(self.bookmark(version));
-            }
-        }
-    }
-
-    /// The next thing that happened to what is watched.
-    fn next_event(&mut self) -> Option<(Happened, String)> {
-        let found = self.server.look(|store| {
-            let mut of_kind =
-                store.since(self.version).iter().filter(|it| it.key.0 == self.call.kind);
-            of_kind.find_map(|it| Some((it.clone(), self.call.event(it)?)))
-        });
-        let (happened, (kind, object)) = found?;
-        Some((happened, line(kind, &self.call.shown(&object))))
-    }
-
-    async fn deliver(&mut self, line: String) {
-        let pick = |it: &Fault, nth| {
-            if let Fault::Event(at, fault) = it
-                && *at == nth
-            {
-                Some(*fault)
-            } else {
-                None
-            }
-        };
-        let (nth, fault) = self.server.lock().meet(|counts| &mut counts.events, pick);
-        if let Some(fault) = fault {
-            self.server.log(&format!("event {nth} of {}: {fault:?}", self.call.kind.plural));
-        }
-        match fault {
-            None => self.to_come.push(line),
-            Some(EventFault::Cut) => {
-                self.version -= 1;
-                self.is_over = true;
-            }
-            Some(EventFault::Missed) => {
-                self.server.change(|store, _| store.compact());
-                let gone = self.gone();
-                self.to_come.push(gone);
-            }
-            Some(EventFault::Twice) => self.to_come.extend([line.clone(), line]),
-            Some(EventFault::Held(time)) => {
-                sleep_until(Instant::now() + time).await;
-                self.to_come.push(line);
-            }
-        }
-    }
-
-    fn gone(&mut self) -> String {
-        self.is_over = true;
-        let words = "too old resource version";
-        let status = json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": words, "reason": "Expired", "code": 410,
-        });
-        line("ERROR", &status)
-    }
-
-    fn bookmark(&self, version: u64) -> String {
-        let kind = self.call.kind;
-        let object = json!({
-            "apiVersion": kind.api_version(),
-            "kind": kind.name,
-            "metadata": { "resourceVersion": version.to_string() },
-        });
-        line("BOOKMARK", &object)
     }
 }

@@ -1,3 +1,4 @@
+mod leases;
 mod refusals;
 mod unreadable;
 
@@ -7,7 +8,6 @@ use std::time::Duration;
 
 use ebbtide_api::names;
 use ebbtide_contract::tls::LEAF_LIFE;
-use ebbtide_controller::lease::LEASE;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -200,60 +200,6 @@ fn two_operators_that_both_work_make_no_wrong_pod_and_leave_what_one_leaves() {
         })
     };
     assert_eq!(left(both), left(Conditions::quiet()));
-}
-
-fn two() -> Conditions {
-    Conditions { operators: 2, has_lease: true, ..Conditions::quiet() }
-}
-
-/// How long a cluster is not looked after when its operator ends in some way.
-fn gap(end: impl FnOnce(&World, usize)) -> Duration {
-    within(|| async move {
-        let world = World::new(&two());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        let &[first] = &world.at_work()[..] else { panic!("{:?}", world.at_work()) };
-        // In the middle between two renewals.
-        sleep(Duration::from_millis(2500)).await;
-        end(&world, first);
-        let begin = Instant::now();
-        world.queue(3);
-        let are_made = |store: &Store| store.list(kinds::POD).count() == 4;
-        world.until("its workers are made", are_made).await.unwrap();
-        assert_ne!(world.at_work(), [first]);
-        let gap = begin.elapsed();
-        world.until("it has grown", |store| is_ready(store, 3)).await.unwrap();
-        gap
-    })
-}
-
-#[test]
-fn a_standby_takes_over_when_the_lease_of_a_killed_operator_is_over() {
-    let gap = gap(World::kill);
-    assert!(gap < LEASE + Duration::from_secs(2), "{gap:?}");
-}
-
-#[test]
-fn an_operator_that_is_stopped_hands_over_at_once() {
-    let gap = gap(World::stop);
-    assert!(gap < Duration::from_secs(1), "{gap:?}");
-}
-
-#[test]
-fn an_operator_that_cannot_renew_stops_before_another_begins() {
-    within(|| async {
-        let world = World::new(&two());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
-        let first = world.at_work()[0];
-        world.server.cut_leases_of(first);
-        let begin = Instant::now();
-        while world.at_work() != [1 - first] {
-            assert!(world.at_work().len() < 2 && begin.elapsed() < 2 * LEASE);
-            sleep(Duration::from_millis(10)).await;
-        }
-        world.rest(Duration::from_mins(1)).await.unwrap();
-    });
 }
 
 #[test]
