@@ -6,7 +6,7 @@ use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
-use ebbtide_plan::unreadable::job_patch;
+use ebbtide_plan::unreadable::{has_ended, job_patch};
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
@@ -69,15 +69,7 @@ pub(crate) async fn steps(
         return Ok(None);
     }
     let job = &context.beliefs.newest(key, job);
-    let Some(observed) = observe(context, key, job).await? else {
-        // Nothing is decided by what cannot be read.
-        let name = job.cluster_name().unwrap_or_default();
-        let words =
-            format!("cluster {name} cannot be read: it was stored under another definition");
-        let known = job.status.clone().unwrap_or_default();
-        record(context, key, job, &ClusterJobStatus { message: Some(words), ..known }).await?;
-        return Ok(None);
-    };
+    let observed = observe(context, key, job).await?;
     let JobPlan { changes, status, next_look } =
         plan(job, &observed, &context.site, (context.clock)()).traced(trace);
     if !changes.is_empty() && !is_newest(context, job).await? {
@@ -113,13 +105,9 @@ async fn is_newest(context: &Context, job: &ClusterJob) -> Result<bool, CallErro
     }
 }
 
-/// Reads what a job has: nothing if its cluster cannot be read. That something is gone that its status names,
+/// Reads what a job has. That something is gone that its status names,
 /// or is another one by now, is asked of the API server: a cache may be older than the status.
-async fn observe(
-    context: &Context,
-    key: &Key,
-    job: &ClusterJob,
-) -> Result<Option<JobObserved>, CallError> {
+async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobObserved, CallError> {
     let (namespace, uid) = (key.namespace.as_str(), job.uid().unwrap_or_default());
     // Of one that has ended nothing follows from what is gone.
     let known = job.status.as_ref().filter(|it| !it.phase.is_over());
@@ -133,16 +121,13 @@ async fn observe(
         pods.retain(|it| it.name != *name);
         pods.extend(there.map(|it| seen(&it)));
     }
-    let mut cluster = None;
+    let (mut cluster, mut is_cluster_unread) = (None, false);
     if let Some(name) = job.cluster_name() {
         let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
         let shown = context.clusters.get(&place);
-        let is_over = job.status.as_ref().is_some_and(|it| it.phase.is_over());
-        if !is_over && shown.as_ref().is_some_and(|it| it.0.is_err()) {
-            return Ok(None);
-        }
+        is_cluster_unread = shown.as_ref().is_some_and(|it| it.0.is_err());
         cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());
-        let used = known.and_then(|it| it.cluster.as_ref());
+        let used = known.and_then(|it| it.cluster.as_ref()).filter(|_| !is_cluster_unread);
         if used.is_some_and(|used| {
             cluster.as_ref().is_none_or(|it| it.uid().as_ref() != Some(&used.uid))
         }) {
@@ -150,9 +135,18 @@ async fn observe(
             cluster = call("look for a job's cluster", api.get_opt(name)).await?;
         }
     }
-    let runs = context.jobs.of(namespace, &uid).into_iter();
-    let runs = runs.filter_map(|it| it.0.as_ref().ok().cloned()).filter(|it| it.uid() != job.uid());
-    Ok(Some(JobObserved { cluster, pods, runs: runs.collect() }))
+    let (mut runs, mut unread_runs) = (Vec::new(), Vec::new());
+    for run in context.jobs.of(namespace, &uid).iter().filter(|it| it.uid() != job.uid()) {
+        match &run.0 {
+            Ok(run) => runs.push(run.clone()),
+            Err(unread) if has_ended(unread) => {}
+            Err(_) => {
+                let uid = run.uid().unwrap_or_default();
+                unread_runs.push(Named { name: run.name_any(), uid });
+            }
+        }
+    }
+    Ok(JobObserved { cluster, pods, is_cluster_unread, runs, unread_runs })
 }
 
 async fn carry_out(

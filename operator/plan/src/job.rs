@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::check::check_any;
 use crate::children::pod_ref;
 use crate::image::{self, Image};
-use crate::job::attempt::{Ended, Lost, attempt};
+use crate::job::attempt::{Ended, Lost, attempt, backoff};
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
@@ -30,9 +30,6 @@ use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, sett
 
 /// Longest command with its arguments, in bytes.
 const WORDS_MAX: usize = 64 << 10;
-
-/// Longest wait before another attempt.
-const BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
@@ -47,8 +44,12 @@ pub struct JobObserved {
     pub cluster: Option<Cluster>,
     /// The pods that the job owns.
     pub pods: Vec<PodSeen>,
+    /// Whether that cluster is there and cannot be read.
+    pub is_cluster_unread: bool,
     /// The jobs that it made by its schedule.
     pub runs: Vec<ClusterJob>,
+    /// Those of them that cannot be read and are not known to have ended.
+    pub unread_runs: Vec<Named>,
 }
 
 impl JobObserved {
@@ -136,9 +137,7 @@ pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestam
         ..known
     };
     match &job.spec.schedule {
-        Some(schedule) => {
-            schedule::plan(job, schedule, (&observed.runs, refused.as_deref()), known, now)
-        }
+        Some(schedule) => schedule::plan(job, schedule, (observed, refused.as_deref()), known, now),
         None if job.spec.suspend && !has_ended(job, observed, &known) => {
             suspended(job, observed, known)
         }
@@ -316,11 +315,16 @@ fn under_way(
                 now,
             )
         }
+        // Whose fault it was cannot be told.
+        Ended::Badly(_) if observed.is_cluster_unread => unread(job, known, None),
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
         Ended::Not(_) | Ended::NotBegun if deadline.is_some_and(|it| it.is_zero()) => {
             let field = limit.map_or("", |(_, field)| field);
             let message = format!("it took longer than {field}");
             over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
+        }
+        Ended::Not(_) | Ended::NotBegun if observed.is_cluster_unread => {
+            unread(job, known, deadline)
         }
         Ended::Not(pod) => {
             let plan = while_there(observed, pod, known);
@@ -344,6 +348,14 @@ fn under_way(
             JobPlan { next_look, ..plan }
         }
     }
+}
+
+/// One of whose cluster nothing can be read: what is under way goes on.
+fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>) -> JobPlan {
+    let name = job.cluster_name().unwrap_or_default();
+    let message = format!("cluster {name} cannot be read: it was stored under another definition");
+    let status = ClusterJobStatus { message: Some(bounded(&message)), ..known };
+    JobPlan { changes: Vec::new(), status, next_look }
 }
 
 /// How long a job may take, and the field that says so.
@@ -536,15 +548,6 @@ fn cluster_due(job: &ClusterJob, nth: u32, spec: &ClusterSpec, site: &Site) -> V
     let trial = trial.map(|op| JobChange { op, why: "a cluster is to be made for it" });
     let due = JobChange { op: JobOp::CreateCluster(Box::new(cluster)), why: "the job has none" };
     trial.into_iter().chain([due]).collect()
-}
-
-/// How much longer to wait before the next attempt: twice as long after each failure.
-fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Duration {
-    let Some(failed_at) = &known.failed_at else { return Duration::ZERO };
-    let first = in_seconds(job.spec.retries.backoff_seconds);
-    let doubled = known.failures.total.saturating_sub(1).clamp(0, 16);
-    let whole = first.saturating_mul(1 << doubled).min(BACKOFF_MAX);
-    whole.saturating_sub(since(failed_at.0, now))
 }
 
 fn in_seconds(seconds: i32) -> Duration {

@@ -40,13 +40,23 @@ pub fn cluster_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
 /// The same of a job. What one says stays that has ended; so does the message of one whose phase is none that is known
 /// here: it may have.
 pub fn job_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
+    if has_ended(unread) {
+        return None;
+    }
     let mut told = told(unread, ACCEPTED, now);
-    match unread.status.get("phase").map(JobPhase::deserialize) {
-        Some(Ok(phase)) if phase.is_over() => return None,
-        Some(Err(_)) => drop(told.remove("message")),
-        Some(Ok(_)) | None => {}
+    if unread.status.get("phase").map(JobPhase::deserialize).is_some_and(|it| it.is_err()) {
+        told.remove("message");
     }
     news(unread, told)
+}
+
+/// Whether a job that cannot be read is known to have ended.
+pub fn has_ended(unread: &Unread) -> bool {
+    unread
+        .status
+        .get("phase")
+        .map(JobPhase::deserialize)
+        .is_some_and(|it| it.is_ok_and(JobPhase::is_over))
 }
 
 /// Why nothing happens, as a message and as this condition.

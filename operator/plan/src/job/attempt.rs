@@ -1,12 +1,19 @@
 //! How far the present attempt of a job is, and what went wrong when it went wrong.
 
+use std::time::Duration;
+
 use ebbtide_api::job::{Failures, Retries};
 use ebbtide_api::status::Cause;
 use ebbtide_api::{ClusterJob, ClusterJobStatus, names};
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 
-use crate::job::JobObserved;
+use crate::job::{JobObserved, in_seconds};
+use crate::lifetime::since;
 use crate::{PodPhase, PodSeen};
+
+/// Longest wait before another attempt.
+const BACKOFF_MAX: Duration = Duration::from_mins(10);
 
 /// How far an attempt is.
 pub(super) enum Ended<'a> {
@@ -113,4 +120,13 @@ fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
     let told = if has_cluster { told } else { "the cluster that it computes on is gone" };
     let (message, exit_code) = (format!("{}: {told}", pod.name), pod.exit_code);
     Lost { kind, message, exit_code }
+}
+
+/// How much longer to wait before the next attempt: twice as long after each failure.
+pub(super) fn backoff(job: &ClusterJob, known: &ClusterJobStatus, now: Timestamp) -> Duration {
+    let Some(failed_at) = &known.failed_at else { return Duration::ZERO };
+    let first = in_seconds(job.spec.retries.backoff_seconds);
+    let doubled = known.failures.total.saturating_sub(1).clamp(0, 16);
+    let whole = first.saturating_mul(1 << doubled).min(BACKOFF_MAX);
+    whole.saturating_sub(since(failed_at.0, now))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cronexpr::Crontab;
-use ebbtide_api::job::{Concurrency, Schedule};
+use ebbtide_api::job::{Concurrency, Named, Schedule};
 use ebbtide_api::{ClusterJob, ClusterJobStatus, JobPhase, names};
 use jiff::civil::DateTime;
 use jiff::tz::{Offset, TimeZone};
@@ -11,9 +11,12 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 
 use crate::is_going;
-use crate::job::{JobChange, JobOp, JobPlan, in_seconds, named};
+use crate::job::{JobChange, JobObserved, JobOp, JobPlan, condition, in_seconds, named};
 use crate::lifetime::since;
 use crate::status::{bounded, whole_seconds};
+
+/// The condition whose message has the times by which runs are started.
+const SCHEDULED: &str = "Scheduled";
 
 /// Runs that a status names.
 const ACTIVE_MAX: usize = 64;
@@ -127,19 +130,30 @@ impl Times {
     }
 }
 
+/// The times of a schedule, in words.
+fn words(schedule: &Schedule) -> String {
+    let parts = schedule.cron.split_whitespace().chain([schedule.time_zone.as_str()]);
+    bounded(&parts.collect::<Vec<_>>().join(" "))
+}
+
 pub(super) fn plan(
     job: &ClusterJob,
     schedule: &Schedule,
-    (runs, refused): (&[ClusterJob], Option<&str>),
+    (observed, refused): (&JobObserved, Option<&str>),
     known: ClusterJobStatus,
     now: Timestamp,
 ) -> JobPlan {
+    let JobObserved { runs, unread_runs, .. } = observed;
     let (over, active): (Vec<&ClusterJob>, Vec<&ClusterJob>) =
         runs.iter().partition(|it| phase(it).is_over());
     let made_at = job.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
     let last = known.last_schedule_time.as_ref().map_or(made_at, |time| time.0);
-    // A calendar that was ahead once is not waited for.
-    let (last, ahead) = (last.min(now), (last > now).then_some(now));
+    let words = words(schedule);
+    let told = job.status.iter().flat_map(|it| &it.conditions).find(|it| it.type_ == SCHEDULED);
+    let is_another = told.is_some_and(|it| it.message != words);
+    // A calendar that was ahead once is not waited for, and nobody asked for the times that were before a change.
+    let last = if is_another { now } else { last };
+    let (last, anew) = (last.min(now), (last > now || is_another).then_some(now));
     let times = Times::of(schedule).ok().filter(|_| refused.is_none());
     let due = times.as_ref().and_then(|it| it.due(last, now));
     let mut changes = old(schedule, &over);
@@ -147,17 +161,21 @@ pub(super) fn plan(
         schedule.starting_deadline_seconds.is_some_and(|it| since(due, now) > in_seconds(it))
     };
     if let Some(due) = due.filter(|it| !job.spec.suspend && !is_late(*it)) {
-        changes.extend(start(job, schedule, &active, due));
+        changes.extend(start(job, schedule, (&active, unread_runs), due));
     }
     let next = times.as_ref().and_then(|it| it.next(now));
     let told = next.filter(|_| !job.spec.suspend).map(|it| format!("the next run is at {it}"));
-    let mut names: Vec<String> = active.iter().map(|it| it.name_any()).collect();
+    let unread = unread_runs.iter().map(|it| it.name.clone());
+    let mut names: Vec<String> = active.iter().map(|it| it.name_any()).chain(unread).collect();
     names.truncate(ACTIVE_MAX);
+    let scheduled = (times.is_some() && !job.spec.suspend, "Times", &*words);
+    let scheduled = condition(job, SCHEDULED, scheduled, now);
     let status = ClusterJobStatus {
         phase: if job.spec.suspend { JobPhase::Suspended } else { JobPhase::Scheduled },
         message: refused.map(bounded).or(told),
         // What was left out does not come later.
-        last_schedule_time: due.or(ahead).and_then(whole_seconds).or(known.last_schedule_time),
+        last_schedule_time: due.or(anew).and_then(whole_seconds).or(known.last_schedule_time),
+        conditions: known.conditions.iter().cloned().chain([scheduled]).collect(),
         active: names,
         ..known
     };
@@ -172,19 +190,23 @@ fn phase(run: &ClusterJob) -> JobPhase {
 fn start(
     job: &ClusterJob,
     schedule: &Schedule,
-    active: &[&ClusterJob],
+    (active, unread): (&[&ClusterJob], &[Named]),
     due: Timestamp,
 ) -> Vec<JobChange> {
     let name = names::run(&job.name_any(), due.as_second().div_euclid(60));
-    let others: Vec<&&ClusterJob> = active.iter().filter(|it| it.name_any() != name).collect();
+    let others =
+        active.iter().filter(|it| it.name_any() != name).map(|it| (named(*it), is_going(*it)));
+    // What cannot be read may run.
+    let unread = unread.iter().filter(|it| it.name != name).map(|it| (it.clone(), false));
+    let others: Vec<(Named, bool)> = others.chain(unread).collect();
     let mut changes = Vec::new();
     match schedule.concurrency_policy {
         Concurrency::Forbid if !others.is_empty() => return changes,
         Concurrency::Allow | Concurrency::Forbid => {}
         Concurrency::Replace => {
-            let others = others.into_iter().filter(|it| !is_going(**it));
-            changes.extend(others.map(|it| JobChange {
-                op: JobOp::DeleteJob(named(*it)),
+            let others = others.into_iter().filter(|(_, is_going)| !is_going);
+            changes.extend(others.map(|(it, _)| JobChange {
+                op: JobOp::DeleteJob(it),
                 why: "another run replaces it",
             }));
         }

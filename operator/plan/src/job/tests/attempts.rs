@@ -1,5 +1,7 @@
 //! What is told of attempts.
 
+use std::time::Duration;
+
 use ebbtide_api::{Cluster, JobPhase, Phase};
 use serde_json::json;
 
@@ -65,4 +67,34 @@ fn what_does_not_pass_by_itself_is_told_though_an_attempt_went_wrong() {
     assert!(
         world.message().contains(": exit code 3; cluster nightly is there and is not this job's")
     );
+}
+
+#[test]
+fn on_a_cluster_that_cannot_be_read_a_job_goes_on_and_ends_in_time() {
+    let unread = || {
+        let mut world = World::running(&json!({ "activeDeadlineSeconds": 60 }));
+        (world.observed.cluster, world.observed.is_cluster_unread) = (None, true);
+        world
+    };
+    let mut world = unread();
+    assert_eq!(world.step(), Vec::<String>::new());
+    assert!(world.message().starts_with("cluster nightly cannot be read"), "{}", world.message());
+    assert_eq!(world.plan().next_look, Some(Duration::from_mins(1)));
+    world.now += 60;
+    let pod = world.last_pod().name.clone();
+    assert_eq!(world.step(), [format!("delete pod {pod}: the job has ended")]);
+    assert_eq!(world.phase(), JobPhase::Failed);
+    let mut world = unread();
+    world.pod_ends(0, None);
+    world.step();
+    assert_eq!(world.phase(), JobPhase::Succeeded);
+    // Whose fault it was is told when it can be.
+    let mut world = unread();
+    world.fails();
+    world.step();
+    assert_eq!((world.phase(), world.plan().status.failures.total), (JobPhase::Running, 0));
+    let mut world = unread();
+    world.job.spec.suspend = true;
+    assert_eq!(world.step().len(), 1);
+    assert_eq!(world.phase(), JobPhase::Suspended);
 }

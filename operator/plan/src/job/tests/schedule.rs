@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ebbtide_api::JobPhase;
+use ebbtide_api::job::Named;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -136,6 +137,54 @@ fn runs_that_would_meet_are_let_be_left_out_or_replaced() {
     assert_eq!(changes("Allow"), [new]);
     assert_eq!(changes("Forbid"), Vec::<String>::new());
     assert_eq!(changes("Replace"), ["delete job nightly-16667: another run replaces it", new]);
+}
+
+#[test]
+fn a_run_that_cannot_be_read_counts_as_one_that_is_at_work() {
+    for (policy, expected) in [
+        ("Allow", vec!["create job nightly-16667: it is time"]),
+        ("Forbid", vec![]),
+        (
+            "Replace",
+            vec!["delete job odd: another run replaces it", "create job nightly-16667: it is time"],
+        ),
+    ] {
+        let cron = json!({ "cron": "* * * * *", "concurrencyPolicy": policy });
+        let mut world = World::new(&json!({ "schedule": cron }));
+        let odd = Named { name: "odd".to_owned(), uid: "u".to_owned() };
+        world.observed.unread_runs = vec![odd];
+        world.now = 60;
+        let planned = world.plan();
+        let told: Vec<String> = planned.changes.iter().map(ToString::to_string).collect();
+        assert_eq!(told, expected, "{policy}");
+        assert_eq!(planned.status.active, ["odd"]);
+    }
+}
+
+#[test]
+fn a_schedule_that_is_changed_starts_nothing_for_times_before_that() {
+    let schedule = |cron: &str, zone: &str| json!({ "cron": cron, "timeZone": zone });
+    let begin = schedule("0 18 * * *", "Europe/London");
+    for (next, runs_at) in [
+        (schedule("0 9 * * *", "Europe/London"), "1970-01-14T08:00:00Z"),
+        (schedule("0 18 * * *", "Asia/Kolkata"), "1970-01-13T12:30:00Z"),
+    ] {
+        let mut world = World::new(&json!({ "schedule": begin }));
+        let until = |world: &mut World, at: &str| {
+            let at: Timestamp = at.parse().unwrap();
+            world.now = at.as_second() - super::BEGIN;
+            world.step()
+        };
+        assert_eq!(until(&mut world, "1970-01-12T17:00:30Z").len(), 1);
+        assert_eq!(until(&mut world, "1970-01-13T12:29:00Z"), Vec::<String>::new());
+        world.observed.runs.clear();
+        world.job.spec.schedule = job(&json!({ "schedule": next })).spec.schedule;
+        assert_eq!(until(&mut world, "1970-01-13T12:29:30Z"), Vec::<String>::new(), "{next}");
+        assert_eq!(world.message(), format!("the next run is at {runs_at}"));
+        // What else is changed makes none of its times another's.
+        world.job.spec.args = vec!["more".to_owned()];
+        assert_eq!(until(&mut world, &runs_at.replace(":00Z", ":40Z")).len(), 1, "{next}");
+    }
 }
 
 #[test]
