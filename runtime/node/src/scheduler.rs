@@ -3,6 +3,7 @@
 mod accept;
 mod hall;
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -37,6 +38,16 @@ pub enum SchedulerError {
     /// An address that cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An address that somebody else listens on.
+    #[error(
+        "cannot listen on {address}: whoever listens on that port, at all addresses perhaps, has it; end that first"
+    )]
+    Taken {
         /// The address.
         address: String,
         /// Why.
@@ -97,7 +108,12 @@ pub async fn run(
 }
 
 pub(crate) async fn listen(ip: IpAddr, port: u16) -> Result<TcpListener, SchedulerError> {
-    TcpListener::bind((ip, port))
-        .await
-        .map_err(|source| SchedulerError::Listen { address: format!("{ip}:{port}"), source })
+    let address = format!("{ip}:{port}");
+    TcpListener::bind((ip, port)).await.map_err(|source| {
+        if source.kind() == ErrorKind::AddrInUse {
+            SchedulerError::Taken { address, source }
+        } else {
+            SchedulerError::Listen { address, source }
+        }
+    })
 }
