@@ -109,6 +109,7 @@ pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), Sup
             ended = supervisor.reconcile() => ended,
             () = stop => Ok(()),
         };
+        supervisor.goes();
         supervisor.end_all().await;
     }
     // After a failure the log stays, for whoever asks why.
@@ -121,6 +122,15 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> SupervisorError {
 }
 
 impl Supervisor {
+    /// Tells whoever asks for the cluster from now on that it is not there to stay.
+    fn goes(&mut self) {
+        let status = self.cluster.status.get_or_insert_default();
+        (status.phase, status.message) = (Phase::Deleting, Some("it is being deleted".to_owned()));
+        if let Err(error) = self.state.write_cluster(&self.cluster) {
+            tracing::warn!(%error, "nobody is told that it goes");
+        }
+    }
+
     async fn start(mut cluster: Cluster, state: State) -> Result<Self, SupervisorError> {
         cluster.status = Some(ClusterStatus {
             message: Some("making the environment; the first time takes a while".to_owned()),

@@ -108,6 +108,19 @@ def manifest(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+def processes(state: Path, name: str = "local") -> dict[str, int]:
+    """Find the processes of a cluster by the folders that they work in."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            where = (process / "cwd").readlink()
+        except OSError:
+            continue
+        if where.parent == state / name / "pods":
+            found[where.name] = int(process.name)
+    return found
+
+
 def until(is_so: Callable[[], bool]) -> None:
     """Look again for at most twenty seconds."""
     end = time.monotonic() + 20

@@ -20,21 +20,8 @@ from urllib.request import urlopen
 import ebbtide as eb
 import ebbtide.array as xp
 import pytest
-from conftest import ebbtide, until
+from conftest import ebbtide, processes, until
 from ebbtide import _native
-
-
-def processes(state: Path, name: str = "local") -> dict[str, int]:
-    """Find the processes of a cluster by the folders that they work in."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            where = (process / "cwd").readlink()
-        except OSError:
-            continue
-        if where.parent == state / name / "pods":
-            found[where.name] = int(process.name)
-    return found
 
 
 def mean(rows: int = 4000) -> xp.Array:
@@ -585,3 +572,19 @@ def test_this_process_has_nothing_but_cores_and_memory() -> None:
     made = xp.from_delayed(group, (), xp.int64, resources={"example.com/gpu": 1})
     with pytest.raises(eb.TaskFailed, match="use a cluster with a worker group"):
         made.compute()
+
+
+def test_who_asks_for_a_cluster_that_is_on_its_way_out_is_told(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    file = manifest(max=1)
+    ebbtide("up", file)
+    [worker] = (pid for name, pid in processes(state).items() if "-w-" in name)
+    # It takes as long as it may.
+    os.kill(worker, signal.SIGSTOP)
+    with subprocess.Popen(["ebbtide", "down", "local", "--backend", "local"]) as down:
+        until(lambda: '"Deleting"' in (state / "local" / "cluster.json").read_text())
+        assert "local is being deleted" in ebbtide("up", file, check=False)
+        assert down.wait(30) == 0
+    ebbtide("up", file)
+    ebbtide("down", "local")
