@@ -78,8 +78,8 @@ impl Backend {
         }
     }
 
-    /// Creates or changes a cluster.
-    pub(crate) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
+    /// Creates or changes a cluster. Gives whether it was created.
+    pub(crate) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<bool> {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.apply(cluster).await,
             Self::Local { .. } => local::apply(cluster),
@@ -156,6 +156,19 @@ impl Backend {
         match self {
             Self::Kubernetes(kubernetes) => kubernetes.logs(cluster).await,
             Self::Local { .. } => local::logs(cluster),
+        }
+    }
+
+    /// Whether there is such a cluster, and nobody asked for it after this run.
+    pub(crate) async fn is_for(
+        &self,
+        namespace: &str,
+        name: &str,
+        run: &str,
+    ) -> anyhow::Result<bool> {
+        match self {
+            Self::Kubernetes(kubernetes) => kubernetes.is_for(namespace, name, run).await,
+            Self::Local { .. } => Ok(local::is_for(namespace, name, run)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Kind, Scope};
+use crate::backend::{Backend, Kind, Scope, fresh_uid};
 use crate::endpoint::Way;
 use crate::output::{self, Format};
 use crate::{dashboard, endpoint, job, manifest, node, show, top};
@@ -258,7 +259,8 @@ fn object_name(text: &str) -> Result<String, String> {
 }
 
 fn namespace_name(text: &str) -> Result<String, String> {
-    names::check_namespace(text).map(|()| text.to_owned())
+    let checked = names::check_namespace(text).map(|()| text.to_owned());
+    checked.map_err(|error| format!("{error} (from --namespace or EBBTIDE_NAMESPACE)"))
 }
 
 impl Command {
@@ -366,12 +368,31 @@ pub(crate) async fn up(
     let namespace = namespace(&cluster, place, &backend);
     cluster.metadata.namespace = Some(namespace.clone());
     let name = cluster.name_any();
-    let was_there = script.is_some() && backend.has(&namespace, &name).await?;
-    backend.apply(&cluster).await?;
-    let ready = tokio::select! {
-        ready = wait_until_ready(&backend, &namespace, &name) => ready,
-        // What was made for a script goes; what was asked for by itself, or was there before, stays.
-        _ = node::asked_to_end(), if script.is_some() => Err(anyhow!("interrupted")),
+    let run = fresh_uid()?;
+    let marks = cluster.annotations_mut();
+    marks.remove(names::RUN);
+    if script.is_some() {
+        marks.insert(names::RUN.to_owned(), run.clone());
+    }
+    let (is_new, ready) = {
+        let mut asked = pin!(node::asked_to_end().fuse());
+        let mut applied = Box::pin(backend.apply(&cluster));
+        // What is on its way to be made is waited for: else nobody takes it down.
+        let is_new = tokio::select! {
+            biased;
+            applied = &mut applied => applied?,
+            _ = &mut asked, if script.is_some() => applied.await?,
+        };
+        let ready = if asked.is_terminated() {
+            Err(anyhow!("interrupted"))
+        } else {
+            tokio::select! {
+                ready = wait_until_ready(&backend, &namespace, &name) => ready,
+                // What was made for a script goes; what was asked for by itself, or was there before, stays.
+                _ = &mut asked, if script.is_some() => Err(anyhow!("interrupted")),
+            }
+        };
+        (is_new, ready)
     };
     let Some(script) = script else {
         ready?;
@@ -382,11 +403,19 @@ pub(crate) async fn up(
         Ok(()) => try_script(script, (&namespace, &name), &backend).await,
         Err(error) => Err(error),
     };
-    if was_there {
+    let stays = if !is_new {
+        Some("was there before and stays")
+    } else if backend.is_there(&namespace, &name).await?
+        && !backend.is_for(&namespace, &name, &run).await?
+    {
+        Some("was asked for again since and stays")
+    } else {
+        None
+    };
+    if let Some(stays) = stays {
         let code = ran?;
         if backend.has(&namespace, &name).await? {
-            let ends = format!("`ebbtide down {name}` ends it");
-            output::tell(&format!("{name} was there before and stays; {ends}"));
+            output::tell(&format!("{name} {stays}; `ebbtide down {name}` ends it"));
         }
         return Ok(code);
     }

@@ -59,6 +59,11 @@ pub(crate) async fn run(wanted: Wanted, place: &Place) -> anyhow::Result<ExitCod
     let namespace = backend.namespace();
     match &backend {
         Backend::Kubernetes(kubernetes) => {
+            if let Some(on) = &wanted.on.on
+                && !backend.has(&namespace, on).await?
+            {
+                bail!("there is no cluster {on} in namespace {namespace}");
+            }
             let job = as_job(&wanted, cluster, program)?;
             on_kubernetes(kubernetes, &namespace, &job, wanted.detach).await
         }
@@ -132,19 +137,25 @@ async fn on_kubernetes(
     // From now on whoever asks for an end finds it.
     let asked = node::asked_to_end();
     tokio::pin!(asked);
-    let job = tokio::select! {
+    let mut made = Box::pin(kubernetes.create_job(namespace, job));
+    let (job, early) = tokio::select! {
         biased;
-        asked = &mut asked => return Ok(ExitCode::from(code(128 + asked.as_raw()))),
-        made = kubernetes.create_job(namespace, job) => made?,
+        // It may be there already.
+        asked = &mut asked => (made.await?, Some(asked)),
+        made = &mut made => (made?, None),
     };
     let name = job.name_any();
-    if detach {
+    if detach && early.is_none() {
         output::line(&name)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let ended = tokio::select! {
-        ended = followed(kubernetes, namespace, &job, true) => ended,
-        asked = &mut asked => Ended::Asked(asked),
+    let ended = if let Some(asked) = early {
+        Ended::Asked(asked)
+    } else {
+        tokio::select! {
+            ended = followed(kubernetes, namespace, &job, true) => ended,
+            asked = &mut asked => Ended::Asked(asked),
+        }
     };
     match &ended {
         Ended::Asked(_) | Ended::Refused(_) => {

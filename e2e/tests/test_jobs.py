@@ -194,6 +194,11 @@ def test_what_no_cluster_can_be_made_of_is_told_and_not_waited_for(
     code, _, err = runs(*command(program(PROGRAM), unpacked, namespace, "--name", "job"))
     assert code == 1 and "no image is packed with the key" in err, err
     assert kubectl("get", "clusterjobs,ebb", "-n", namespace, "-o", "name") == ""
+    for more in ([], ["--detach"]):
+        asks = ["ebbtide", "run", str(program(PROGRAM)), "--on", "typo", "-n", namespace, *more]
+        code, _, err = runs(*asks)
+        assert code == 1 and f"there is no cluster typo in namespace {namespace}" in err, err
+    assert kubectl("get", "clusterjobs,ebb", "-n", namespace, "-o", "name") == ""
     # A pod that the API server does not take is told before there is a cluster for it.
     apply(namespace, {"cluster": spec_of(manifest()), "script": "1",
                       "pod": {"serviceAccountName": "nobody"}}, "job")  # fmt: skip

@@ -159,8 +159,11 @@ impl Kubernetes {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<()> {
-        self.applied(cluster, &PatchParams::apply(FIELD_MANAGER)).await.map(drop)
+    pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<bool> {
+        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let was_there = self.is_there(&namespace, &name).await?;
+        self.applied(cluster, &PatchParams::apply(FIELD_MANAGER)).await?;
+        Ok(!was_there)
     }
 
     /// The cluster as it would be after [`Self::apply`].
@@ -181,6 +184,16 @@ impl Kubernetes {
         let wanted = as_written(cluster)?;
         let clusters = self.clusters(&namespace);
         in_time("apply", clusters.patch(&name, params, &Patch::Apply(&wanted))).await
+    }
+
+    pub(super) async fn is_for(
+        &self,
+        namespace: &str,
+        name: &str,
+        run: &str,
+    ) -> anyhow::Result<bool> {
+        let there = in_time("get", self.clusters(namespace).get_opt(name)).await?;
+        Ok(there.is_some_and(|it| it.annotations().get(names::RUN).is_some_and(|it| it == run)))
     }
 
     pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {

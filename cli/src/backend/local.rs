@@ -4,10 +4,10 @@ use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, io};
 
 use anyhow::{Context as _, bail};
-use ebbtide_api::Cluster;
+use ebbtide_api::{Cluster, Phase, names};
 use ebbtide_contract::log::last_words;
 use ebbtide_local::settings;
 use ebbtide_local::state::State;
@@ -26,7 +26,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a supervisor may take to end.
 const DOWN_MAX: Duration = Duration::from_secs(30);
 
-pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
+/// The file in which it stands which run of a script asked for a cluster last.
+const RUN: &str = "run";
+
+pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<bool> {
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     if cluster.spec.image.is_some() {
         bail!("spec.image: processes of this machine run no images; give environment instead");
@@ -47,9 +50,15 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     let state = State::of(&namespace, &name);
     let _lock = State::lock().context("the folder of clusters cannot be locked")?;
     if state.supervisor().is_some() {
-        let running = state.cluster().map(|running| running.spec);
-        if running.as_ref() == Some(&cluster.spec) {
-            return Ok(());
+        let running = state.cluster();
+        let is_going =
+            |it: &Cluster| it.status.as_ref().is_some_and(|it| it.phase == Phase::Deleting);
+        if running.as_ref().is_some_and(is_going) {
+            bail!("{name} is being deleted");
+        }
+        if running.is_some_and(|running| running.spec == cluster.spec) {
+            write_run(&state, cluster)?;
+            return Ok(false);
         }
         bail!("{name} is running with another spec; take it down first: ebbtide down {name}");
     }
@@ -63,13 +72,25 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.metadata.generation = Some(1);
     cluster.metadata.creation_timestamp = Some(Time(Timestamp::now()));
     state.write_cluster(&cluster)?;
+    write_run(&state, &cluster)?;
     let log = File::create(state.folder().join("log"))?;
     // A session of its own: it lives on when this terminal closes.
     let mut supervisor = Command::new(env::current_exe()?);
     supervisor.arg("supervise").arg(state.folder()).arg(namespace).arg(name);
     supervisor.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     let supervisor = supervisor.spawn().context("the supervisor cannot be started")?;
-    Ok(state.write_pid(supervisor.id())?)
+    state.write_pid(supervisor.id())?;
+    Ok(true)
+}
+
+fn write_run(state: &State, cluster: &Cluster) -> io::Result<()> {
+    let run = cluster.annotations().get(names::RUN).map_or("", String::as_str);
+    fs::write(state.folder().join(RUN), run)
+}
+
+pub(super) fn is_for(namespace: &str, name: &str, run: &str) -> bool {
+    let known = fs::read_to_string(State::of(namespace, name).folder().join(RUN));
+    known.is_ok_and(|known| known == run)
 }
 
 pub(crate) fn fresh_uid() -> anyhow::Result<String> {

@@ -33,6 +33,9 @@ pub const TRACE: &str = "ebbtide.dev/trace";
 /// that keeps the authority: has the authority replaced.
 pub const RENEW: &str = "ebbtide.dev/renew";
 
+/// Annotation of a cluster: the run of a script that asked for it last, and takes it along if it made it.
+pub const RUN: &str = "ebbtide.dev/run";
+
 /// Longest name of a worker group.
 pub(crate) const GROUP_MAX: usize = 20;
 

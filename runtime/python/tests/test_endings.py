@@ -228,6 +228,43 @@ def test_a_cluster_that_was_there_before_a_script_stays_after_it(
     assert "local is gone" in ebbtide("up", file, "--run", str(script))
 
 
+@contextmanager
+def running(file: str, script: Path) -> Iterator[subprocess.Popen]:
+    """Have a script run beside its cluster until it reads a line."""
+    script.write_text("print('begun', flush=True)\ninput()\nprint('ended')\n")
+    command = ["ebbtide", "up", file, "--backend", "local", "--run", str(script)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        yield process
+
+
+def test_a_script_leaves_the_cluster_that_it_made_to_whoever_asked_for_it_since(
+    state: Path, manifest: Callable[..., str], tmp_path: Path
+) -> None:
+    file = manifest()
+    with running(file, tmp_path / "first.py") as first:
+        with running(file, tmp_path / "second.py") as second:
+            out, err = first.communicate("\n", timeout=60)
+            assert out == "ended\n" and "local was asked for again since and stays" in err, err
+            assert "local" in ebbtide("get")
+            out, err = second.communicate("\n", timeout=60)
+            assert out == "ended\n" and "local was there before and stays" in err, err
+    ebbtide("down", "local")
+    with running(file, tmp_path / "first.py") as first:
+        ebbtide("up", file)
+        out, err = first.communicate("\n", timeout=60)
+        assert "local was asked for again since and stays" in err, err
+    ebbtide("down", "local")
+    with running(file, tmp_path / "first.py") as first:
+        # Another one of its name is not its own.
+        ebbtide("down", "local")
+        ebbtide("up", file)
+        first.communicate("\n", timeout=60)
+    assert "local" in ebbtide("get")
+    ebbtide("down", "local")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_script_and_its_cluster_end_with_who_is_asked_to_end(
     state: Path, manifest: Callable[..., str], tmp_path: Path, number: int
