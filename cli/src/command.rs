@@ -380,8 +380,8 @@ pub(crate) async fn up(
         // What is on its way to be made is waited for: else nobody takes it down.
         let is_new = tokio::select! {
             biased;
-            applied = &mut applied => applied?,
             _ = &mut asked, if script.is_some() => applied.await?,
+            applied = &mut applied => applied?,
         };
         let ready = if asked.is_terminated() {
             Err(anyhow!("interrupted"))
@@ -403,27 +403,35 @@ pub(crate) async fn up(
         Ok(()) => try_script(script, (&namespace, &name), &backend).await,
         Err(error) => Err(error),
     };
-    let stays = if !is_new {
-        Some("was there before and stays")
-    } else if backend.is_there(&namespace, &name).await?
-        && !backend.is_for(&namespace, &name, &run).await?
-    {
-        Some("was asked for again since and stays")
-    } else {
-        None
-    };
-    if let Some(stays) = stays {
+    let why = why_stays(&backend, (&namespace, &name), is_new.then_some(&run)).await;
+    if let Ok(Some(why)) = why {
         let code = ran?;
         if backend.has(&namespace, &name).await? {
-            output::tell(&format!("{name} {stays}; `ebbtide down {name}` ends it"));
+            output::tell(&format!("{name} {why} and stays; `ebbtide down {name}` ends it"));
         }
         return Ok(code);
     }
-    let gone = take_down(&backend, &namespace, &name).await;
+    let gone = match why {
+        Ok(_) => take_down(&backend, &namespace, &name).await,
+        Err(error) => Err(error.context(format!("{name} may still be there"))),
+    };
     let code = ran?;
     gone?;
     output::tell(&format!("{name} is gone"));
     Ok(code)
+}
+
+/// Why a cluster stays after a script, if it does: this run of it may not have made it, or somebody may have asked for
+/// it since.
+async fn why_stays(
+    backend: &Backend,
+    (namespace, name): (&str, &str),
+    run: Option<&String>,
+) -> anyhow::Result<Option<&'static str>> {
+    let Some(run) = run else { return Ok(Some("was there before")) };
+    let is_anothers =
+        backend.is_there(namespace, name).await? && !backend.is_for(namespace, name, run).await?;
+    Ok(is_anothers.then_some("was asked for again since"))
 }
 
 /// Takes down what was made for a script, unless it has gone by itself.

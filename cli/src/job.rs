@@ -344,7 +344,7 @@ impl Printer<'_> {
         let ended = status.failures.count();
         while self.attempts < ended {
             self.begin(None);
-            self.finish().await;
+            self.finish(false).await;
         }
         let present = names::attempt(self.job, self.attempts);
         if status.phase != JobPhase::Pending
@@ -357,7 +357,9 @@ impl Printer<'_> {
             }
             self.begin(Some(pod.uid.clone()));
             if status.phase.is_over() {
-                self.finish().await;
+                let was_stopped =
+                    status.conditions.iter().any(|it| it.reason == "DeadlineExceeded");
+                self.finish(was_stopped).await;
             }
         }
     }
@@ -376,9 +378,9 @@ impl Printer<'_> {
     }
 
     /// Waits for the rest of what an attempt printed that has ended.
-    async fn finish(&mut self) {
+    async fn finish(&mut self, was_stopped: bool) {
         let Some(printing) = self.printing.take() else { return };
-        self.rest_of(printing, false).await;
+        self.rest_of(printing, was_stopped).await;
         self.attempts += 1;
     }
 

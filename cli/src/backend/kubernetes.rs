@@ -161,9 +161,9 @@ impl Kubernetes {
 
     pub(super) async fn apply(&self, cluster: &Cluster) -> anyhow::Result<bool> {
         let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-        let was_there = self.is_there(&namespace, &name).await?;
-        self.applied(cluster, &PatchParams::apply(FIELD_MANAGER)).await?;
-        Ok(!was_there)
+        let before = in_time("get", self.clusters(&namespace).get_opt(&name)).await?;
+        let after = self.applied(cluster, &PatchParams::apply(FIELD_MANAGER)).await?;
+        Ok(before.is_none_or(|it| it.uid() != after.uid()))
     }
 
     /// The cluster as it would be after [`Self::apply`].

@@ -238,7 +238,7 @@ pub struct ClusterJobStatus {
     /// Exit code of the last attempt that ended by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// With a schedule: the time of the last run that was started or left out.
+    /// With a schedule: the time of the last run that was started or left out, or when another schedule was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_schedule_time: Option<Time>,
     /// With a schedule: runs that have not ended.

@@ -10,6 +10,7 @@ use ebbtide_plan::unreadable::{has_ended, job_patch};
 use ebbtide_plan::{Refusal, Stage};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
+use kube::core::ObjectMeta;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
@@ -121,11 +122,14 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
         pods.retain(|it| it.name != *name);
         pods.extend(there.map(|it| seen(&it)));
     }
-    let (mut cluster, mut is_cluster_unread) = (None, false);
+    let (mut cluster, mut is_cluster_unread, mut unread_cluster) = (None, false, None);
     if let Some(name) = job.cluster_name() {
         let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
         let shown = context.clusters.get(&place);
         is_cluster_unread = shown.as_ref().is_some_and(|it| it.0.is_err());
+        let unread = shown.iter().filter_map(|it| it.0.as_ref().err());
+        let mut own = unread.map(|it| &it.metadata).filter(|it| is_owned(it, job));
+        unread_cluster = own.find(|it| it.deletion_timestamp.is_none()).map(named);
         cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());
         let used = known.and_then(|it| it.cluster.as_ref()).filter(|_| !is_cluster_unread);
         if used.is_some_and(|used| {
@@ -140,13 +144,15 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
         match &run.0 {
             Ok(run) => runs.push(run.clone()),
             Err(unread) if has_ended(unread) => {}
-            Err(_) => {
-                let uid = run.uid().unwrap_or_default();
-                unread_runs.push(Named { name: run.name_any(), uid });
-            }
+            Err(unread) => unread_runs.push(named(&unread.metadata)),
         }
     }
-    Ok(JobObserved { cluster, pods, is_cluster_unread, runs, unread_runs })
+    Ok(JobObserved { cluster, pods, is_cluster_unread, unread_cluster, runs, unread_runs })
+}
+
+fn named(metadata: &ObjectMeta) -> Named {
+    let text = |it: &Option<String>| it.clone().unwrap_or_default();
+    Named { name: text(&metadata.name), uid: text(&metadata.uid) }
 }
 
 async fn carry_out(

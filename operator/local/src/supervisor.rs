@@ -109,7 +109,9 @@ pub async fn run(state: State, stop: impl Future<Output = ()>) -> Result<(), Sup
             ended = supervisor.reconcile() => ended,
             () = stop => Ok(()),
         };
-        supervisor.goes();
+        if ended.is_ok() {
+            supervisor.goes();
+        }
         supervisor.end_all().await;
     }
     // After a failure the log stays, for whoever asks why.

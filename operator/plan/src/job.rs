@@ -5,12 +5,13 @@
 //! an attempt counts once, however often an operator begins again, and two never run at once.
 
 mod attempt;
+mod check;
 mod schedule;
 
 use std::fmt;
 use std::time::Duration;
 
-use ebbtide_api::job::{Named, SCHEDULED_NAME_MAX, SCRIPT_MAX};
+use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus, ClusterSpec, JobPhase, Phase, names};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -18,18 +19,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
 
-use crate::check::check_any;
 use crate::children::pod_ref;
 use crate::image::{self, Image};
 use crate::job::attempt::{Ended, Lost, attempt, backoff};
+pub use crate::job::check::check;
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
 use crate::trouble::REJECTED;
-use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, settings};
-
-/// Longest command with its arguments, in bytes.
-const WORDS_MAX: usize = 64 << 10;
+use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going};
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
@@ -46,6 +44,8 @@ pub struct JobObserved {
     pub pods: Vec<PodSeen>,
     /// Whether that cluster is there and cannot be read.
     pub is_cluster_unread: bool,
+    /// That one, if it is the job's own and stays.
+    pub unread_cluster: Option<Named>,
     /// The jobs that it made by its schedule.
     pub runs: Vec<ClusterJob>,
     /// Those of them that cannot be read and are not known to have ended.
@@ -145,59 +145,6 @@ pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestam
     }
 }
 
-/// Whether anything can be made of a job, wherever: if not, which field is wrong, and how.
-///
-/// # Errors
-///
-/// What is wrong.
-pub fn check(job: &ClusterJob) -> Result<(), String> {
-    let spec = &job.spec;
-    if spec.cluster.is_some() == spec.cluster_ref.is_some() {
-        return Err("spec: give either cluster or clusterRef".to_owned());
-    }
-    if spec.command.is_empty() == spec.script.is_none() {
-        return Err("spec: give either command or script".to_owned());
-    }
-    let bytes = spec.script.as_ref().map_or(0, String::len);
-    if bytes > SCRIPT_MAX {
-        return Err(format!(
-            "spec.script: it is {bytes} bytes long; expected at most {SCRIPT_MAX}: put what is longer \
-             into a package or a volume"
-        ));
-    }
-    if let Some(reference) = &spec.cluster_ref {
-        let checked = names::check_cluster(&reference.name);
-        checked.map_err(|it| format!("spec.clusterRef.name: {it}"))?;
-    }
-    if let Some(cluster) = &spec.cluster {
-        check_any(cluster).map_err(|it| it.replacen("spec", "spec.cluster", 1))?;
-    }
-    settings::check_one("spec", &spec.resources, &spec.pod)?;
-    let words = spec.command.iter().chain(&spec.args).map(String::len).sum::<usize>();
-    if words > WORDS_MAX {
-        return Err(format!(
-            "spec.args: command and arguments are {words} bytes long; expected at most {WORDS_MAX}: put \
-             what is longer into a ConfigMap or a volume"
-        ));
-    }
-    if spec.cluster_ref.is_some()
-        && let Some(lent) = settings::lent(&spec.pod)
-    {
-        return Err(format!(
-            "spec.pod.{lent}: with clusterRef the program runs the image of a cluster that others may make \
-             again; give cluster, or use it without"
-        ));
-    }
-    let name = job.name_any();
-    match &spec.schedule {
-        Some(_) if name.len() > SCHEDULED_NAME_MAX => Err(format!(
-            "metadata.name: a job with a schedule has a name of at most {SCHEDULED_NAME_MAX} characters"
-        )),
-        Some(schedule) => schedule::check(schedule),
-        None => Ok(()),
-    }
-}
-
 /// Whether a cluster was made for a job: it ends with the job.
 pub fn is_made_for_job(cluster: &Cluster) -> bool {
     owner(cluster).is_some_and(|it| it.kind == ClusterJob::kind(&()))
@@ -263,14 +210,21 @@ pub fn stuck(
 ) -> (ClusterJobStatus, Vec<JobChange>) {
     let is_refused = matches!(failed.op, JobOp::TryPod(_) | JobOp::CreatePod(_)) && why.is_lasting;
     let refused = condition(job, ACCEPTED, (false, REJECTED, why.words), now);
-    let mut known = job.status.iter().flat_map(|it| &it.conditions);
-    let known = known.find(|it| it.reason == REJECTED);
-    let is_for_long = known.is_some_and(|it| since(it.last_transition_time.0, now) >= REJECTED_MAX);
+    let known = || job.status.iter().flat_map(|it| &it.conditions);
+    let is_for_long = known()
+        .find(|it| it.reason == REJECTED)
+        .is_some_and(|it| since(it.last_transition_time.0, now) >= REJECTED_MAX);
+    let accepted = planned.conditions.iter().find(|it| it.type_ == ACCEPTED).cloned();
+    let accepted = if is_refused { Some(refused) } else { accepted };
     let status = ClusterJobStatus {
         phase: planned.phase,
         message: Some(bounded(why.words)),
         started_at: planned.started_at.clone(),
-        conditions: if is_refused { vec![refused] } else { planned.conditions.clone() },
+        // What else is known is of what was done.
+        conditions: accepted
+            .into_iter()
+            .chain(known().filter(|it| it.type_ != ACCEPTED).cloned())
+            .collect(),
         observed_generation: planned.observed_generation,
         ..job.status.clone().unwrap_or_default()
     };
@@ -284,7 +238,8 @@ fn leave(job: &ClusterJob, observed: &JobObserved, why: &'static str) -> Vec<Job
     let live = observed.pods.iter().filter(|it| it.phase != PodPhase::Ended && !it.is_deleting);
     let pods = live.map(|it| JobOp::DeletePod(pod_ref(it)));
     let cluster = observed.cluster.iter().filter(|it| is_own(job, *it) && !is_going(*it));
-    let clusters = cluster.map(|it| JobOp::DeleteCluster(named(it)));
+    let clusters = cluster.map(named).chain(observed.unread_cluster.clone());
+    let clusters = clusters.map(JobOp::DeleteCluster);
     pods.chain(clusters).map(|op| JobChange { op, why }).collect()
 }
 
@@ -302,6 +257,11 @@ fn under_way(
     let present = attempt(job, nth, observed, &known);
     let limit = limit(job);
     let deadline = limit.map(|(length, _)| length.saturating_sub(since(started_at, now)));
+    let is_late = deadline.is_some_and(|it| it.is_zero());
+    if observed.is_cluster_unread && !matches!(present, Ended::Well(_)) {
+        // Whose fault it is cannot be told.
+        return if is_late { late(job, known, limit, now) } else { unread(job, known, deadline) };
+    }
     match present {
         Ended::Well(pod) => {
             // It may have ended before anybody saw it.
@@ -315,17 +275,8 @@ fn under_way(
                 now,
             )
         }
-        // Whose fault it was cannot be told.
-        Ended::Badly(_) if observed.is_cluster_unread => unread(job, known, None),
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
-        Ended::Not(_) | Ended::NotBegun if deadline.is_some_and(|it| it.is_zero()) => {
-            let field = limit.map_or("", |(_, field)| field);
-            let message = format!("it took longer than {field}");
-            over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
-        }
-        Ended::Not(_) | Ended::NotBegun if observed.is_cluster_unread => {
-            unread(job, known, deadline)
-        }
+        Ended::Not(_) | Ended::NotBegun if is_late => late(job, known, limit, now),
         Ended::Not(pod) => {
             let plan = while_there(observed, pod, known);
             JobPlan { next_look: deadline, ..plan }
@@ -350,11 +301,24 @@ fn under_way(
     }
 }
 
+/// One that took too long.
+fn late(
+    job: &ClusterJob,
+    known: ClusterJobStatus,
+    limit: Option<(Duration, &'static str)>,
+    now: Timestamp,
+) -> JobPlan {
+    let field = limit.map_or("", |(_, field)| field);
+    let message = format!("it took longer than {field}");
+    over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
+}
+
 /// One of whose cluster nothing can be read: what is under way goes on.
 fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>) -> JobPlan {
     let name = job.cluster_name().unwrap_or_default();
     let message = format!("cluster {name} cannot be read: it was stored under another definition");
-    let status = ClusterJobStatus { message: Some(bounded(&message)), ..known };
+    let phase = if known.phase == JobPhase::Suspended { JobPhase::Pending } else { known.phase };
+    let status = ClusterJobStatus { phase, message: Some(bounded(&message)), ..known };
     JobPlan { changes: Vec::new(), status, next_look }
 }
 

@@ -153,3 +153,42 @@ fn what_cannot_be_read_is_told_of_whichever_write_goes_wrong() {
         }
     }
 }
+
+/// A job on the cluster `risk`.
+fn job_on_risk(deadline: u64) -> Value {
+    let metadata = json!({ "name": "report", "namespace": "default" });
+    let on = json!({ "name": "risk" });
+    json!({ "metadata": metadata, "spec": {
+        "clusterRef": on, "script": "print(1)", "activeDeadlineSeconds": deadline,
+    } })
+}
+
+#[test]
+fn a_job_on_a_cluster_that_cannot_be_read_any_more_goes_on_and_ends() {
+    for (deadline, expected) in [(3600, "Succeeded"), (5, "Failed")] {
+        within(|| async move {
+            let world = World::new(&Conditions::quiet());
+            world.apply(&cluster("1Gi"));
+            world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+            world.apply_a(kinds::CLUSTER_JOB, &job_on_risk(deadline));
+            let is_in = |phase| {
+                move |store: &Store| {
+                    store
+                        .get(kinds::CLUSTER_JOB, "report")
+                        .is_ok_and(|it| it["status"]["phase"] == phase)
+                }
+            };
+            world.until("it runs", is_in("Running")).await.unwrap();
+            let odd = json!({ "spec": { "workers": odd()["spec"]["workers"] } });
+            world.server.change(|store, _| store.merge(kinds::CLUSTER, "risk", &odd).is_ok());
+            world.until("it has ended", is_in(expected)).await.unwrap();
+            let failures = world.server.look(|store| {
+                store
+                    .get(kinds::CLUSTER_JOB, "report")
+                    .map(|it| it["status"]["failures"]["total"].clone())
+            });
+            assert_eq!(failures, Ok(json!(0)));
+            world.rest(Duration::from_mins(2)).await.unwrap();
+        });
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, JobPhase, Phase};
 use serde_json::json;
 
@@ -93,8 +94,15 @@ fn on_a_cluster_that_cannot_be_read_a_job_goes_on_and_ends_in_time() {
     world.fails();
     world.step();
     assert_eq!((world.phase(), world.plan().status.failures.total), (JobPhase::Running, 0));
+    world.now += 60;
+    world.step();
+    assert_eq!((world.phase(), world.plan().status.failures.total), (JobPhase::Failed, 0));
     let mut world = unread();
+    let own = Named { name: "nightly".to_owned(), uid: "u".to_owned() };
+    world.observed.unread_cluster = Some(own);
     world.job.spec.suspend = true;
-    assert_eq!(world.step().len(), 1);
+    let told = world.plan().changes.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(told.last().unwrap(), "delete cluster nightly: the job is suspended");
+    world.step();
     assert_eq!(world.phase(), JobPhase::Suspended);
 }

@@ -7,7 +7,9 @@ use ebbtide_api::job::Named;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{JobObserved, World, at, job, plan, site};
+use super::{JobObserved, JobOp, World, at, job, plan, site};
+use crate::job::{JobChange, stuck};
+use crate::{Refusal, Stage};
 
 #[test]
 fn a_schedule_starts_a_run_at_its_time_once_and_none_for_what_is_long_gone() {
@@ -185,6 +187,28 @@ fn a_schedule_that_is_changed_starts_nothing_for_times_before_that() {
         world.job.spec.args = vec!["more".to_owned()];
         assert_eq!(until(&mut world, &runs_at.replace(":00Z", ":40Z")).len(), 1, "{next}");
     }
+}
+
+#[test]
+fn a_change_that_could_not_be_carried_out_in_the_look_that_saw_it_starts_nothing_either() {
+    let mut world = World::new(&json!({ "schedule": { "cron": "0 18 * * *" } }));
+    world.now = 15 * 3600;
+    assert_eq!(world.step().len(), 1);
+    world.now += 16 * 3600;
+    world.step();
+    world.job.spec.schedule = job(&json!({ "schedule": { "cron": "0 9 * * *" } })).spec.schedule;
+    let failed = JobChange {
+        op: JobOp::DeleteJob(Named { name: "old".to_owned(), uid: "u".to_owned() }),
+        why: "enough newer runs are there",
+    };
+    let why = Refusal { words: "no", is_lasting: false, at: Stage::Others };
+    let planned = world.plan().status;
+    let (status, _) =
+        stuck((&world.job, &world.observed), &planned, (&failed, &why), at(world.now));
+    world.job.status = Some(status);
+    world.observed.runs.clear();
+    world.now += 60;
+    assert_eq!(world.step(), Vec::<String>::new());
 }
 
 #[test]
