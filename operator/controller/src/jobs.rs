@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
-use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, plan, stuck};
+use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::unreadable::{has_ended, job_patch};
-use ebbtide_plan::{Refusal, Stage};
+use ebbtide_plan::{Refusal, Stage, is_going};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
-use kube::core::ObjectMeta;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt as _};
 use serde::Serialize;
@@ -127,9 +126,8 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
         let place = Key { kind: Kind::Cluster, name: name.to_owned(), ..key.clone() };
         let shown = context.clusters.get(&place);
         is_cluster_unread = shown.as_ref().is_some_and(|it| it.0.is_err());
-        let unread = shown.iter().filter_map(|it| it.0.as_ref().err());
-        let mut own = unread.map(|it| &it.metadata).filter(|it| is_owned(it, job));
-        unread_cluster = own.find(|it| it.deletion_timestamp.is_none()).map(named);
+        let unread = shown.as_deref().filter(|it| it.0.is_err());
+        unread_cluster = unread.filter(|it| is_owned(it.meta(), job) && !is_going(*it)).map(named);
         cluster = shown.as_ref().and_then(|it| it.0.as_ref().ok().cloned());
         let used = known.and_then(|it| it.cluster.as_ref()).filter(|_| !is_cluster_unread);
         if used.is_some_and(|used| {
@@ -144,15 +142,10 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
         match &run.0 {
             Ok(run) => runs.push(run.clone()),
             Err(unread) if has_ended(unread) => {}
-            Err(unread) => unread_runs.push(named(&unread.metadata)),
+            Err(_) => unread_runs.push(named(&**run)),
         }
     }
     Ok(JobObserved { cluster, pods, is_cluster_unread, unread_cluster, runs, unread_runs })
-}
-
-fn named(metadata: &ObjectMeta) -> Named {
-    let text = |it: &Option<String>| it.clone().unwrap_or_default();
-    Named { name: text(&metadata.name), uid: text(&metadata.uid) }
 }
 
 async fn carry_out(

@@ -522,7 +522,8 @@ fn seen(pod: &PodSeen) -> Named {
     Named { name: pod.name.clone(), uid: pod.uid.clone() }
 }
 
-fn named(object: &impl Resource) -> Named {
+/// Which object this is.
+pub fn named(object: &impl Resource) -> Named {
     let meta = object.meta();
     let text = |it: &Option<String>| it.clone().unwrap_or_default();
     Named { name: text(&meta.name), uid: text(&meta.uid) }

@@ -44,7 +44,7 @@ pub fn job_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
         return None;
     }
     let mut told = told(unread, ACCEPTED, now);
-    if unread.status.get("phase").map(JobPhase::deserialize).is_some_and(|it| it.is_err()) {
+    if job_phase(unread).is_some_and(|it| it.is_err()) {
         told.remove("message");
     }
     news(unread, told)
@@ -52,11 +52,12 @@ pub fn job_patch(unread: &Unread, now: Timestamp) -> Option<Value> {
 
 /// Whether a job that cannot be read is known to have ended.
 pub fn has_ended(unread: &Unread) -> bool {
-    unread
-        .status
-        .get("phase")
-        .map(JobPhase::deserialize)
-        .is_some_and(|it| it.is_ok_and(JobPhase::is_over))
+    job_phase(unread).is_some_and(|it| it.is_ok_and(JobPhase::is_over))
+}
+
+/// The phase that it tells, or that it is none that is known here.
+fn job_phase(unread: &Unread) -> Option<serde_json::Result<JobPhase>> {
+    unread.status.get("phase").map(JobPhase::deserialize)
 }
 
 /// Why nothing happens, as a message and as this condition.

@@ -16,12 +16,18 @@ fn two() -> Conditions {
     Conditions { operators: 2, has_lease: true, ..Conditions::quiet() }
 }
 
+/// A world with a cluster that is ready under one of two operators.
+async fn ready_under_two() -> World {
+    let world = World::new(&two());
+    world.apply(&cluster("1Gi"));
+    world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+    world
+}
+
 /// How long a cluster is not looked after when its operator ends in some way.
 fn gap(end: impl FnOnce(&World, usize)) -> Duration {
     within(|| async move {
-        let world = World::new(&two());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = ready_under_two().await;
         let &[first] = &world.at_work()[..] else { panic!("{:?}", world.at_work()) };
         // In the middle between two renewals.
         sleep(Duration::from_millis(2500)).await;
@@ -52,9 +58,7 @@ fn an_operator_that_is_stopped_hands_over_at_once() {
 #[test]
 fn an_operator_that_cannot_renew_stops_before_another_begins() {
     within(|| async {
-        let world = World::new(&two());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = ready_under_two().await;
         let first = world.at_work()[0];
         world.server.cut_leases_of(first);
         let begin = Instant::now();
@@ -69,9 +73,7 @@ fn an_operator_that_cannot_renew_stops_before_another_begins() {
 #[test]
 fn an_operator_works_on_whose_renewal_nobody_answered_or_whose_lease_somebody_edited() {
     within(|| async {
-        let world = World::new(&two());
-        world.apply(&cluster("1Gi"));
-        world.until("it is ready", |store| is_ready(store, 1)).await.unwrap();
+        let world = ready_under_two().await;
         let at_work = world.at_work();
         for _ in 0..2 {
             world.server.lose_an_answer_about_leases_to(at_work[0]);
