@@ -14,8 +14,8 @@ pub(crate) enum CallError {
     #[error("cannot {what}: {}", words(source))]
     Refused { what: &'static str, source: kube::Error },
     /// No answer.
-    #[error("cannot {what}: the API server did not answer within {CALL_MAX:?}")]
-    Silent { what: &'static str },
+    #[error("cannot {what}: the API server did not answer within {within:?}")]
+    Silent { what: &'static str, within: Duration },
 }
 
 /// What went wrong, for people: of an answer of the API server its message.
@@ -29,13 +29,22 @@ fn words(error: &kube::Error) -> String {
 }
 
 /// Awaits a call.
-pub(crate) async fn call<T>(
+pub(crate) fn call<T>(
+    what: &'static str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> impl Future<Output = Result<T, CallError>> {
+    call_within(CALL_MAX, what, request)
+}
+
+/// Awaits a call for so long.
+pub(crate) async fn call_within<T>(
+    within: Duration,
     what: &'static str,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, CallError> {
-    match timeout(CALL_MAX, request).await {
+    match timeout(within, request).await {
         Ok(answer) => answer.map_err(|source| CallError::Refused { what, source }),
-        Err(_) => Err(CallError::Silent { what }),
+        Err(_) => Err(CallError::Silent { what, within }),
     }
 }
 

@@ -14,7 +14,7 @@ use kube::core::ObjectMeta;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::{Instant, sleep};
 
-use crate::api_call::{CallError, call};
+use crate::api_call::{CallError, call, call_within};
 use crate::operator::Clock;
 
 const NAME: &str = "ebbtide-operator";
@@ -28,6 +28,9 @@ const RENEW: Duration = Duration::from_secs(5);
 /// How long the holder works on without a renewal: it stops before the lease is over for others,
 /// with time for a write that is on its way.
 const RENEW_MAX: Duration = Duration::from_secs(10);
+
+/// How long the holder waits for an answer before it tries again.
+const TRY_MAX: Duration = Duration::from_secs(2);
 
 /// How often others look, and the holder tries again what failed.
 const LOOK: Duration = Duration::from_millis(500);
@@ -124,12 +127,7 @@ impl Held {
 
     /// Looks whether the lease is still held here, whoever wrote it last. That it is renews nothing.
     async fn is_still_held(&mut self) -> Result<bool, CallError> {
-        let rest = RENEW_MAX.saturating_sub(self.renewed_at.elapsed());
-        let reading = call("read the lease", self.candidate.leases.get_opt(NAME));
-        let there = match tokio::time::timeout(rest, reading).await {
-            Ok(there) => there?,
-            Err(_) => return Err(CallError::Silent { what: "read the lease" }),
-        };
+        let there = self.try_once("read the lease", self.candidate.leases.get_opt(NAME)).await?;
         let is_ours = |it: &Lease| {
             let holder = it.spec.as_ref().and_then(|it| it.holder_identity.as_ref());
             holder == Some(&self.candidate.identity)
@@ -140,25 +138,40 @@ impl Held {
     }
 
     /// Gives the lease to whoever wants it.
-    pub async fn release(self) {
-        let mut free = self.record.clone();
-        if let Some(spec) = &mut free.spec {
-            spec.holder_identity = Some(String::new());
-        }
-        if let Err(error) = self.write(&free).await {
+    pub async fn release(mut self) {
+        let Err(error) = self.free().await else { return };
+        // Its record is another one after a renewal whose answer was lost.
+        let freed = match self.is_still_held().await {
+            Ok(true) => self.free().await,
+            Ok(false) => Ok(()),
+            Err(_) => Err(error),
+        };
+        if let Err(error) = freed {
             tracing::warn!(%error, "the lease ends by itself");
         }
     }
 
-    async fn write(&self, next: &Lease) -> Result<Lease, CallError> {
-        let leases = &self.candidate.leases;
-        let rest = RENEW_MAX.saturating_sub(self.renewed_at.elapsed());
-        let params = PostParams::default();
-        let writing = call("write the lease", leases.replace(NAME, &params, next));
-        match tokio::time::timeout(rest, writing).await {
-            Ok(written) => written,
-            Err(_) => Err(CallError::Silent { what: "write the lease" }),
+    async fn free(&self) -> Result<(), CallError> {
+        let mut free = self.record.clone();
+        if let Some(spec) = &mut free.spec {
+            spec.holder_identity = Some(String::new());
         }
+        self.write(&free).await.map(drop)
+    }
+
+    async fn write(&self, next: &Lease) -> Result<Lease, CallError> {
+        let params = PostParams::default();
+        self.try_once("write the lease", self.candidate.leases.replace(NAME, &params, next)).await
+    }
+
+    /// Makes a call that ends before the lease does.
+    async fn try_once<T>(
+        &self,
+        what: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, CallError> {
+        let rest = RENEW_MAX.saturating_sub(self.renewed_at.elapsed());
+        call_within(rest.min(TRY_MAX), what, request).await
     }
 }
 

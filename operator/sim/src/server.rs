@@ -69,8 +69,8 @@ struct Inner {
     gone: BTreeMap<String, Instant>,
     /// Operators whose requests for leases get no answer.
     cut: BTreeSet<usize>,
-    /// Operators of which the answer to the next write of a lease is lost.
-    unanswered: BTreeSet<usize>,
+    /// What becomes of the next write of a lease by an operator.
+    fault_of_leases: BTreeMap<usize, WriteFault>,
     /// Until when nobody is answered.
     away_until: Option<Instant>,
     counts: Counts,
@@ -132,7 +132,7 @@ impl Server {
             faults,
             gone: BTreeMap::new(),
             cut: BTreeSet::new(),
-            unanswered: BTreeSet::new(),
+            fault_of_leases: BTreeMap::new(),
             away_until: None,
             counts: Counts::default(),
             guard: None,
@@ -180,9 +180,9 @@ impl Server {
         self.lock().cut.insert(who);
     }
 
-    /// Lets the answer to an operator's next write of a lease be lost.
-    pub fn lose_an_answer_about_leases_to(&self, who: usize) {
-        self.lock().unanswered.insert(who);
+    /// Lets this become of an operator's next write of a lease.
+    pub fn meet_a_lease_of(&self, who: usize, fault: WriteFault) {
+        self.lock().fault_of_leases.insert(who, fault);
     }
 
     /// Changes which pods are taken from now on.
@@ -282,9 +282,9 @@ impl Server {
             if is_cut {
                 return pending().await;
             }
-            let answer = self.carry_out(&call, &body);
-            let is_lost = call.verb == Verb::Replace && self.lock().unanswered.remove(&who);
-            return if is_lost { Err("the connection was reset".into()) } else { Ok(answer) };
+            let is_write = call.verb == Verb::Replace;
+            let fault = is_write.then(|| self.lock().fault_of_leases.remove(&who)).flatten();
+            return self.met(who, fault, || self.carry_out(&call, &body)).await;
         }
         if let Some((is_away, time)) = self.met_by_request() {
             if is_away {
@@ -352,23 +352,36 @@ impl Server {
         let fault_told = fault.map(|it| format!(" {it:?}")).unwrap_or_default();
         self.log(&format!("operator {who} write {nth}: {what}{fault_told}"));
         self.meddle_before(nth);
-        match fault {
-            None => {
-                let answer = self.judged(who, call, body);
+        self.met(who, fault, || {
+            let answer = self.judged(who, call, body);
+            if fault.is_none() {
                 self.meddle(nth);
-                Ok(answer)
             }
+            answer
+        })
+        .await
+    }
+
+    /// A write that meets a fault.
+    async fn met(
+        &self,
+        who: usize,
+        fault: Option<WriteFault>,
+        write: impl FnOnce() -> Response<Answer>,
+    ) -> Result<Response<Answer>, BoxError> {
+        match fault {
+            None => Ok(write()),
             Some(WriteFault::CrashBefore) => self.crash(who).await,
             Some(WriteFault::CrashAfter) => {
-                drop(self.judged(who, call, body));
+                drop(write());
                 self.crash(who).await
             }
             Some(WriteFault::Broken) => {
-                drop(self.judged(who, call, body));
+                drop(write());
                 Err("the connection was reset".into())
             }
             Some(WriteFault::Lost) => {
-                drop(self.judged(who, call, body));
+                drop(write());
                 pending().await
             }
             Some(WriteFault::Hangs) => pending().await,

@@ -7,6 +7,7 @@ use ebbtide_controller::lease::LEASE;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use crate::faults::WriteFault;
 use crate::kinds;
 use crate::lives::{cluster, is_ready, within};
 use crate::store::Store;
@@ -70,31 +71,66 @@ fn an_operator_that_cannot_renew_stops_before_another_begins() {
     });
 }
 
+/// The version of the only lease.
+fn version(world: &World) -> Option<String> {
+    world.server.look(|store| {
+        let mut all = store.list(kinds::LEASE);
+        Some(all.next()?["metadata"]["resourceVersion"].as_str()?.to_owned())
+    })
+}
+
+/// Waits until the lease is written.
+async fn written(world: &World) {
+    let (before, begin) = (version(world), Instant::now());
+    while version(world) == before {
+        assert!(begin.elapsed() < LEASE);
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[test]
-fn an_operator_works_on_whose_renewal_nobody_answered_or_whose_lease_somebody_edited() {
+fn an_operator_works_on_when_one_renewal_meets_a_fault_or_somebody_edits_its_lease() {
     within(|| async {
         let world = ready_under_two().await;
-        let at_work = world.at_work();
-        for _ in 0..2 {
-            world.server.lose_an_answer_about_leases_to(at_work[0]);
-            let touch = json!({ "metadata": { "labels": { "touched": "yes" } } });
-            for _ in 0..1000 {
+        let &[first] = &world.at_work()[..] else { panic!("{:?}", world.at_work()) };
+        let touch = json!({ "metadata": { "labels": { "touched": "yes" } } });
+        let faults = [
+            WriteFault::Broken,
+            WriteFault::Lost,
+            WriteFault::Hangs,
+            WriteFault::Refused(409),
+            WriteFault::Refused(503),
+        ];
+        for fault in faults {
+            world.server.meet_a_lease_of(first, fault);
+            for _ in 0..2000 {
                 sleep(Duration::from_millis(10)).await;
-                assert_eq!(world.at_work(), at_work);
+                assert_eq!(world.at_work(), [first], "{fault:?}");
             }
-            let all = world.server.look(|store| {
+            let is_done = world.server.change(|store, _| {
                 let name = |it: &Arc<Value>| it["metadata"]["name"].as_str().map(str::to_owned);
-                store.list(kinds::LEASE).filter_map(name).collect::<Vec<_>>()
+                let only = store.list(kinds::LEASE).find_map(name).unwrap();
+                store.merge(kinds::LEASE, &only, &touch).is_ok()
             });
-            for name in all {
-                assert!(
-                    world
-                        .server
-                        .change(|store, _| store.merge(kinds::LEASE, &name, &touch).is_ok())
-                );
-            }
+            assert!(is_done);
         }
         world.rest(Duration::from_mins(1)).await.unwrap();
-        assert_eq!(world.at_work(), at_work);
+        assert_eq!(world.at_work(), [first]);
+    });
+}
+
+#[test]
+fn an_operator_that_is_stopped_in_the_middle_of_a_renewal_hands_over_at_once() {
+    within(|| async {
+        let world = ready_under_two().await;
+        let &[first] = &world.at_work()[..] else { panic!("{:?}", world.at_work()) };
+        world.server.meet_a_lease_of(first, WriteFault::Lost);
+        written(&world).await;
+        world.stop(first);
+        let begin = Instant::now();
+        while world.at_work() != [1 - first] {
+            assert!(begin.elapsed() < Duration::from_secs(1));
+            sleep(Duration::from_millis(10)).await;
+        }
     });
 }
