@@ -48,7 +48,7 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<bool> {
         output::tell(&format!("processes of this machine do without {}", left_out.join(", ")));
     }
     let state = State::of(&namespace, &name);
-    let _lock = State::lock().context("the folder of clusters cannot be locked")?;
+    let _lock = lock()?;
     if state.supervisor().is_some() {
         let running = state.cluster();
         let is_going =
@@ -166,6 +166,7 @@ pub(super) fn logs(cluster: &Cluster) -> anyhow::Result<Vec<(String, String)>> {
 
 pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
     let state = State::of(namespace, name);
+    let held = lock()?;
     let Some(pid) = state.supervisor().and_then(rustix::process::Pid::from_raw) else {
         if state.folder().exists() {
             // What a supervisor left that was killed; its processes ended with it.
@@ -175,6 +176,7 @@ pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
     };
     rustix::process::kill_process(pid, rustix::process::Signal::TERM)
         .context("the supervisor cannot be asked to end")?;
+    drop(held);
     let asked_at = Instant::now();
     // Not by its files: it ends when it has removed all of them.
     while state.is_supervisor(pid.as_raw_nonzero().get()) {
@@ -183,7 +185,16 @@ pub(super) async fn down(namespace: &str, name: &str) -> anyhow::Result<()> {
         }
         sleep(LOOK_INTERVAL).await;
     }
+    let _lock = lock()?;
+    if state.supervisor().is_none() && state.folder().exists() {
+        // It had hardly begun, and knew of no files yet.
+        state.remove().context("what is left of the cluster cannot be removed")?;
+    }
     Ok(())
+}
+
+fn lock() -> anyhow::Result<File> {
+    State::lock().context("the folder of clusters cannot be locked")
 }
 
 pub(crate) fn endpoint(namespace: &str, name: &str) -> anyhow::Result<Endpoint> {

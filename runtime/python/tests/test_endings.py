@@ -278,3 +278,14 @@ def test_a_script_and_its_cluster_end_with_who_is_asked_to_end(
         process.send_signal(number)
         assert process.wait(30) == 128 + signal.SIGTERM
     assert ebbtide("get").splitlines()[1:] == []
+
+
+def test_a_cluster_that_is_taken_down_as_it_begins_leaves_nothing(
+    state: Path, manifest: Callable[..., str]
+) -> None:
+    for _ in range(5):
+        with subprocess.Popen(["ebbtide", "up", manifest(), "--backend", "local"]) as starting:
+            until((state / "local" / "pid").exists)
+            ebbtide("down", "local")
+            assert not (state / "local").exists()
+            assert starting.wait(30) == 1
