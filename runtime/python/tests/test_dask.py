@@ -121,6 +121,26 @@ def test_a_scheduler_that_stands_still_is_neither_idle_nor_dead(
     ebbtide("down", "still")
 
 
+PROGRAM = """
+from distributed import Client
+with Client() as client:
+    worker = client.submit(lambda: __import__("distributed").get_worker().name).result(60)
+    [limit] = {it["memory_limit"] for it in client.scheduler_info()["workers"].values()}
+    print(worker, limit)
+"""
+
+
+def test_a_program_that_knows_dask_alone_has_workers_with_the_memory_of_their_group(
+    state: Path, tmp_path: Path, plain: None
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(MANIFEST.format(name="limits", packages=PACKAGES))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with_cluster = ("--cluster", str(tmp_path / "cluster.yaml"), "--backend", "local")
+    told = ebbtide("run", str(tmp_path / "program.py"), *with_cluster)
+    assert f"-w-0 {2 << 30}\n" in told, told
+    assert not list(state.glob("*"))
+
+
 def follow(address: str, origin: str) -> str:
     """Ask as a page of some origin does that follows a cluster. Give what is answered."""
     host, port = address.removeprefix("http://").split("/")[0].split(":")
