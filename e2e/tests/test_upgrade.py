@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ebbtide as eb
+import yaml
 from conftest import (
     KUBE,
     OPERATOR,
@@ -28,6 +30,8 @@ from conftest import (
 pytestmark = alone
 
 CHART = Path(__file__).parents[2] / "charts" / "ebbtide"
+#: The definitions in it.
+CRDS = Path("files") / "crds"
 RELEASE = ("ebbtide", "-n", "ebbtide")
 
 
@@ -77,7 +81,7 @@ def test_an_upgrade_and_a_rollback_leave_every_pod_as_it_was(
 
 @on_the_dev_cluster
 def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
-    namespace: str, manifest: Callable[..., Path]
+    namespace: str, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = Path(os.environ["KUBECONFIG"]).parent / "previous"
     image = (folder / "runtime").read_text().strip()
@@ -90,11 +94,15 @@ def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
         del spec["environment"]
         spec["image"] = image
 
+    # Of the one before with the definitions of this one.
+    mixed = shutil.copytree(folder / "chart", tmp_path / "chart")
+    shutil.copytree(CHART / CRDS, mixed / CRDS, dirs_exist_ok=True)
     with up(manifest(), namespace), ExitStack() as later:
         there = pods(namespace)
         with upgraded(*options, chart=folder / "chart"):
             works(namespace, 3)
-            works(namespace, 1)
+            with upgraded(*options, chart=mixed):
+                works(namespace, 1)
             later.enter_context(up(manifest(before, "before"), namespace, "before"))
             resize(namespace, 2, name="before")
             assert there.items() <= pods(namespace).items()
@@ -262,10 +270,15 @@ def test_of_a_status_that_cannot_be_read_nothing_is_lost_and_a_name_from_before_
 
 @on_the_dev_cluster
 def test_under_an_older_definition_clusters_work_and_under_the_newer_one_they_are_as_they_were(
-    namespace: str, manifest: Callable[..., Path]
+    namespace: str, manifest: Callable[..., Path], tmp_path: Path
 ) -> None:
     status = ("get", "ebb", "mean", "-n", namespace, "-o", "jsonpath={.status}")
-    with another_definition(older):
+    chart = shutil.copytree(CHART, tmp_path / "chart")
+    file = chart / CRDS / "clusters.yaml"
+    definition = yaml.safe_load(file.read_text())
+    older(definition["spec"])
+    file.write_text(yaml.safe_dump(definition))
+    with upgraded(chart=chart):
         run("ebbtide", "up", str(manifest()), "-n", namespace)
         before = pods(namespace)
         works(namespace, 2)
