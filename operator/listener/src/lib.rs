@@ -28,6 +28,9 @@ use crate::lines::{Lines, say};
 /// Schedulers at once: 4,000 clusters, each with a new connection before its old one is closed.
 const CONNECTIONS_MAX: usize = 8192;
 
+/// How much of what a scheduler says is read at once, in bytes: there are as many buffers as schedulers.
+const READ_AHEAD: usize = 1024;
+
 /// Wait after a connection could not be accepted.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -461,10 +464,12 @@ pub async fn serve(
                 return;
             }
             if let Err(error) = session(stream, from.ip(), &acceptor, &schedulers, &news).await {
-                tracing::info!(%error, %from, "a scheduler's connection ended");
                 let why = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
                 if let Some(refused) = why {
+                    tracing::warn!(%error, reason = refused.reason, %from, "a scheduler was refused");
                     schedulers.refuse(from.ip(), refused);
+                } else {
+                    tracing::info!(%error, %from, "a scheduler's connection ended");
                 }
             }
             drop(place);
@@ -527,7 +532,7 @@ async fn serve_cluster(
     }
     let _place = schedulers.place(Peer::Cluster(cluster_uid.to_owned()))?;
     let (reader, mut writer) = tokio::io::split(stream);
-    let mut lines = Lines::new(BufReader::new(reader));
+    let mut lines = Lines::new(BufReader::with_capacity(READ_AHEAD, reader));
     let hello = timeout(HANDSHAKE_MAX, lines.next()).await;
     let hello = hello.map_err(|_| refused("silence", "no hello in time"))??;
     let Some(Up::Hello { protocol, epoch }) = hello else {
