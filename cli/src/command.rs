@@ -29,7 +29,7 @@ const RETRY_FIRST: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_mins(10);
 
 /// How long a cluster may go without any status before a person is told what may be wrong.
-const UNSEEN_MAX: Duration = Duration::from_secs(15);
+pub(crate) const UNNOTICED_MAX: Duration = Duration::from_secs(15);
 
 /// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
 #[derive(Parser)]
@@ -452,8 +452,11 @@ async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> any
     loop {
         let cluster = news(backend, (namespace, name), told.as_ref()).await?;
         let status = cluster.status.clone().unwrap_or_default();
-        // What was found out about an earlier spec says nothing of this one.
+        // What was found out about an earlier spec says nothing of this one; what comes now is why it is not tried.
         if status.observed_generation != cluster.metadata.generation {
+            if let Some(message) = status.message.filter(|_| told.is_some()) {
+                output::tell(&format!("{name}: {message}"));
+            }
             told = Some(cluster);
             continue;
         }
@@ -479,7 +482,7 @@ async fn news(
     tokio::pin!(news);
     tokio::select! {
         news = &mut news => return news,
-        () = sleep(UNSEEN_MAX), if seen.is_none() => {}
+        () = sleep(UNNOTICED_MAX), if seen.is_none() => {}
     }
     output::tell(&format!("{name}: nobody has looked at it yet; is the operator running?"));
     news.await

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::{Backend, Kubernetes, fresh_uid};
-use crate::command::{On, Place, Script, try_script, up};
+use crate::command::{On, Place, Script, UNNOTICED_MAX, try_script, up};
 use crate::{manifest, node, output};
 
 /// How long a job that ended can be looked at, in seconds.
@@ -105,13 +105,17 @@ fn as_job(
         (None, None) => String::new(),
     };
     let mut spec: ClusterJobSpec = serde_json::from_value(json!({}))?;
+    // What they say of a manifest they say of the job that is made of it.
+    let marks = cluster.as_ref().map(|it| it.metadata.clone()).unwrap_or_default();
+    let marks = (marks.labels, marks.annotations);
     spec.cluster = cluster.map(|it| it.spec);
     spec.cluster_ref = wanted.on.on.clone().map(|name| ClusterRef { name });
     spec.script = Some(program);
     spec.args.clone_from(&wanted.arguments);
     spec.retries = Retries { exit: wanted.retries, ..Retries::default() };
     spec.ttl_seconds_after_finished = Some(KEPT_SECONDS);
-    let job = ClusterJob::new(&named(wanted.name.clone(), &stem)?, spec);
+    let mut job = ClusterJob::new(&named(wanted.name.clone(), &stem)?, spec);
+    (job.metadata.labels, job.metadata.annotations) = marks;
     let file = wanted.file.display();
     let told = |it: String| anyhow!("{}", it.replace("spec.script", &file.to_string()));
     ebbtide_plan::job::check(&job).map_err(told)?;
@@ -231,8 +235,10 @@ async fn followed(
 ) -> Ended {
     let name = job.name_any();
     let (mut job, mut told, mut hurt_since) = (job.clone(), None, None::<Instant>);
+    let mut is_seen = false;
     let mut printer = Printer { kubernetes, namespace, job: &name, attempts: 0, printing: None };
     loop {
+        is_seen |= job.status.is_some();
         let status = job.status.clone().unwrap_or_default();
         let message = status.message.clone().filter(|_| !status.phase.is_over());
         if message.is_some() && message != told {
@@ -268,6 +274,12 @@ async fn followed(
                 Err(error) => return Ended::Unseen(error),
             },
             () = again => {}
+            () = sleep(UNNOTICED_MAX), if !is_seen => {
+                output::tell(&format!(
+                    "{name}: nobody has looked at it yet; does the operator run, and in this namespace?"
+                ));
+                is_seen = true;
+            }
         }
     }
 }
