@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import alone, kubectl, mean, objects, run, settled
+from conftest import alone, kubectl, mean, objects, run, settled, up
 from test_pods import LENT, workers
 from watch import told
 
@@ -24,6 +24,16 @@ import sys, ebbtide as eb, ebbtide.array as xp
 with eb.Cluster():
     numbers = xp.random.default_rng(7).normal(size=(4000, 4000), chunks=(500, 4000))
     print(f"{float(numbers.mean().compute())!r} of {sys.argv[1:]}")
+"""
+
+#: Computes again and again.
+BUSY = """
+import time, ebbtide as eb, ebbtide.array as xp
+with eb.Cluster():
+    print("it runs", flush=True)
+    for _ in range(50):
+        assert xp.asarray([1, 2, 3]).sum().compute() == 6
+        time.sleep(0.1)
 """
 
 #: Runs until somebody ends it.
@@ -148,6 +158,36 @@ def test_a_pod_that_is_evicted_and_an_operator_that_is_killed_cost_an_attempt_an
     kubectl("wait", "--for=delete", "ebb/job", "-n", namespace, "--timeout=60s")
     kubectl("wait", "--for=delete", f"pod/{second}", "-n", namespace, "--timeout=60s")
     kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
+
+
+def test_a_program_whose_scheduler_goes_is_not_at_fault_and_has_what_it_needs_the_next_time(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    apply(namespace, {"cluster": spec_of(manifest()), "script": BUSY})
+    wait(namespace, "{.status.phase}=Running")
+    asks = ["ebbtide", "follow", "job", "-n", namespace]
+    with subprocess.Popen(asks, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None and follower.stdout.readline() == "it runs\n"
+        pods = kubectl("get", "pods", "-n", namespace, "-o", "name").split()
+        [scheduler] = [it for it in pods if it.endswith("-scheduler")]
+        # What its client proves itself with is gone as well.
+        kubectl("delete", "secrets", "--all", "-n", namespace)
+        kubectl("delete", scheduler, "-n", namespace, "--wait=false")
+        assert follower.stdout.readline() == "it runs\n"
+        assert follower.wait(LIMIT) == 0
+    failures = status(namespace)["failures"]
+    assert (failures["lost"], failures["exit"]) == (1, 0), failures
+    kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
+
+
+def test_a_job_on_a_cluster_whose_secrets_somebody_deleted_gets_them(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    with up(manifest(), namespace):
+        kubectl("delete", "secrets", "--all", "-n", namespace)
+        apply(namespace, {"clusterRef": {"name": "mean"}, "script": PROGRAM})
+        wait(namespace, "{.status.phase}=Succeeded")
+        kubectl("delete", "clusterjob/job", "-n", namespace, "--cascade=foreground")
 
 
 def test_a_program_that_was_suspended_is_heard_from_its_beginning_and_has_its_words_as_given(

@@ -143,8 +143,8 @@ pub struct Retries {
     #[serde(default)]
     #[schemars(range(min = 0, max = 100))]
     pub out_of_memory: i32,
-    /// When it is not its own fault: its node or its cluster is gone, or its pod was evicted or
-    /// deleted. Default: 3.
+    /// When it is not its own fault: its node, its cluster or the scheduler of that is gone, or its pod was
+    /// evicted or deleted. Default: 3.
     #[serde(default = "three")]
     #[schemars(range(min = 0, max = 100))]
     pub lost: i32,
@@ -212,7 +212,7 @@ pub struct ClusterJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Complete`: it ended well. `Failed`: it ended, and not well. `Accepted`: something can be made of
-    /// its spec.
+    /// its spec. `Scheduled`: the times that it runs by, as they were last seen.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[serde(default)]
     #[schemars(length(max = 16))]

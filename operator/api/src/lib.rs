@@ -31,6 +31,9 @@ pub use crate::strict::check_fields;
 /// Most worker groups of a cluster.
 pub const GROUPS_MAX: usize = 16;
 
+/// Longest spec of a cluster, in bytes of JSON: whoever works for many keeps them all.
+pub const SPEC_MAX: usize = 128 << 10;
+
 /// Most workers of a group.
 pub const WORKERS_MAX: i32 = 10_000;
 

@@ -18,7 +18,9 @@ pub const CAUSES_MAX: usize = 4;
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
-    /// What the cluster is doing.
+    /// What the cluster is doing. `Starting`: its parts are being made. `Ready`: the scheduler answers and the
+    /// least number of workers is there. `Degraded`: somebody must change something, the message says what.
+    /// `Deleting`: it is going.
     #[serde(default, deserialize_with = "known")]
     pub phase: Phase,
     /// Since when it does so.

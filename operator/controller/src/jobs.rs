@@ -7,11 +7,11 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::unreadable::{has_ended, job_patch};
-use ebbtide_plan::{Refusal, Stage, is_going};
+use ebbtide_plan::{PodSeen, Refusal, Stage, is_going};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
-use kube::{Api, Resource as _, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt};
 use serde::Serialize;
 
 use crate::api_call::{CallError, call};
@@ -19,7 +19,7 @@ use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
 use crate::record::{publish, unreadable};
-use crate::slim::{SlimPod, seen};
+use crate::slim::{SlimPod, is_scheduler, seen};
 
 /// What is tried when something goes, for messages.
 const GO: &str = "delete what a job has no more";
@@ -137,6 +137,7 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
             cluster = call("look for a job's cluster", api.get_opt(name)).await?;
         }
     }
+    let schedulers = schedulers(context, namespace, cluster.as_ref());
     let (mut runs, mut unread_runs) = (Vec::new(), Vec::new());
     for run in context.jobs.of(namespace, &uid).iter().filter(|it| it.uid() != job.uid()) {
         match &run.0 {
@@ -145,7 +146,22 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
             Err(_) => unread_runs.push(named(&**run)),
         }
     }
-    Ok(JobObserved { cluster, pods, is_cluster_unread, unread_cluster, runs, unread_runs })
+    Ok(JobObserved {
+        cluster,
+        schedulers,
+        pods,
+        is_cluster_unread,
+        unread_cluster,
+        runs,
+        unread_runs,
+    })
+}
+
+/// The pods of a cluster's scheduler: one, but while another takes its place.
+fn schedulers(context: &Context, namespace: &str, cluster: Option<&Cluster>) -> Vec<PodSeen> {
+    let uid = cluster.and_then(ResourceExt::uid).unwrap_or_default();
+    let all = context.pods.of(namespace, &uid);
+    all.iter().filter(|it| is_scheduler(it)).map(|it| seen(it)).collect()
 }
 
 async fn carry_out(
@@ -187,6 +203,7 @@ async fn carry_out(
             delete::<ClusterJob>(context, key, GO, (&it.name, &it.uid)).await?;
             "delete job"
         }
+        JobOp::LeaveOut(_) => "leave out job",
     };
     context.metrics.changes.get_or_create(&metrics::Kind { kind }).inc();
     Ok(())
@@ -249,6 +266,7 @@ fn told(change: &JobChange) -> Option<&'static str> {
         JobOp::DeletePod(_) => "DeletedPod",
         JobOp::CreateJob(_) => "CreatedRun",
         JobOp::DeleteJob(_) => "DeletedJob",
+        JobOp::LeaveOut(_) => "LeftOut",
     })
 }
 
@@ -264,7 +282,11 @@ async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note
         return;
     }
     let event = Event {
-        type_: if reason == "Failed" { EventType::Warning } else { EventType::Normal },
+        type_: if ["Failed", "LeftOut"].contains(&reason) {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
         reason: reason.to_owned(),
         action: "Reconcile".to_owned(),
         note: Some(note.to_owned()),

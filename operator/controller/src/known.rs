@@ -4,18 +4,26 @@
 //! makes its own cluster come up in the queue, and no other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use ebbtide_api::{Cluster, ClusterJob, Guarded, names};
+use ebbtide_api::job::SCRIPT_MAX;
+use ebbtide_api::{Cluster, ClusterJob, Guarded, SPEC_MAX, Unread, names};
 use ebbtide_plan::queue::{Key, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+use serde_json::json;
 
-use crate::slim::{SlimPod, SlimPolicy, SlimService};
+use crate::slim::{SlimPod, SlimPolicy, SlimService, client_of};
 
 /// The longest wish for new credentials that is kept as it was written, in bytes.
 const WISH_MAX: usize = 64;
+
+/// The longest spec of a job that is kept, in bytes of JSON: that of its cluster, and a program with what is written
+/// otherwise in JSON.
+const JOB_MAX: usize = 2 * SPEC_MAX + 2 * SCRIPT_MAX;
 
 /// What one watch is about: a namespace, or all of them.
 pub(crate) type Scope = Option<String>;
@@ -70,6 +78,48 @@ impl Watched for Guarded<ClusterJob> {
 /// Leaves out of metadata what nobody here asks for: whoever may write there may write much.
 pub(crate) fn slim_metadata(meta: &mut ObjectMeta) {
     (meta.managed_fields, meta.annotations, meta.labels) = (None, None, None);
+    shrink(&mut meta.owner_references);
+}
+
+/// Gives back the room that a list has for more.
+pub(crate) fn shrink<T>(list: &mut Option<Vec<T>>) {
+    if let Some(list) = list {
+        list.shrink_to_fit();
+    }
+}
+
+/// What is kept of an object whose spec would take others' room: it counts as one that cannot be read.
+fn without_bulk<S: Serialize>(
+    metadata: &ObjectMeta,
+    spec: &impl Serialize,
+    status: Option<&S>,
+    most: usize,
+) -> Option<Unread> {
+    let bytes = size(spec);
+    (bytes > most).then(|| Unread {
+        metadata: metadata.clone(),
+        error: format!(
+            "spec: it is {bytes} bytes long, expected at most {most}: put long values into a ConfigMap"
+        ),
+        status: json!(status),
+    })
+}
+
+/// How long it is as JSON, in bytes.
+fn size(object: &impl Serialize) -> usize {
+    struct Length(usize);
+    impl io::Write for Length {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    // What came as JSON can be written so.
+    serde_json::to_writer(&mut length, object).map_or(usize::MAX, |()| length.0)
 }
 
 /// The same of a cluster, whose wish for new credentials stays.
@@ -79,6 +129,11 @@ pub(crate) fn slim_cluster(cluster: &mut Guarded<Cluster>) {
     slim_metadata(meta);
     let short = wish.map(|it| if it.len() > WISH_MAX { names::fingerprint(&it) } else { it });
     meta.annotations = short.map(|it| BTreeMap::from([(names::RENEW.to_owned(), it)]));
+    if let Ok(Cluster { metadata, spec, status }) = &cluster.0
+        && let Some(unread) = without_bulk(metadata, spec, status.as_ref(), SPEC_MAX)
+    {
+        cluster.0 = Err(unread);
+    }
 }
 
 /// Leaves out of a job what nobody here asks for: of one that has ended not even its program.
@@ -89,6 +144,11 @@ pub(crate) fn slim_job(job: &mut Guarded<ClusterJob>) {
     {
         job.spec.script = None;
         (job.spec.command, job.spec.args) = (Vec::new(), Vec::new());
+    }
+    if let Ok(ClusterJob { metadata, spec, status }) = &job.0
+        && let Some(unread) = without_bulk(metadata, spec, status.as_ref(), JOB_MAX)
+    {
+        job.0 = Err(unread);
     }
 }
 
@@ -102,9 +162,19 @@ pub(crate) fn by_cluster(namespace: &str, name: &str) -> String {
     format!("cluster {namespace}/{name}")
 }
 
+/// What the pods of programs that use a cluster are looked up by; no uid is like this.
+pub(crate) fn clients_of(uid: &str) -> String {
+    format!("clients of {uid}")
+}
+
 impl Watched for SlimPod {
+    /// Its owner's, and found by the cluster that its program uses, if it is a job's.
     fn whose(&self) -> Vec<Whose> {
-        owners(self)
+        let mut owners = owners(self);
+        let client = client_of(self).zip(owners.first());
+        let client = client.map(|(uid, (key, _))| (key.clone(), clients_of(uid)));
+        owners.extend(client);
+        owners
     }
 }
 
@@ -306,7 +376,7 @@ mod tests {
     use kube::{Resource as _, ResourceExt as _};
     use serde_json::json;
 
-    use super::{Key, Known, SlimService, slim_cluster};
+    use super::{Key, Known, SlimPod, SlimService, clients_of, slim_cluster};
 
     type Child = SlimService;
 
@@ -417,5 +487,46 @@ mod tests {
         assert_eq!(known.of("n", "uid-n-a").len(), 0);
         assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set(["n/b"]));
         assert_eq!(take(Event::Delete(child("n", "it", "b", 3))), set([]));
+    }
+
+    #[test]
+    fn what_is_so_long_that_others_would_have_no_room_is_not_kept() {
+        let cluster = |bytes: usize| {
+            let variable = json!({ "name": "A", "value": "x".repeat(bytes) });
+            let worker = json!({
+                "name": "w", "max": 1, "resources": { "cpu": "1", "memory": "1Gi" },
+                "pod": { "env": [variable] },
+            });
+            let spec = json!({ "image": "i", "workers": [worker] });
+            let metadata = json!({ "name": "a", "namespace": "b" });
+            let status = json!({ "phase": "Ready" });
+            let raw = json!({ "metadata": metadata, "spec": spec, "status": status });
+            let mut cluster: Guarded<Cluster> = serde_json::from_value(raw).unwrap();
+            slim_cluster(&mut cluster);
+            cluster
+        };
+        assert!(cluster(100_000).0.is_ok());
+        let unread = cluster(200_000).0.unwrap_err();
+        assert!(unread.error.starts_with("spec: it is 200"), "{unread}");
+        assert_eq!(unread.status["phase"], "Ready");
+        assert_eq!(unread.metadata.name.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn the_pod_of_a_program_is_found_by_the_cluster_that_it_uses() {
+        let owner = json!({
+            "apiVersion": "ebbtide.dev/v1alpha1", "kind": "ClusterJob", "name": "j", "uid": "j-1",
+        });
+        let labels = json!({ names::ROLE: "job", names::CLUSTER_UID: "c-1" });
+        let metadata = json!({
+            "name": "p", "namespace": "n", "labels": labels, "ownerReferences": [owner],
+        });
+        let pod: SlimPod = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+        let known = Known::default();
+        known.take(&None, Event::Apply(pod));
+        for (whose, count) in [("j-1".to_owned(), 1), (clients_of("c-1"), 1), ("c-1".to_owned(), 0)]
+        {
+            assert_eq!(known.of("n", &whose).len(), count, "{whose}");
+        }
     }
 }

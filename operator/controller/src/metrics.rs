@@ -51,9 +51,9 @@ labels!(/// What was asked of the API server.
     Verb { verb: &'static str });
 labels!(/// What is watched.
     Resource { resource: String });
-labels!(/// What clusters or jobs do.
+labels!(/// What clusters do.
     Phase { phase: &'static str });
-labels!(/// What a namespace's clusters do. (Whoever scrapes calls the operator's own `namespace`.)
+labels!(/// What a namespace's clusters or jobs do. (Whoever scrapes calls the operator's own `namespace`.)
     PhaseIn { cluster_namespace: String, phase: &'static str });
 labels!(/// Why a namespace's clusters are not ready.
     ReasonIn { cluster_namespace: String, reason: String });
@@ -97,7 +97,7 @@ pub struct Metrics {
     pub(crate) watch_age_seconds: Family<Resource, Gauge<f64, AtomicU64>>,
     pub(crate) clusters: Family<PhaseIn, Gauge>,
     pub(crate) clusters_not_ready: Family<ReasonIn, Gauge>,
-    pub(crate) jobs: Family<Phase, Gauge>,
+    pub(crate) jobs: Family<PhaseIn, Gauge>,
     pub(crate) phase_seconds: Family<Phase, Histogram, Seconds>,
     pub(crate) workers: Family<State, Gauge>,
     pub(crate) requested_cpus: Family<Namespace, Gauge<f64, AtomicU64>>,
@@ -314,6 +314,7 @@ mod tests {
         let place = || cluster_namespace.clone();
         let phase = super::PhaseIn { cluster_namespace: place(), phase: "Ready" };
         metrics.clusters.get_or_create(&phase).set(1);
+        metrics.jobs.get_or_create(&phase).set(1);
         let reason = "Quota".to_owned();
         let reason = super::ReasonIn { cluster_namespace: place(), reason };
         metrics.clusters_not_ready.get_or_create(&reason).set(1);

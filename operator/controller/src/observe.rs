@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::time::Instant;
 
-use crate::known::{key, slim_metadata};
+use crate::known::{clients_of, key, slim_metadata};
 use crate::reconcile::Context;
 use crate::slim::seen;
 
@@ -445,6 +445,7 @@ pub(crate) fn observe(
         };
         doubts.extend(is_news.then_some(rest));
     }
+    let clients = context.pods.of(namespace, &clients_of(uid));
     for (pod, rest) in context.beliefs.made_unseen(key, &pods) {
         pods.push(pod);
         doubts.push(rest);
@@ -455,6 +456,7 @@ pub(crate) fn observe(
         services,
         network_policies,
         pods,
+        has_client_that_begins: clients.iter().any(|it| seen(it).is_beginning()),
         demand: context.schedulers.demand(uid),
         silent_for: context.schedulers.silent_for(uid),
         busy_ago: context.schedulers.busy_ago(uid),

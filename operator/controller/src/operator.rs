@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 
-use ebbtide_api::{Cluster, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
+use ebbtide_api::{Cluster, ClusterJob, Guarded, JobPhase, Phase, Unread, WorkerCounts, names};
 use ebbtide_authority::Authority;
 use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Queue};
@@ -25,10 +25,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
 
 use crate::known::{Known, Scope, Watched, by_cluster, key, slim_cluster, slim_job};
-use crate::metrics::{self, Metrics, Namespace, PhaseIn, ROUND, Reason, ReasonIn, State};
+use crate::metrics::{Metrics, Namespace, PhaseIn, ROUND, Reason, ReasonIn, State};
 use crate::observe::Beliefs;
 use crate::reconcile::{Context, look};
-use crate::slim::{SlimPod, slim};
+use crate::slim::{SlimPod, client_of, slim};
 use crate::trace::Traces;
 
 /// A watch that says nothing for so long is opened anew: the server ends it, the client notices.
@@ -39,6 +39,9 @@ const PAGE: u32 = 8;
 
 /// The same of what clusters have, which is smaller and more.
 const PAGE_OF_OURS: u32 = 100;
+
+/// The reason why a cluster is not ready at which nobody has looked yet, or at which each look fails.
+const NOT_SEEN: &str = "NotSeen";
 
 /// Tells the time of the calendar.
 pub type Clock = Box<dyn Fn() -> Timestamp + Send + Sync>;
@@ -189,14 +192,7 @@ fn tell(metrics: &Metrics, context: &Context) {
     for (namespace, tenant) in namespaces {
         tenant.tell(metrics, &namespace);
     }
-    let mut phases = [0; JobPhase::ALL.len()];
-    for job in jobs.all(&None).iter().filter_map(|it| it.0.as_ref().ok()) {
-        phases[job.status.as_ref().map_or(JobPhase::Pending, |it| it.phase) as usize] += 1;
-    }
-    for phase in JobPhase::ALL {
-        let gauge = metrics.jobs.get_or_create(&metrics::Phase { phase: phase.as_str() });
-        gauge.set(phases[phase as usize]);
-    }
+    tell_of_jobs(metrics, jobs);
     for (state, count) in [
         ("desired", workers.desired),
         ("starting", workers.starting),
@@ -210,6 +206,24 @@ fn tell(metrics: &Metrics, context: &Context) {
     for (reason, count) in schedulers.refused() {
         let counter = metrics.demands_refused.get_or_create(&Reason { reason });
         counter.inc_by(count.saturating_sub(counter.get()));
+    }
+}
+
+fn tell_of_jobs(metrics: &Metrics, jobs: &Known<Guarded<ClusterJob>>) {
+    let mut namespaces = BTreeMap::<String, [i64; JobPhase::ALL.len()]>::new();
+    for guarded in jobs.all(&None) {
+        let phases = namespaces.entry(guarded.namespace().unwrap_or_default()).or_default();
+        if let Ok(job) = &guarded.0 {
+            phases[job.status.as_ref().map_or(JobPhase::Pending, |it| it.phase) as usize] += 1;
+        }
+    }
+    metrics.jobs.clear();
+    for (cluster_namespace, phases) in namespaces {
+        for phase in JobPhase::ALL {
+            let labels =
+                PhaseIn { cluster_namespace: cluster_namespace.clone(), phase: phase.as_str() };
+            metrics.jobs.get_or_create(&labels).set(phases[phase as usize]);
+        }
     }
 }
 
@@ -228,11 +242,12 @@ impl Tenant {
             return self.count(Phase::Degraded, Some(UNREADABLE));
         };
         self.requested += Requested::by(cluster);
-        if let Some(status) = &cluster.status {
-            let ready = status.conditions.iter().find(|it| it.type_ == READY);
-            let lack = ready.filter(|it| it.status == "False").map(|it| &*it.reason);
-            self.count(status.phase, lack);
-        }
+        let Some(status) = &cluster.status else {
+            return self.count(Phase::Starting, Some(NOT_SEEN));
+        };
+        let ready = status.conditions.iter().find(|it| it.type_ == READY);
+        let lack = ready.filter(|it| it.status == "False").map(|it| &*it.reason);
+        self.count(status.phase, lack);
     }
 
     fn count(&mut self, phase: Phase, lack: Option<&str>) {
@@ -289,7 +304,7 @@ fn watches(context: &Arc<Context>, namespaces: &[String]) -> SelectAll<Touched> 
         let jobs = events(client, &scope, &everything).modify(slim_job);
         all.push(taken(jobs, &known.jobs, &scope, context, nobody_else));
         let pods = events(client, &scope, &ours).modify(SlimPod::slim);
-        all.push(taken(pods, &known.pods, &scope, context, nobody_else));
+        all.push(taken(pods, &known.pods, &scope, context, of_client));
         let services = events(client, &scope, &ours).modify(slim);
         all.push(taken(services, &known.services, &scope, context, nobody_else));
         let policies = events(client, &scope, &ours).modify(slim);
@@ -330,6 +345,11 @@ fn of_phase(context: &Context, cluster: &Guarded<Cluster>, is_created: bool) -> 
     let is_news = !context.beliefs.has_written(&own, uid);
     let jobs = context.jobs.named(&by_cluster(&own.namespace, &own.name));
     jobs.into_iter().chain(is_news.then_some(own)).collect()
+}
+
+/// The program of a job needs what its cluster has for clients.
+fn of_client(context: &Context, pod: &SlimPod, _: bool) -> Vec<Key> {
+    client_of(pod).map(|uid| context.clusters.named(uid)).unwrap_or_default()
 }
 
 fn nobody_else<K>(_: &Context, _: &K, _: bool) -> Vec<Key> {

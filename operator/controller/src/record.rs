@@ -6,7 +6,7 @@ use ebbtide_api::status::GroupStatus;
 use ebbtide_api::{Cluster, ClusterStatus, Guarded, Unread};
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::unreadable::{UNREADABLE, words};
-use ebbtide_plan::{Change, Op, is_urgent};
+use ebbtide_plan::{Change, Op, is_urgent, news};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -84,6 +84,9 @@ async fn write(
         Ok(written) => {
             context.beliefs.wrote(status, written);
             count_phase(context, cluster, status);
+            for (reason, note) in news(cluster.status.as_ref(), status) {
+                tell_trouble(context, cluster, reason, note).await;
+            }
             Ok(())
         }
         Err(error) if error.is_gone() => {
@@ -182,6 +185,21 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
         action: "Reconcile".to_owned(),
         note: Some(told.note()),
         secondary: about,
+    };
+    publish(context, event, &cluster.object_ref(&())).await;
+}
+
+async fn tell_trouble(context: &Context, cluster: &Cluster, reason: String, note: String) {
+    if !context.beliefs.may_tell(&key(cluster)) {
+        tracing::info!(reason, note, "too many events to tell");
+        return;
+    }
+    let event = Event {
+        type_: EventType::Warning,
+        reason,
+        action: "Reconcile".to_owned(),
+        note: Some(note),
+        secondary: None,
     };
     publish(context, event, &cluster.object_ref(&())).await;
 }

@@ -1,14 +1,16 @@
 //! What is kept of what watches show, and what a plan is told of it.
 
 use ebbtide_api::names;
-use ebbtide_plan::{PodPhase, PodSeen, Trouble, is_own_container, says_policy, says_service};
+use ebbtide_contract::identity::Role;
+use ebbtide_plan::{JOB, PodPhase, PodSeen, Trouble, is_own_container, says_policy, says_service};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, ServiceSpec};
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use kube::core::ObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use serde::{Deserialize, Deserializer};
+use tokio::time::Instant;
 
-use crate::known::slim_metadata;
+use crate::known::{shrink, slim_metadata};
 
 /// What is kept of a Service: whose it is, and what it says.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
@@ -41,20 +43,35 @@ pub(crate) fn slim<K: Resource>(object: &mut K) {
     slim_metadata(object.meta_mut());
 }
 
+/// Longest annotation that is kept, in bytes: names of images are shorter.
+const VALUE_MAX: usize = 1024;
+
 /// What is kept of a pod: 2 KiB where a whole one takes 39.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
 pub(crate) struct SlimPod {
     pub(crate) metadata: ObjectMeta,
     status: Option<SlimStatus>,
+    /// When this was heard.
+    #[serde(skip, default = "Instant::now")]
+    heard_at: Instant,
 }
 
 impl SlimPod {
-    /// Leaves out what nobody here asks for: people's annotations may be long.
+    /// Leaves out what nobody here asks for, people's annotations and room in lists for more: there are many.
     pub(crate) fn slim(&mut self) {
         self.metadata.managed_fields = None;
-        self.annotations_mut()
-            .retain(|key, _| [names::MADE_FROM, names::IMAGE].contains(&key.as_str()));
+        shrink(&mut self.metadata.owner_references);
+        if let Some(status) = &mut self.status {
+            if let Some(conditions) = &mut status.conditions {
+                conditions.retain(|it| it.type_ == SCHEDULED);
+            }
+            shrink(&mut status.conditions);
+            shrink(&mut status.container_statuses);
+            shrink(&mut status.init_container_statuses);
+        }
+        let is_ours = |key: &str| [names::MADE_FROM, names::IMAGE].contains(&key);
+        self.annotations_mut().retain(|key, value| is_ours(key) && value.len() <= VALUE_MAX);
     }
 }
 
@@ -72,6 +89,10 @@ struct SlimStatus {
 pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
     let status = pod.status.as_ref();
     let phase = match status.and_then(|status| status.phase.as_deref()) {
+        // What others put beside it may run on.
+        Some("Running") if !is_scheduler(pod) && status.and_then(exit_code).is_some() => {
+            PodPhase::Ended
+        }
         Some("Running") => PodPhase::Running,
         Some("Succeeded" | "Failed") => PodPhase::Ended,
         Some(_) | None => PodPhase::Pending,
@@ -102,10 +123,23 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
         is_deleting: pod.metadata.deletion_timestamp.is_some(),
         phase,
         created_at,
-        ended_at: ended_at.or(refused_at),
+        // Its node may have another time than the API server.
+        ended_at: ended_at.or(refused_at).max(refused_at),
+        told_for: pod.heard_at.elapsed(),
         trouble,
         exit_code: status.and_then(exit_code),
     }
+}
+
+/// Whether it is a scheduler's, which starts again in the same pod.
+pub(crate) fn is_scheduler(pod: &SlimPod) -> bool {
+    pod.labels().get(names::ROLE).is_some_and(|it| it == Role::Scheduler.as_str())
+}
+
+/// Whether it is that of a job's program, and of which cluster's client, by its uid.
+pub(crate) fn client_of(pod: &SlimPod) -> Option<&String> {
+    let is_program = pod.labels().get(names::ROLE).is_some_and(|it| it == JOB);
+    pod.labels().get(names::CLUSTER_UID).filter(|_| is_program)
 }
 
 fn own_container(status: &SlimStatus) -> Option<&ContainerStatus> {
@@ -125,14 +159,13 @@ fn image_digest(status: &SlimStatus) -> Option<String> {
     digest.starts_with("sha256:").then(|| digest.to_owned())
 }
 
-/// What is wrong with a container: what it said when it ended, where it is started again and again. People named
-/// those that run before ours.
+/// What is wrong with a container: how it ended, where it is started again and again. People named those that run
+/// before ours.
 fn trouble(container: &ContainerStatus) -> Option<Trouble> {
     let state = container.state.as_ref()?;
     let reason = state.waiting.as_ref().and_then(|it| it.reason.as_deref());
     let before = container.last_state.as_ref().filter(|_| reason == Some("CrashLoopBackOff"));
-    let said = before.filter(|it| it.terminated.as_ref().is_some_and(|it| it.message.is_some()));
-    let what = said.and_then(what_is_wrong).or_else(|| what_is_wrong(state))?;
+    let what = before.and_then(what_is_wrong).or_else(|| what_is_wrong(state))?;
     Some(if is_own_container(&container.name) { what } else { what.of(&container.name) })
 }
 
@@ -146,8 +179,11 @@ fn what_is_wrong(state: &ContainerState) -> Option<Trouble> {
     Trouble::ended(reason, ended.exit_code, ended.message.as_deref().unwrap_or_default())
 }
 
+/// The condition that tells whether a node has a pod.
+const SCHEDULED: &str = "PodScheduled";
+
 fn unschedulable(conditions: &[PodCondition]) -> Option<Trouble> {
-    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled")?;
+    let scheduled = conditions.iter().find(|condition| condition.type_ == SCHEDULED)?;
     let is_refused = scheduled.status == "False" && scheduled.reason.is_some();
     is_refused.then(|| Trouble::unschedulable(scheduled.message.as_deref().unwrap_or_default()))
 }
@@ -156,7 +192,53 @@ fn unschedulable(conditions: &[PodCondition]) -> Option<Trouble> {
 mod tests {
     use serde_json::json;
 
-    use super::{image_digest, trouble};
+    use ebbtide_plan::PodPhase;
+
+    use super::{SlimPod, image_digest, seen, trouble};
+
+    fn ended(role: &str, phase: &str) -> SlimPod {
+        let state =
+            json!({ "terminated": { "exitCode": 3, "finishedAt": "2026-01-01T00:00:00Z" } });
+        let own = json!({
+            "name": role, "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+            "state": state,
+        });
+        let beside = json!({
+            "name": "proxy", "image": "i", "imageID": "i", "ready": true, "restartCount": 0,
+            "state": { "running": {} },
+        });
+        let pod = json!({
+            "metadata": {
+                "name": "p",
+                "creationTimestamp": "2026-01-01T00:01:00Z",
+                "labels": { "ebbtide.dev/role": role },
+                "annotations": { "ebbtide.dev/image": "i".repeat(2000), "other": "x" },
+            },
+            "status": { "phase": phase, "containerStatuses": [own, beside] },
+        });
+        let mut pod: SlimPod = serde_json::from_value(pod).unwrap();
+        pod.slim();
+        pod
+    }
+
+    #[test]
+    fn a_process_that_ended_has_ended_whatever_others_put_beside_it() {
+        for (role, phase) in [
+            ("worker", PodPhase::Ended),
+            ("job", PodPhase::Ended),
+            ("scheduler", PodPhase::Running),
+        ] {
+            let seen = seen(&ended(role, "Running"));
+            assert_eq!((seen.phase, seen.exit_code), (phase, Some(3)), "{role}");
+        }
+    }
+
+    #[test]
+    fn nothing_ended_before_it_was_made_and_nothing_long_is_kept() {
+        let seen = seen(&ended("worker", "Failed"));
+        assert_eq!(seen.ended_at, seen.created_at);
+        assert_eq!(seen.image, None);
+    }
 
     #[test]
     fn what_a_container_said_at_its_end_is_told_while_it_waits_to_be_started_again() {
@@ -169,7 +251,9 @@ mod tests {
             });
             trouble(&serde_json::from_value(container).unwrap()).unwrap().message
         };
-        assert_eq!(told(json!({ "exitCode": 64 })), "CrashLoopBackOff: back-off");
+        assert_eq!(told(json!({ "exitCode": 0 })), "CrashLoopBackOff: back-off");
+        let killed = json!({ "exitCode": 137, "reason": "OOMKilled" });
+        assert_eq!(told(killed), "OOMKilled: exit code 137");
         let words = json!({ "exitCode": 64, "reason": "Error", "message": "no package" });
         assert_eq!(told(words), "Error: exit code 64: no package");
     }

@@ -223,6 +223,7 @@ impl Supervisor {
             services: self.services.clone(),
             network_policies: self.network_policies.clone(),
             pods: self.processes.values().map(|process| process.seen.clone()).collect(),
+            has_client_that_begins: false,
             demand: self.schedulers.demand(&uid),
             silent_for: self.schedulers.silent_for(&uid),
             busy_ago: self.schedulers.busy_ago(&uid),

@@ -70,6 +70,15 @@ impl Workers {
     }
 }
 
+/// By what pods are sorted.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    cluster: &'a Cluster,
+    observed: &'a Observed,
+    image: Option<&'a str>,
+    now: Timestamp,
+}
+
 impl Children {
     /// With an image, pods of another one go whatever they do.
     pub(crate) fn sort(
@@ -81,26 +90,22 @@ impl Children {
         let groups = cluster.spec.workers.iter().map(|group| Workers::of(&group.name));
         let mut children = Self { groups: groups.collect(), ..Self::default() };
         let scheduler = names::scheduler(&cluster.name_any());
+        let look = Look { cluster, observed, image, now };
         for pod in &observed.pods {
             if pod.phase == PodPhase::Ended && !pod.is_deleting {
                 children.end(pod, now);
             }
             if pod.name == scheduler {
-                children.take_scheduler(cluster, observed, image, pod);
+                children.take_scheduler(look, pod);
             } else {
-                children.take_worker(cluster, observed, image, pod);
+                children.take_worker(look, pod);
             }
         }
         children
     }
 
-    fn take_scheduler(
-        &mut self,
-        cluster: &Cluster,
-        observed: &Observed,
-        image: Option<&str>,
-        pod: &PodSeen,
-    ) {
+    fn take_scheduler(&mut self, look: Look<'_>, pod: &PodSeen) {
+        let Look { cluster, observed, image, .. } = look;
         let spec = &cluster.spec.scheduler;
         let from = made_from(&spec.resources, &spec.pod);
         let trouble = pod.trouble.as_ref().filter(|_| !pod.is_deleting);
@@ -117,13 +122,8 @@ impl Children {
         self.behind += usize::from(is_alive(pod) && is_behind(pod, &from));
     }
 
-    fn take_worker(
-        &mut self,
-        cluster: &Cluster,
-        observed: &Observed,
-        image: Option<&str>,
-        pod: &PodSeen,
-    ) {
+    fn take_worker(&mut self, look: Look<'_>, pod: &PodSeen) {
+        let Look { cluster, observed, image, now } = look;
         let Some(name) = pod.labels.get(names::WORKER_GROUP) else { return };
         let Some(index) = index(cluster, name, pod) else { return };
         let spec = cluster.spec.workers.iter().find(|it| it.name == *name);
@@ -141,7 +141,7 @@ impl Children {
         }
         if is_over(pod) {
             workers.failed += usize::from(!pod.is_deleting);
-            workers.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod));
+            workers.stillborn += usize::from(!pod.is_deleting && is_stillborn(pod, now));
             workers.held.push(index);
         } else if why.is_some() {
             workers.held.push(index);
@@ -161,7 +161,8 @@ impl Children {
 
     fn end(&mut self, pod: &PodSeen, now: Timestamp) {
         let since = pod.ended_at.map_or(PAUSE_AFTER_END, |at| crate::lifetime::since(at, now));
-        match PAUSE_AFTER_END.checked_sub(since) {
+        // The clock of its node may be ahead.
+        match PAUSE_AFTER_END.checked_sub(since.max(pod.told_for)) {
             Some(rest) if !rest.is_zero() => {
                 self.next_look = Some(self.next_look.map_or(rest, |look| look.min(rest)));
             }
@@ -209,9 +210,9 @@ fn why_outdated(
     is_of_another.then_some("the image changed before anything ran").or(changed)
 }
 
-fn is_stillborn(pod: &PodSeen) -> bool {
+fn is_stillborn(pod: &PodSeen, now: Timestamp) -> bool {
     let (Some(created_at), Some(ended_at)) = (pod.created_at, pod.ended_at) else { return false };
-    crate::lifetime::since(created_at, ended_at) < LIFE_MIN
+    crate::lifetime::since(created_at, ended_at.min(now)) < LIFE_MIN
 }
 
 pub(crate) fn pod_ref(pod: &PodSeen) -> ObjectRef {

@@ -27,7 +27,7 @@ use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
 use crate::trouble::REJECTED;
-use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going};
+use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, slow};
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
@@ -40,6 +40,8 @@ pub(crate) const ACCEPTED: &str = "Accepted";
 pub struct JobObserved {
     /// The cluster with the name that [`ClusterJob::cluster_name`] has.
     pub cluster: Option<Cluster>,
+    /// The pods of its scheduler.
+    pub schedulers: Vec<PodSeen>,
     /// The pods that the job owns.
     pub pods: Vec<PodSeen>,
     /// Whether that cluster is there and cannot be read.
@@ -62,6 +64,12 @@ impl JobObserved {
     fn has_cluster_of(&self, pod: &PodSeen) -> bool {
         let uid = self.staying().and_then(|it| it.metadata.uid.as_ref());
         uid == pod.labels.get(names::CLUSTER_UID)
+    }
+
+    /// Whether the scheduler works that was there when a pod was made. Another one knows nothing of what its program
+    /// computes.
+    fn has_scheduler_of(&self, pod: &PodSeen) -> bool {
+        self.schedulers.iter().any(|it| it.is_well() && it.created_at <= pod.created_at)
     }
 }
 
@@ -116,6 +124,8 @@ pub enum JobOp {
     CreateJob(Box<ClusterJob>),
     /// Delete this very job.
     DeleteJob(Named),
+    /// Make no run of this name, and tell people.
+    LeaveOut(String),
 }
 
 /// Plans one step of a job.
@@ -278,8 +288,8 @@ fn under_way(
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
         Ended::Not(_) | Ended::NotBegun if is_late => late(job, known, limit, now),
         Ended::Not(pod) => {
-            let plan = while_there(observed, pod, known);
-            JobPlan { next_look: deadline, ..plan }
+            let plan = while_there(observed, pod, known, now);
+            JobPlan { next_look: [plan.next_look, deadline].into_iter().flatten().min(), ..plan }
         }
         Ended::NotBegun => {
             let plan = match refused {
@@ -390,7 +400,12 @@ fn after_failure(
 }
 
 /// An attempt is under way.
-fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -> JobPlan {
+fn while_there(
+    observed: &JobObserved,
+    pod: &PodSeen,
+    known: ClusterJobStatus,
+    now: Timestamp,
+) -> JobPlan {
     let mut changes = Vec::new();
     if !pod.is_deleting && !observed.has_cluster_of(pod) {
         let op = JobOp::DeletePod(pod_ref(pod));
@@ -400,10 +415,14 @@ fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -
         (true, _) => (JobPhase::Pending, Some(format!("{} is being deleted", pod.name))),
         (false, PodPhase::Pending) => {
             let trouble = pod.trouble.as_ref().map(|it| format!("{}: {}", pod.name, it.message));
-            (JobPhase::Pending, Some(trouble.unwrap_or_else(|| format!("{} starts", pod.name))))
+            let told = trouble.or_else(|| slow::begins(pod, now));
+            (JobPhase::Pending, Some(told.unwrap_or_else(|| format!("{} starts", pod.name))))
         }
-        (false, PodPhase::Running | PodPhase::Ended) => (JobPhase::Running, None),
+        (false, PodPhase::Running | PodPhase::Ended) => {
+            (JobPhase::Running, observed.staying().and_then(what_lacks))
+        }
     };
+    let slow_look = pod.is_beginning().then(|| slow::rest(pod, now)).flatten();
     // One that was on its way out when the job came back from a suspension is none of its attempts.
     let is_attempt = known.pod.is_some() || !pod.is_deleting;
     let status = ClusterJobStatus {
@@ -413,7 +432,13 @@ fn while_there(observed: &JobObserved, pod: &PodSeen, known: ClusterJobStatus) -
         cluster: observed.staying().map(named),
         ..known
     };
-    JobPlan { changes, status, next_look: None }
+    JobPlan { changes, status, next_look: slow_look.filter(|it| !it.is_zero()) }
+}
+
+/// What keeps a cluster from what its program waits for, as far as its status tells.
+fn what_lacks(cluster: &Cluster) -> Option<String> {
+    let message = cluster.status.as_ref()?.message.as_ref()?;
+    Some(format!("cluster {}: {message}", cluster.name_any()))
 }
 
 /// The next attempt begins when its cluster answers and it has waited for long enough.
@@ -551,6 +576,7 @@ impl fmt::Display for JobChange {
             JobOp::DeletePod(it) => write!(f, "delete pod {}", it.name)?,
             JobOp::CreateJob(it) => write!(f, "create job {}", it.name_any())?,
             JobOp::DeleteJob(it) => write!(f, "delete job {}", it.name)?,
+            JobOp::LeaveOut(name) => write!(f, "leave out {name}")?,
         }
         write!(f, ": {}", self.why)
     }

@@ -20,6 +20,7 @@ mod scaling;
 mod secrets;
 mod settings;
 mod sight;
+mod slow;
 mod status;
 mod times;
 mod trouble;
@@ -50,7 +51,7 @@ pub use crate::network::{restore_service, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container, read_literal};
 pub use crate::secrets::{SecretWanted, client_secret};
 use crate::sight::Sight;
-pub use crate::status::{PENDING_CHANGE, READY, is_urgent};
+pub use crate::status::{PENDING_CHANGE, READY, is_urgent, news};
 pub use crate::trouble::Trouble;
 
 /// The reason of a cluster of whose spec nothing can be made.
@@ -94,6 +95,8 @@ pub struct Observed {
     pub network_policies: BTreeMap<String, ChildSeen>,
     /// The pods of this cluster.
     pub pods: Vec<PodSeen>,
+    /// Whether the program of a job on this cluster is about to begin: its pod needs the client's Secret.
+    pub has_client_that_begins: bool,
     /// What the scheduler says, while it is connected.
     pub demand: Option<Demand>,
     /// How long the scheduler has not been connected.
@@ -141,8 +144,10 @@ pub struct PodSeen {
     pub phase: PodPhase,
     /// When it was created.
     pub created_at: Option<Timestamp>,
-    /// When it ended.
+    /// When it ended, by its node's clock.
     pub ended_at: Option<Timestamp>,
+    /// How long ago the last news of it came.
+    pub told_for: Duration,
     /// Why it cannot start, or ended.
     pub trouble: Option<Trouble>,
     /// With what its process ended.
@@ -156,7 +161,7 @@ impl PodSeen {
     }
 
     /// Whether it has not begun, and nothing is known that keeps it: a Secret may be missing.
-    fn may_wait_for_secret(&self) -> bool {
+    pub fn is_beginning(&self) -> bool {
         self.phase == PodPhase::Pending && !self.is_deleting && self.trouble.is_none()
     }
 }
@@ -332,6 +337,7 @@ pub fn plan(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp)
         step(cluster, observed, site, now)
     };
     let plan = status::patient(cluster, observed, plan);
+    let plan = status::steady(cluster, plan);
     let plan = status::mindful(cluster, plan);
     let next_look = plan.next_look.into_iter().chain(left.filter(|it| !it.is_zero())).min();
     let status = times::timed(cluster.status.as_ref(), plan.status, now);
@@ -386,7 +392,8 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
         let scheduler = pods::scheduler_due(&made, children);
         changes.extend(pods::untried(&made, children));
         // Nobody may read Secrets to see whether they are there: they are made sure of before pods.
-        let waits = observed.pods.iter().any(PodSeen::may_wait_for_secret);
+        let waits =
+            observed.has_client_that_begins || observed.pods.iter().any(PodSeen::is_beginning);
         let is_needed = scheduler.is_some() || !workers.is_empty() || waits;
         let secrets = secrets::due(cluster, observed, is_needed, now);
         changes.extend(secrets.changes);
@@ -403,7 +410,8 @@ fn step(cluster: &Cluster, observed: &Observed, site: &Site, now: Timestamp) -> 
     let status = ClusterStatus { credentials, ..status };
     let at_once = are_more_due.then_some(Duration::from_secs(1));
     let image_look = image::next_look(cluster, observed, now);
-    let looks = [children.next_look, idle.next_look, at_once, secret_look, image_look];
+    let slow_look = slow::next_look(observed, now);
+    let looks = [children.next_look, idle.next_look, at_once, secret_look, image_look, slow_look];
     let looks = looks.into_iter().chain(targets.iter().map(|it| it.next_look));
     Plan { changes, status, next_look: looks.flatten().min() }
 }

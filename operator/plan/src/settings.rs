@@ -6,7 +6,7 @@ use ebbtide_api::pod::{
     Ephemeral, InitContainer, Medium, Mount, Neighbours, PodPlacement, PodSettings, PodVolume,
     Projected, Projection, Variable, Variables,
 };
-use ebbtide_api::{ClusterSpec, GROUP, Resources, names};
+use ebbtide_api::{ClusterSpec, GROUP, Resources, SPEC_MAX, names};
 use k8s_openapi::api::core::v1::{
     Affinity, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource, EphemeralVolumeSource,
     PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PodAffinity, PodAffinityTerm,
@@ -60,6 +60,12 @@ const HARMLESS: [&str; 3] = [
 
 /// Whether pods can have all of this: if not, which field cannot be and why.
 pub(crate) fn check(spec: &ClusterSpec) -> Result<(), String> {
+    let bytes = json!(spec).to_string().len();
+    if bytes > SPEC_MAX {
+        return Err(format!(
+            "spec: it is {bytes} bytes long; expected at most {SPEC_MAX}: put long values into a ConfigMap"
+        ));
+    }
     spec.pods().try_for_each(|(field, resources, pod)| check_one(&field, resources, pod))
 }
 

@@ -13,6 +13,7 @@ use crate::children::Children;
 use crate::image::{is_told_to_have_begun, scheduler};
 use crate::lifetime::{Idle, jobs};
 use crate::scaling::{Target, homeless};
+use crate::slow;
 use crate::trouble::{LASTING, Trouble, refusal, refused};
 use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, Unmade, scheduler_addresses};
 
@@ -55,9 +56,11 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     } else if let Some(waits) = waits.filter(|_| is_short) {
         (Phase::Starting, waits.1.cause.as_str(), words(waits))
     } else if observed.demand.is_none() || !children.has_scheduler {
-        (Phase::Starting, "SchedulerStarting", "waiting for the scheduler to answer".to_owned())
+        (Phase::Starting, "SchedulerStarting", slow::scheduler(cluster, observed, facts.now))
     } else if let Some((min, GroupStatus { name, workers, .. })) = lacking {
         let message = format!("{} of {min} workers of {name} are registered", workers.ready);
+        let slow = slow::worker(observed, facts.now).map(|it| format!("; {it}"));
+        let message = message + &slow.unwrap_or_default();
         (Phase::Starting, "WorkersStarting", message)
     } else {
         (Phase::Ready, "SchedulerAnswers", "the scheduler answers".to_owned())
@@ -129,6 +132,57 @@ pub(crate) fn patient(cluster: &Cluster, observed: &Observed, plan: Plan) -> Pla
         }
         _ => plan,
     }
+}
+
+/// A plan whose status does not take another start for recovery: what ended with an error may do so again, and counts
+/// as degraded until the cluster is ready.
+pub(crate) fn steady(cluster: &Cluster, plan: Plan) -> Plan {
+    let Some(before) = cluster.status.as_ref().filter(|it| {
+        it.phase == Phase::Degraded && it.observed_generation == cluster.metadata.generation
+    }) else {
+        return plan;
+    };
+    let ended = [Cause::Exit, Cause::OutOfMemory].map(Cause::as_str);
+    let starts = ["SchedulerStarting", "WorkersStarting"];
+    let told = ready(before).filter(|it| ended.contains(&&*it.reason));
+    let is_start = ready(&plan.status).is_some_and(|it| starts.contains(&&*it.reason));
+    let Some(told) = told.filter(|_| is_start) else { return plan };
+    let status = ClusterStatus {
+        phase: Phase::Degraded,
+        message: before.message.clone(),
+        conditions: with_condition(told.clone(), &plan.status.conditions),
+        ..plan.status
+    };
+    Plan { status, ..plan }
+}
+
+fn ready(status: &ClusterStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|it| it.type_ == READY)
+}
+
+/// What people are told of when a status is written: troubles that the one before did not have, each with its reason.
+pub fn news(before: Option<&ClusterStatus>, next: &ClusterStatus) -> Vec<(String, String)> {
+    let causes = |it: &ClusterStatus| -> Vec<(String, Cause, String)> {
+        let of = |it: &GroupStatus| {
+            let (name, causes) = (it.name.clone(), it.causes.clone());
+            causes.into_iter().map(move |it| (name.clone(), it.cause, it.message))
+        };
+        it.groups.iter().flat_map(of).collect()
+    };
+    let known = before.map(causes).unwrap_or_default();
+    let is_known = |group: &str, cause| known.iter().any(|it| (&*it.0, it.1) == (group, cause));
+    let of_groups = causes(next).into_iter().filter(|it| !is_known(&it.0, it.1));
+    let mut told: Vec<(String, String)> = of_groups
+        .map(|(group, cause, message)| (cause.as_str().to_owned(), format!("{group}: {message}")))
+        .collect();
+    let reason = before.and_then(ready).map(|it| &it.reason);
+    let is_trouble = |it: &&Condition| {
+        next.phase == Phase::Degraded || Cause::ALL.iter().any(|cause| cause.as_str() == it.reason)
+    };
+    let of_all = ready(next).filter(is_trouble).filter(|it| Some(&it.reason) != reason);
+    let of_all = of_all.filter(|it| told.iter().all(|(reason, _)| *reason != it.reason));
+    told.extend(of_all.map(|it| (it.reason.clone(), it.message.clone())));
+    told
 }
 
 /// A plan whose status does not forget what the cluster's Secrets hold, and what it runs.

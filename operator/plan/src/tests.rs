@@ -3,6 +3,7 @@ mod age;
 mod groups;
 mod refusals;
 mod renewal;
+mod troubles;
 mod unheard;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -36,6 +36,8 @@ impl Trouble {
             _ if exit_code == 0 => return None,
             "OOMKilled" => Cause::OutOfMemory,
             "StartError" | "ContainerCannotRun" => Cause::Configuration,
+            // Its node began anew, and knows no more of it.
+            "ContainerStatusUnknown" | "Unknown" => Cause::NodeLost,
             _ => Cause::Exit,
         };
         let message = joined(&format!("exit code {exit_code}"), message);
@@ -117,6 +119,7 @@ mod tests {
         assert_eq!(ended("OOMKilled", 137), of(Cause::OutOfMemory, "OOMKilled: exit code 137"));
         assert_eq!(ended("StartError", 128), of(Cause::Configuration, "StartError: exit code 128"));
         assert_eq!(ended("Error", 1), of(Cause::Exit, "Error: exit code 1"));
+        assert_eq!(ended("Unknown", 255), of(Cause::NodeLost, "Unknown: exit code 255"));
         let failed = |reason| Trouble::failed(reason, "").cause;
         assert_eq!(failed("Evicted"), Cause::Evicted);
         assert_eq!(failed("NodeLost"), Cause::NodeLost);

@@ -99,7 +99,8 @@ fn gone(name: &str) -> Lost {
 }
 
 fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
-    let has_cluster = observed.has_cluster_of(pod);
+    let (has_cluster, has_scheduler) =
+        (observed.has_cluster_of(pod), observed.has_scheduler_of(pod));
     let kind = match pod.trouble.as_ref().map(|it| it.cause) {
         // Who deletes it ends its program, and so does a cluster that goes.
         _ if pod.is_deleting || !has_cluster => Kind::Lost,
@@ -114,10 +115,17 @@ fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
             | Cause::Rejected,
         )
         | None => Kind::Lost,
+        Some(Cause::Exit) if !has_scheduler => Kind::Lost,
         Some(Cause::Exit | Cause::Configuration | Cause::Image) => Kind::Exit,
     };
     let told = pod.trouble.as_ref().map_or("it ended, and nobody says how", |it| &it.message);
-    let told = if has_cluster { told } else { "the cluster that it computes on is gone" };
+    let told = match (has_cluster, kind) {
+        (false, _) => "the cluster that it computes on is gone",
+        (true, Kind::Lost) if pod.exit_code.is_some() && !has_scheduler => {
+            "the scheduler that it computes with is gone"
+        }
+        (true, _) => told,
+    };
     let (message, exit_code) = (format!("{}: {told}", pod.name), pod.exit_code);
     Lost { kind, message, exit_code }
 }

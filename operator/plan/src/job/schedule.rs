@@ -160,8 +160,10 @@ pub(super) fn plan(
     let is_late = |due: Timestamp| {
         schedule.starting_deadline_seconds.is_some_and(|it| since(due, now) > in_seconds(it))
     };
-    if let Some(due) = due.filter(|it| !job.spec.suspend && !is_late(*it)) {
-        changes.extend(start(job, schedule, (&active, unread_runs), due));
+    match due.filter(|_| !job.spec.suspend) {
+        Some(due) if is_late(due) => changes.push(left_out(run_at(job, due), "it is too late")),
+        Some(due) => changes.extend(start(job, schedule, (&active, unread_runs), due)),
+        None => {}
     }
     let next = times.as_ref().and_then(|it| it.next(now));
     let told = next.filter(|_| !job.spec.suspend).map(|it| format!("the next run is at {it}"));
@@ -182,6 +184,15 @@ pub(super) fn plan(
     JobPlan { changes, status, next_look: next.map(|it| since(now, it).min(LOOK_MAX)) }
 }
 
+/// The name of the run at this time.
+fn run_at(job: &ClusterJob, due: Timestamp) -> String {
+    names::run(&job.name_any(), due.as_second().div_euclid(60))
+}
+
+fn left_out(name: String, why: &'static str) -> JobChange {
+    JobChange { op: JobOp::LeaveOut(name), why }
+}
+
 fn phase(run: &ClusterJob) -> JobPhase {
     run.status.as_ref().map_or(JobPhase::Pending, |it| it.phase)
 }
@@ -193,7 +204,7 @@ fn start(
     (active, unread): (&[&ClusterJob], &[Named]),
     due: Timestamp,
 ) -> Vec<JobChange> {
-    let name = names::run(&job.name_any(), due.as_second().div_euclid(60));
+    let name = run_at(job, due);
     let others =
         active.iter().filter(|it| it.name_any() != name).map(|it| (named(*it), is_going(*it)));
     // What cannot be read may run.
@@ -201,7 +212,9 @@ fn start(
     let others: Vec<(Named, bool)> = others.chain(unread).collect();
     let mut changes = Vec::new();
     match schedule.concurrency_policy {
-        Concurrency::Forbid if !others.is_empty() => return changes,
+        Concurrency::Forbid if !others.is_empty() => {
+            return vec![left_out(name, "the one before has not ended")];
+        }
         Concurrency::Allow | Concurrency::Forbid => {}
         Concurrency::Replace => {
             let others = others.into_iter().filter(|(_, is_going)| !is_going);

@@ -101,7 +101,7 @@ impl World {
                 cluster.metadata.uid = Some(format!("cluster-{}", self.now));
                 self.observed.cluster = Some(*cluster);
             }
-            JobOp::TryPod(_) => {}
+            JobOp::TryPod(_) | JobOp::LeaveOut(_) => {}
             JobOp::DeleteCluster(_) => self.observed.cluster = None,
             JobOp::CreatePod(pod) => self.observed.pods.push(PodSeen {
                 name: pod.name_any(),
@@ -120,6 +120,9 @@ impl World {
         let mut status = cluster.status.clone().unwrap_or_default();
         status.phase = phase;
         cluster.status = Some(status);
+        let is_new = self.observed.schedulers.is_empty() && phase == Phase::Ready;
+        let works = || PodSeen { phase: PodPhase::Running, ..PodSeen::default() };
+        self.observed.schedulers.extend(is_new.then(works));
     }
 
     fn last_pod(&mut self) -> &mut PodSeen {

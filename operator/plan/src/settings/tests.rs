@@ -327,7 +327,8 @@ fn pod_of_job(fields: Value) -> Result<Value, String> {
         | JobOp::DeleteCluster(_)
         | JobOp::DeletePod(_)
         | JobOp::CreateJob(_)
-        | JobOp::DeleteJob(_) => None,
+        | JobOp::DeleteJob(_)
+        | JobOp::LeaveOut(_) => None,
     });
     pod.ok_or_else(|| plan.status.message.unwrap_or_default())
 }

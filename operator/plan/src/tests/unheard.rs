@@ -98,4 +98,6 @@ fn secrets_are_made_sure_of_while_a_pod_does_not_begin_and_nobody_knows_why() {
     assert_eq!(due(&world), 0, "it is known what they wait for");
     world.run();
     assert_eq!(due(&world), 0, "they run");
+    world.observed.has_client_that_begins = true;
+    assert_eq!(due(&world), 3, "the program of a job does not");
 }

@@ -6,7 +6,8 @@ use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, JobPhase, Phase};
 use serde_json::json;
 
-use super::{World, cluster_spec};
+use super::{World, at, cluster_spec};
+use crate::{PodPhase, PodSeen};
 
 #[test]
 fn a_program_that_ended_before_anybody_saw_it_is_known_by_its_pod() {
@@ -105,4 +106,53 @@ fn on_a_cluster_that_cannot_be_read_a_job_goes_on_and_ends_in_time() {
     assert_eq!(told.last().unwrap(), "delete cluster nightly: the job is suspended");
     world.step();
     assert_eq!(world.phase(), JobPhase::Suspended);
+}
+
+#[test]
+fn a_program_whose_scheduler_went_is_not_at_fault() {
+    type Fate = fn(&mut Vec<PodSeen>);
+    let fates: [Fate; 4] = [
+        Vec::clear,
+        |all| all[0].is_deleting = true,
+        |all| all[0].phase = PodPhase::Ended,
+        // Another one is there already.
+        |all| all[0].created_at = Some(at(1)),
+    ];
+    for (nth, fate) in fates.into_iter().enumerate() {
+        let mut world = World::running(&json!({}));
+        world.last_pod().created_at = Some(at(0));
+        fate(&mut world.observed.schedulers);
+        world.fails();
+        world.step();
+        let failures = world.job.status.as_ref().unwrap().failures;
+        assert_eq!((failures.lost, failures.exit), (1, 0), "{nth}: {}", world.message());
+        let told = world.message();
+        assert!(told.contains("the scheduler that it computes with is gone"), "{told}");
+    }
+    let mut world = World::running(&json!({}));
+    world.fails();
+    world.step();
+    assert_eq!(world.phase(), JobPhase::Failed, "its scheduler works: it is its own fault");
+}
+
+#[test]
+fn a_job_says_what_its_pod_or_its_cluster_lacks() {
+    let mut world = World::new(&json!({}));
+    world.step();
+    world.cluster_is(Phase::Ready);
+    world.step();
+    let pod = world.last_pod();
+    pod.created_at = Some(at(0));
+    let name = pod.name.clone();
+    assert_eq!(world.message(), format!("{name} starts"));
+    assert_eq!(world.plan().next_look, Some(Duration::from_mins(1)));
+    world.now = 60;
+    world.step();
+    assert!(world.message().starts_with(&format!("{name} has not begun: its image")));
+    world.last_pod().phase = PodPhase::Running;
+    let cluster = world.observed.cluster.as_mut().unwrap();
+    cluster.status.as_mut().unwrap().message = Some("w-0: Unschedulable: no node".to_owned());
+    world.step();
+    assert_eq!(world.message(), "cluster nightly: w-0: Unschedulable: no node");
+    assert_eq!(world.phase(), JobPhase::Running);
 }

@@ -137,7 +137,7 @@ fn runs_that_would_meet_are_let_be_left_out_or_replaced() {
     };
     let new = "create job nightly-16668: it is time";
     assert_eq!(changes("Allow"), [new]);
-    assert_eq!(changes("Forbid"), Vec::<String>::new());
+    assert_eq!(changes("Forbid"), ["leave out nightly-16668: the one before has not ended"]);
     assert_eq!(changes("Replace"), ["delete job nightly-16667: another run replaces it", new]);
 }
 
@@ -145,7 +145,7 @@ fn runs_that_would_meet_are_let_be_left_out_or_replaced() {
 fn a_run_that_cannot_be_read_counts_as_one_that_is_at_work() {
     for (policy, expected) in [
         ("Allow", vec!["create job nightly-16667: it is time"]),
-        ("Forbid", vec![]),
+        ("Forbid", vec!["leave out nightly-16667: the one before has not ended"]),
         (
             "Replace",
             vec!["delete job odd: another run replaces it", "create job nightly-16667: it is time"],
@@ -216,6 +216,7 @@ fn a_run_that_is_too_late_or_came_while_the_schedule_was_suspended_is_left_out()
     let cron = json!({ "cron": "0 * * * *", "startingDeadlineSeconds": 100 });
     let mut world = World::new(&json!({ "schedule": cron }));
     world.now = 800 + 101;
+    assert_eq!(world.step(), ["leave out nightly-16680: it is too late"]);
     assert_eq!(world.step(), Vec::<String>::new());
     let mut world = World::new(&json!({ "schedule": { "cron": "0 * * * *" }, "suspend": true }));
     world.now = 900;

@@ -1,0 +1,64 @@
+//! What is said of pods that take long and do not say why: where to look.
+
+use std::time::Duration;
+
+use ebbtide_api::{Cluster, names};
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use crate::lifetime::since;
+use crate::{Observed, PodSeen};
+
+/// How long a pod may take to begin, and to be heard of, before people are told where to look.
+const START_MAX: Duration = Duration::from_mins(1);
+
+/// What the scheduler is waited for.
+pub(crate) fn scheduler(cluster: &Cluster, observed: &Observed, now: Timestamp) -> String {
+    let name = names::scheduler(&cluster.name_any());
+    let pod = observed.pods.iter().find(|it| it.name == name);
+    let slow = pod.and_then(|it| match it {
+        PodSeen { is_deleting: true, .. } => Some(format!(
+            "{name} is being deleted, and another one comes when it is gone; on a node that does not answer \
+             that is when the node is back or deleted, or when the pod is deleted by force"
+        )),
+        pod if pod.is_well() && is_slow(pod, now) => Some(format!(
+            "{name} runs and has not reached the operator: its log says why (`ebbtide logs`); policies may \
+             close its way out, or its image is of another release"
+        )),
+        pod => begins(pod, now),
+    });
+    slow.unwrap_or_else(|| "waiting for the scheduler to answer".to_owned())
+}
+
+/// What the first worker is waited for that takes long to begin.
+pub(crate) fn worker(observed: &Observed, now: Timestamp) -> Option<String> {
+    observed.pods.iter().find_map(|it| begins(it, now))
+}
+
+/// What is said of a pod that has not begun for long, and of which nobody says why.
+pub(crate) fn begins(pod: &PodSeen, now: Timestamp) -> Option<String> {
+    (pod.is_beginning() && is_slow(pod, now)).then(|| {
+        format!(
+            "{} has not begun: its image, its volumes or its network are not ready; its events say more \
+             (`ebbtide describe`)",
+            pod.name
+        )
+    })
+}
+
+/// When something of this is to be said, if it may come to that.
+pub(crate) fn next_look(observed: &Observed, now: Timestamp) -> Option<Duration> {
+    let is_unheard = observed.demand.is_none();
+    let may_be_slow = |it: &&PodSeen| it.is_beginning() || is_unheard && it.is_well();
+    let rests = observed.pods.iter().filter(may_be_slow).filter_map(|it| rest(it, now));
+    rests.filter(|it| !it.is_zero()).min()
+}
+
+/// How long until it takes long, if that is known of it.
+pub(crate) fn rest(pod: &PodSeen, now: Timestamp) -> Option<Duration> {
+    pod.created_at.map(|it| START_MAX.saturating_sub(since(it, now)))
+}
+
+fn is_slow(pod: &PodSeen, now: Timestamp) -> bool {
+    rest(pod, now) == Some(Duration::ZERO)
+}
