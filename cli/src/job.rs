@@ -36,7 +36,7 @@ const MAY_PASS: [Cause; 5] =
     [Cause::Image, Cause::Exit, Cause::Evicted, Cause::NodeLost, Cause::Refused];
 
 /// How long it may take to do so, before a cluster that was made for a program goes.
-const HURT_MAX: Duration = Duration::from_secs(30);
+const HURT_MAX: Duration = Duration::from_mins(1);
 
 /// What somebody asks for.
 pub(crate) struct Wanted {

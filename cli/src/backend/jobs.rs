@@ -101,8 +101,7 @@ impl Kubernetes {
             if matches!(there, Ok(None)) {
                 return if is_whole { Ok(false) } else { bail!("the pod {pod} is gone") };
             }
-            let phase = there.ok().flatten().and_then(|it| it.status?.phase);
-            let is_over = phase.is_some_and(|it| ["Succeeded", "Failed"].contains(&&*it));
+            let is_over = there.ok().flatten().is_some_and(|it| has_ended(&it));
             let printed = print(&pods, pod, &mut last, lines).await;
             is_whole = printed.is_ok();
             match printed {
@@ -121,6 +120,15 @@ impl Kubernetes {
             sleep(LOG_AGAIN).await;
         }
     }
+}
+
+/// Whether a job's program has ended, whatever others put beside it.
+fn has_ended(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let own = status.container_statuses.iter().flatten().find(|it| it.name == JOB);
+    let state = own.and_then(|it| it.state.as_ref());
+    let is_over = status.phase.as_deref().is_some_and(|it| ["Succeeded", "Failed"].contains(&it));
+    is_over || state.is_some_and(|it| it.terminated.is_some())
 }
 
 /// What keeps a log from being printed.

@@ -7,8 +7,8 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::unreadable::{has_ended, job_patch};
-use ebbtide_plan::{PodSeen, Refusal, Stage, is_going};
-use k8s_openapi::api::core::v1::Pod;
+use ebbtide_plan::{Refusal, Stage, is_going};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource as _, ResourceExt};
@@ -137,7 +137,10 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
             cluster = call("look for a job's cluster", api.get_opt(name)).await?;
         }
     }
-    let schedulers = schedulers(context, namespace, cluster.as_ref());
+    let uid = cluster.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
+    let is_scheduler_heard = context.schedulers.demand(&uid).is_some();
+    let all = context.pods.of(namespace, &uid);
+    let schedulers = all.iter().filter(|it| is_scheduler(it)).map(|it| seen(it)).collect();
     let (mut runs, mut unread_runs) = (Vec::new(), Vec::new());
     for run in context.jobs.of(namespace, &uid).iter().filter(|it| it.uid() != job.uid()) {
         match &run.0 {
@@ -149,19 +152,13 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
     Ok(JobObserved {
         cluster,
         schedulers,
+        is_scheduler_heard,
         pods,
         is_cluster_unread,
         unread_cluster,
         runs,
         unread_runs,
     })
-}
-
-/// The pods of a cluster's scheduler: one, but while another takes its place.
-fn schedulers(context: &Context, namespace: &str, cluster: Option<&Cluster>) -> Vec<PodSeen> {
-    let uid = cluster.and_then(ResourceExt::uid).unwrap_or_default();
-    let all = context.pods.of(namespace, &uid);
-    all.iter().filter(|it| is_scheduler(it)).map(|it| seen(it)).collect()
 }
 
 async fn carry_out(
@@ -251,7 +248,7 @@ async fn record(
     let before = job.status.as_ref().map(|it| it.phase);
     if before != Some(status.phase) && status.phase.is_over() {
         let message = status.message.as_deref().unwrap_or_default();
-        tell(context, key, job, status.phase.as_str(), message).await;
+        tell(context, key, job, (status.phase.as_str(), message), None).await;
     }
     Ok(())
 }
@@ -271,12 +268,24 @@ fn told(change: &JobChange) -> Option<&'static str> {
 }
 
 async fn tell_change(context: &Context, key: &Key, job: &ClusterJob, change: &JobChange) {
+    // Events of one reason about one thing count up as one, with the words of the first.
+    let about = if let JobOp::LeaveOut(run) = &change.op {
+        Some(ObjectReference { name: Some(run.clone()), uid: None, ..job.object_ref(&()) })
+    } else {
+        None
+    };
     if let Some(reason) = told(change) {
-        tell(context, key, job, reason, &change.to_string()).await;
+        tell(context, key, job, (reason, &change.to_string()), about).await;
     }
 }
 
-async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note: &str) {
+async fn tell(
+    context: &Context,
+    key: &Key,
+    job: &ClusterJob,
+    (reason, note): (&str, &str),
+    about: Option<ObjectReference>,
+) {
     if !context.beliefs.may_tell(key) {
         tracing::info!(note, "too many events to tell");
         return;
@@ -290,7 +299,7 @@ async fn tell(context: &Context, key: &Key, job: &ClusterJob, reason: &str, note
         reason: reason.to_owned(),
         action: "Reconcile".to_owned(),
         note: Some(note.to_owned()),
-        secondary: None,
+        secondary: about,
     };
     publish(context, event, &job.object_ref(&())).await;
 }

@@ -23,7 +23,10 @@ const WISH_MAX: usize = 64;
 
 /// The longest spec of a job that is kept, in bytes of JSON: that of its cluster, and a program with what is written
 /// otherwise in JSON.
-const JOB_MAX: usize = 2 * SPEC_MAX + 2 * SCRIPT_MAX;
+const JOB_MAX: usize = CLUSTER_MAX + 2 * SCRIPT_MAX;
+
+/// The longest spec of a cluster that is kept: one that is a little too long is told to be, and ends when it is idle.
+const CLUSTER_MAX: usize = 2 * SPEC_MAX;
 
 /// What one watch is about: a namespace, or all of them.
 pub(crate) type Scope = Option<String>;
@@ -130,7 +133,7 @@ pub(crate) fn slim_cluster(cluster: &mut Guarded<Cluster>) {
     let short = wish.map(|it| if it.len() > WISH_MAX { names::fingerprint(&it) } else { it });
     meta.annotations = short.map(|it| BTreeMap::from([(names::RENEW.to_owned(), it)]));
     if let Ok(Cluster { metadata, spec, status }) = &cluster.0
-        && let Some(unread) = without_bulk(metadata, spec, status.as_ref(), SPEC_MAX)
+        && let Some(unread) = without_bulk(metadata, spec, status.as_ref(), CLUSTER_MAX)
     {
         cluster.0 = Err(unread);
     }
@@ -505,9 +508,9 @@ mod tests {
             slim_cluster(&mut cluster);
             cluster
         };
-        assert!(cluster(100_000).0.is_ok());
-        let unread = cluster(200_000).0.unwrap_err();
-        assert!(unread.error.starts_with("spec: it is 200"), "{unread}");
+        assert!(cluster(200_000).0.is_ok());
+        let unread = cluster(300_000).0.unwrap_err();
+        assert!(unread.error.starts_with("spec: it is 300"), "{unread}");
         assert_eq!(unread.status["phase"], "Ready");
         assert_eq!(unread.metadata.name.as_deref(), Some("a"));
     }

@@ -23,14 +23,14 @@ const NAME: &str = "ebbtide-operator";
 pub const LEASE: Duration = Duration::from_secs(15);
 
 /// How often the holder renews.
-const RENEW: Duration = Duration::from_secs(5);
+const RENEW: Duration = Duration::from_secs(3);
 
 /// How long the holder works on without a renewal: it stops before the lease is over for others,
 /// with time for a write that is on its way.
 const RENEW_MAX: Duration = Duration::from_secs(10);
 
 /// How long the holder waits for an answer before it tries again.
-const TRY_MAX: Duration = Duration::from_secs(2);
+const TRY_MAX: Duration = Duration::from_secs(4);
 
 /// How often others look, and the holder tries again what failed.
 const LOOK: Duration = Duration::from_millis(500);

@@ -349,7 +349,8 @@ fn of_phase(context: &Context, cluster: &Guarded<Cluster>, is_created: bool) -> 
 
 /// The program of a job needs what its cluster has for clients.
 fn of_client(context: &Context, pod: &SlimPod, _: bool) -> Vec<Key> {
-    client_of(pod).map(|uid| context.clusters.named(uid)).unwrap_or_default()
+    let named = client_of(pod).map(|uid| context.clusters.named(uid)).unwrap_or_default();
+    named.into_iter().filter(|it| Some(&it.namespace) == pod.metadata.namespace.as_ref()).collect()
 }
 
 fn nobody_else<K>(_: &Context, _: &K, _: bool) -> Vec<Key> {

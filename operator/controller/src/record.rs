@@ -6,7 +6,7 @@ use ebbtide_api::status::GroupStatus;
 use ebbtide_api::{Cluster, ClusterStatus, Guarded, Unread};
 use ebbtide_plan::queue::Key;
 use ebbtide_plan::unreadable::{UNREADABLE, words};
-use ebbtide_plan::{Change, Op, is_urgent, news};
+use ebbtide_plan::{Change, News, Op, is_urgent, news};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -84,8 +84,8 @@ async fn write(
         Ok(written) => {
             context.beliefs.wrote(status, written);
             count_phase(context, cluster, status);
-            for (reason, note) in news(cluster.status.as_ref(), status) {
-                tell_trouble(context, cluster, reason, note).await;
+            for trouble in news(cluster.status.as_ref(), status) {
+                tell_trouble(context, cluster, trouble).await;
             }
             Ok(())
         }
@@ -189,17 +189,20 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
     publish(context, event, &cluster.object_ref(&())).await;
 }
 
-async fn tell_trouble(context: &Context, cluster: &Cluster, reason: String, note: String) {
+async fn tell_trouble(context: &Context, cluster: &Cluster, trouble: News) {
+    let News { reason, field, note } = trouble;
     if !context.beliefs.may_tell(&key(cluster)) {
         tracing::info!(reason, note, "too many events to tell");
         return;
     }
+    // Events of one reason about one thing count up as one, with the words of the first.
+    let about = ObjectReference { field_path: Some(field), ..cluster.object_ref(&()) };
     let event = Event {
         type_: EventType::Warning,
         reason,
         action: "Reconcile".to_owned(),
         note: Some(note),
-        secondary: None,
+        secondary: Some(about),
     };
     publish(context, event, &cluster.object_ref(&())).await;
 }

@@ -3,6 +3,7 @@
 use ebbtide_api::names;
 use ebbtide_contract::identity::Role;
 use ebbtide_plan::{JOB, PodPhase, PodSeen, Trouble, is_own_container, says_policy, says_service};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodCondition, ServiceSpec};
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
 use kube::core::ObjectMeta;
@@ -88,11 +89,10 @@ struct SlimStatus {
 
 pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
     let status = pod.status.as_ref();
+    let has_ended = status.and_then(exit_code).is_some();
     let phase = match status.and_then(|status| status.phase.as_deref()) {
         // What others put beside it may run on.
-        Some("Running") if !is_scheduler(pod) && status.and_then(exit_code).is_some() => {
-            PodPhase::Ended
-        }
+        Some("Running") if has_ended && !is_scheduler(pod) => PodPhase::Ended,
         Some("Running") => PodPhase::Running,
         Some("Succeeded" | "Failed") => PodPhase::Ended,
         Some(_) | None => PodPhase::Pending,
@@ -109,7 +109,10 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
     let whole = whole.map(|(reason, message)| Trouble::failed(reason, message.unwrap_or_default()));
     let unplaced =
         || status.and_then(|it| unschedulable(it.conditions.as_deref().unwrap_or_default()));
-    let trouble = whole.or_else(|| containers().find_map(trouble)).or_else(unplaced);
+    // Once it has ended, what others put beside it says nothing of it.
+    let counts = |it: &&ContainerStatus| !has_ended || is_own_container(&it.name);
+    let trouble = containers().filter(counts).find_map(trouble);
+    let trouble = whole.or(trouble).or_else(unplaced);
     let created_at = pod.creation_timestamp().map(|time| time.0);
     // What a node refuses never had a container: it ended as it began.
     let refused_at = created_at.filter(|_| phase == PodPhase::Ended);
@@ -126,6 +129,10 @@ pub(crate) fn seen(pod: &SlimPod) -> PodSeen {
         // Its node may have another time than the API server.
         ended_at: ended_at.or(refused_at).max(refused_at),
         told_for: pod.heard_at.elapsed(),
+        stage_since: status.and_then(|it| runs_since(it).or_else(|| placed_at(it))),
+        restarted_at: status.and_then(|it| {
+            runs_since(it).filter(|_| own_container(it).is_some_and(|it| it.restart_count > 0))
+        }),
         trouble,
         exit_code: status.and_then(exit_code),
     }
@@ -144,6 +151,19 @@ pub(crate) fn client_of(pod: &SlimPod) -> Option<&String> {
 
 fn own_container(status: &SlimStatus) -> Option<&ContainerStatus> {
     status.container_statuses.iter().flatten().find(|it| is_own_container(&it.name))
+}
+
+/// Since when our own container runs.
+fn runs_since(status: &SlimStatus) -> Option<Timestamp> {
+    let state = own_container(status)?.state.as_ref()?;
+    Some(state.running.as_ref()?.started_at.as_ref()?.0)
+}
+
+/// When it got its node.
+fn placed_at(status: &SlimStatus) -> Option<Timestamp> {
+    let mut conditions = status.conditions.iter().flatten();
+    let scheduled = conditions.find(|it| it.type_ == SCHEDULED && it.status == "True")?;
+    Some(scheduled.last_transition_time.as_ref()?.0)
 }
 
 /// With what our own container ended.

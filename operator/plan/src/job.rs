@@ -42,6 +42,8 @@ pub struct JobObserved {
     pub cluster: Option<Cluster>,
     /// The pods of its scheduler.
     pub schedulers: Vec<PodSeen>,
+    /// Whether that is heard.
+    pub is_scheduler_heard: bool,
     /// The pods that the job owns.
     pub pods: Vec<PodSeen>,
     /// Whether that cluster is there and cannot be read.
@@ -69,7 +71,9 @@ impl JobObserved {
     /// Whether the scheduler works that was there when a pod was made. Another one knows nothing of what its program
     /// computes.
     fn has_scheduler_of(&self, pod: &PodSeen) -> bool {
-        self.schedulers.iter().any(|it| it.is_well() && it.created_at <= pod.created_at)
+        let was_there = |it: &PodSeen| it.restarted_at.max(it.created_at) <= pod.created_at;
+        let stays = |it: &PodSeen| it.phase == PodPhase::Running && !it.is_deleting;
+        self.is_scheduler_heard && self.schedulers.iter().any(|it| stays(it) && was_there(it))
     }
 }
 
@@ -326,7 +330,7 @@ fn late(
 /// One of whose cluster nothing can be read: what is under way goes on.
 fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>) -> JobPlan {
     let name = job.cluster_name().unwrap_or_default();
-    let message = format!("cluster {name} cannot be read: it was stored under another definition");
+    let message = format!("cluster {name} cannot be read: its own status says why");
     let phase = if known.phase == JobPhase::Suspended { JobPhase::Pending } else { known.phase };
     let status = ClusterJobStatus { phase, message: Some(bounded(&message)), ..known };
     JobPlan { changes: Vec::new(), status, next_look }
@@ -435,10 +439,15 @@ fn while_there(
     JobPlan { changes, status, next_look: slow_look.filter(|it| !it.is_zero()) }
 }
 
-/// What keeps a cluster from what its program waits for, as far as its status tells.
+/// What keeps a cluster, or a group of its workers, from what a program waits for, as its status tells.
 fn what_lacks(cluster: &Cluster) -> Option<String> {
-    let message = cluster.status.as_ref()?.message.as_ref()?;
-    Some(format!("cluster {}: {message}", cluster.name_any()))
+    let status = cluster.status.as_ref()?;
+    let name = cluster.name_any();
+    if status.phase != Phase::Ready {
+        return status.message.as_ref().map(|it| format!("cluster {name}: {it}"));
+    }
+    let group = status.groups.iter().find(|it| it.workers.ready == 0 && !it.causes.is_empty())?;
+    Some(format!("cluster {name}: {}: {}", group.name, group.causes.first()?.message))
 }
 
 /// The next attempt begins when its cluster answers and it has waited for long enough.

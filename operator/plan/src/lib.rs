@@ -51,7 +51,7 @@ pub use crate::network::{restore_service, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container, read_literal};
 pub use crate::secrets::{SecretWanted, client_secret};
 use crate::sight::Sight;
-pub use crate::status::{PENDING_CHANGE, READY, is_urgent, news};
+pub use crate::status::{News, PENDING_CHANGE, READY, is_urgent, news};
 pub use crate::trouble::Trouble;
 
 /// The reason of a cluster of whose spec nothing can be made.
@@ -148,6 +148,10 @@ pub struct PodSeen {
     pub ended_at: Option<Timestamp>,
     /// How long ago the last news of it came.
     pub told_for: Duration,
+    /// Since when it has a node, or its process runs there. Not known: since it was created.
+    pub stage_since: Option<Timestamp>,
+    /// When its process was started again in the same pod.
+    pub restarted_at: Option<Timestamp>,
     /// Why it cannot start, or ended.
     pub trouble: Option<Trouble>,
     /// With what its process ended.

@@ -7,13 +7,23 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use crate::lifetime::since;
-use crate::{Observed, PodSeen};
+use crate::{Observed, PodSeen, SchedulerAddress, Site};
 
 /// How long a pod may take to begin, and to be heard of, before people are told where to look.
 const START_MAX: Duration = Duration::from_mins(1);
 
+const WAITING: &str = "waiting for the scheduler to answer";
+
 /// What the scheduler is waited for.
-pub(crate) fn scheduler(cluster: &Cluster, observed: &Observed, now: Timestamp) -> String {
+pub(crate) fn scheduler(
+    (cluster, site): (&Cluster, &Site),
+    observed: &Observed,
+    now: Timestamp,
+) -> String {
+    // Processes of one machine have neither nodes nor policies.
+    if matches!(site.scheduler_address, SchedulerAddress::Fixed(_)) {
+        return WAITING.to_owned();
+    }
     let name = names::scheduler(&cluster.name_any());
     let pod = observed.pods.iter().find(|it| it.name == name);
     let slow = pod.and_then(|it| match it {
@@ -27,20 +37,21 @@ pub(crate) fn scheduler(cluster: &Cluster, observed: &Observed, now: Timestamp) 
         )),
         pod => begins(pod, now),
     });
-    slow.unwrap_or_else(|| "waiting for the scheduler to answer".to_owned())
+    slow.unwrap_or_else(|| WAITING.to_owned())
 }
 
-/// What the first worker is waited for that takes long to begin.
-pub(crate) fn worker(observed: &Observed, now: Timestamp) -> Option<String> {
-    observed.pods.iter().find_map(|it| begins(it, now))
+/// What the first worker of a group is waited for that takes long to begin.
+pub(crate) fn worker(group: &str, observed: &Observed, now: Timestamp) -> Option<String> {
+    let is_of = |it: &&PodSeen| it.labels.get(names::WORKER_GROUP).is_some_and(|it| it == group);
+    observed.pods.iter().filter(is_of).find_map(|it| begins(it, now))
 }
 
 /// What is said of a pod that has not begun for long, and of which nobody says why.
 pub(crate) fn begins(pod: &PodSeen, now: Timestamp) -> Option<String> {
     (pod.is_beginning() && is_slow(pod, now)).then(|| {
         format!(
-            "{} has not begun: its image, its volumes or its network are not ready; its events say more \
-             (`ebbtide describe`)",
+            "{} has not begun: its image, its volumes, its network or its init containers are not ready; its \
+             events say more (`ebbtide describe`)",
             pod.name
         )
     })
@@ -56,7 +67,7 @@ pub(crate) fn next_look(observed: &Observed, now: Timestamp) -> Option<Duration>
 
 /// How long until it takes long, if that is known of it.
 pub(crate) fn rest(pod: &PodSeen, now: Timestamp) -> Option<Duration> {
-    pod.created_at.map(|it| START_MAX.saturating_sub(since(it, now)))
+    pod.stage_since.or(pod.created_at).map(|it| START_MAX.saturating_sub(since(it, now)))
 }
 
 fn is_slow(pod: &PodSeen, now: Timestamp) -> bool {

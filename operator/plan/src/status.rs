@@ -56,10 +56,14 @@ pub(crate) fn observed(facts: &Facts<'_>) -> ClusterStatus {
     } else if let Some(waits) = waits.filter(|_| is_short) {
         (Phase::Starting, waits.1.cause.as_str(), words(waits))
     } else if observed.demand.is_none() || !children.has_scheduler {
-        (Phase::Starting, "SchedulerStarting", slow::scheduler(cluster, observed, facts.now))
+        (
+            Phase::Starting,
+            "SchedulerStarting",
+            slow::scheduler((cluster, facts.site), observed, facts.now),
+        )
     } else if let Some((min, GroupStatus { name, workers, .. })) = lacking {
         let message = format!("{} of {min} workers of {name} are registered", workers.ready);
-        let slow = slow::worker(observed, facts.now).map(|it| format!("; {it}"));
+        let slow = slow::worker(name, observed, facts.now).map(|it| format!("; {it}"));
         let message = message + &slow.unwrap_or_default();
         (Phase::Starting, "WorkersStarting", message)
     } else {
@@ -145,11 +149,14 @@ pub(crate) fn steady(cluster: &Cluster, plan: Plan) -> Plan {
     let ended = [Cause::Exit, Cause::OutOfMemory].map(Cause::as_str);
     let starts = ["SchedulerStarting", "WorkersStarting"];
     let told = ready(before).filter(|it| ended.contains(&&*it.reason));
-    let is_start = ready(&plan.status).is_some_and(|it| starts.contains(&&*it.reason));
+    // A group that comes for work may have nobody yet though the cluster is ready.
+    let lacks = |it: &GroupStatus| it.workers.desired > 0 && it.workers.ready == 0;
+    let is_start = ready(&plan.status).is_some_and(|it| starts.contains(&&*it.reason))
+        || plan.status.phase == Phase::Ready && plan.status.groups.iter().any(lacks);
     let Some(told) = told.filter(|_| is_start) else { return plan };
     let status = ClusterStatus {
         phase: Phase::Degraded,
-        message: before.message.clone(),
+        message: Some(told.message.clone()),
         conditions: with_condition(told.clone(), &plan.status.conditions),
         ..plan.status
     };
@@ -160,28 +167,44 @@ fn ready(status: &ClusterStatus) -> Option<&Condition> {
     status.conditions.iter().find(|it| it.type_ == READY)
 }
 
-/// What people are told of when a status is written: troubles that the one before did not have, each with its reason.
-pub fn news(before: Option<&ClusterStatus>, next: &ClusterStatus) -> Vec<(String, String)> {
-    let causes = |it: &ClusterStatus| -> Vec<(String, Cause, String)> {
-        let of = |it: &GroupStatus| {
-            let (name, causes) = (it.name.clone(), it.causes.clone());
-            causes.into_iter().map(move |it| (name.clone(), it.cause, it.message))
-        };
-        it.groups.iter().flat_map(of).collect()
+/// A trouble that people are told of.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct News {
+    /// Its reason, as conditions and causes have it.
+    pub reason: String,
+    /// The field of the status that tells it.
+    pub field: String,
+    /// What is told.
+    pub note: String,
+}
+
+/// What people are told of when a status is written: troubles that the one before did not have.
+pub fn news(before: Option<&ClusterStatus>, next: &ClusterStatus) -> Vec<News> {
+    let is_known = |group: &str, cause| {
+        let mut groups = before.iter().flat_map(|it| &it.groups).filter(|it| it.name == group);
+        groups.any(|it| it.causes.iter().any(|it| it.cause == cause))
     };
-    let known = before.map(causes).unwrap_or_default();
-    let is_known = |group: &str, cause| known.iter().any(|it| (&*it.0, it.1) == (group, cause));
-    let of_groups = causes(next).into_iter().filter(|it| !is_known(&it.0, it.1));
-    let mut told: Vec<(String, String)> = of_groups
-        .map(|(group, cause, message)| (cause.as_str().to_owned(), format!("{group}: {message}")))
+    let of_groups =
+        next.groups.iter().flat_map(|it| it.causes.iter().map(move |cause| (it, cause)));
+    let of_groups = of_groups.filter(|(group, it)| !is_known(&group.name, it.cause));
+    let mut told: Vec<News> = of_groups
+        .map(|(group, it)| News {
+            reason: it.cause.as_str().to_owned(),
+            field: format!("status.groups[{}]", group.name),
+            note: format!("{}: {}", group.name, it.message),
+        })
         .collect();
     let reason = before.and_then(ready).map(|it| &it.reason);
     let is_trouble = |it: &&Condition| {
         next.phase == Phase::Degraded || Cause::ALL.iter().any(|cause| cause.as_str() == it.reason)
     };
     let of_all = ready(next).filter(is_trouble).filter(|it| Some(&it.reason) != reason);
-    let of_all = of_all.filter(|it| told.iter().all(|(reason, _)| *reason != it.reason));
-    told.extend(of_all.map(|it| (it.reason.clone(), it.message.clone())));
+    let of_all = of_all.filter(|it| told.iter().all(|told| told.reason != it.reason));
+    told.extend(of_all.map(|it| News {
+        reason: it.reason.clone(),
+        field: "status.conditions[Ready]".to_owned(),
+        note: it.message.clone(),
+    }));
     told
 }
 
@@ -382,9 +405,15 @@ pub(crate) fn stuck(
         Phase::Ready | Phase::Starting => Phase::Starting,
         Phase::Degraded => Phase::Degraded,
     };
+    let is_lasting = LASTING.contains(&reason);
     let told = ready_condition(cluster, phase, (reason, why.words), now);
-    let conditions = with_condition(told, &planned.conditions);
-    let is_judged = why.at != Stage::Trials || LASTING.contains(&reason);
+    let conditions = if phase == Phase::Degraded && !is_lasting {
+        // It is why before, and will be why after.
+        planned.conditions.clone()
+    } else {
+        with_condition(told, &planned.conditions)
+    };
+    let is_judged = why.at != Stage::Trials || is_lasting;
     // What was not tried to the end is tried again.
     let before = cluster.status.as_ref().and_then(|it| it.observed_generation);
     let observed_generation = if is_judged { status.observed_generation } else { before };

@@ -101,7 +101,8 @@ fn gone(name: &str) -> Lost {
 fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
     let (has_cluster, has_scheduler) =
         (observed.has_cluster_of(pod), observed.has_scheduler_of(pod));
-    let kind = match pod.trouble.as_ref().map(|it| it.cause) {
+    let cause = pod.trouble.as_ref().map(|it| it.cause);
+    let kind = match cause {
         // Who deletes it ends its program, and so does a cluster that goes.
         _ if pod.is_deleting || !has_cluster => Kind::Lost,
         Some(Cause::OutOfMemory) => Kind::OutOfMemory,
@@ -121,7 +122,7 @@ fn why(pod: &PodSeen, observed: &JobObserved) -> Lost {
     let told = pod.trouble.as_ref().map_or("it ended, and nobody says how", |it| &it.message);
     let told = match (has_cluster, kind) {
         (false, _) => "the cluster that it computes on is gone",
-        (true, Kind::Lost) if pod.exit_code.is_some() && !has_scheduler => {
+        (true, Kind::Lost) if cause == Some(Cause::Exit) && !pod.is_deleting => {
             "the scheduler that it computes with is gone"
         }
         (true, _) => told,

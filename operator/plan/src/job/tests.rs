@@ -123,6 +123,7 @@ impl World {
         let is_new = self.observed.schedulers.is_empty() && phase == Phase::Ready;
         let works = || PodSeen { phase: PodPhase::Running, ..PodSeen::default() };
         self.observed.schedulers.extend(is_new.then(works));
+        self.observed.is_scheduler_heard |= is_new;
     }
 
     fn last_pod(&mut self) -> &mut PodSeen {

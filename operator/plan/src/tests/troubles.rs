@@ -6,7 +6,7 @@ use ebbtide_api::status::Cause;
 use ebbtide_api::{ClusterStatus, Phase};
 
 use super::{World, at, cluster};
-use crate::{PodPhase, PodSeen, Trouble, news};
+use crate::{News, PodPhase, PodSeen, Refusal, Stage, Trouble, news};
 
 /// A cluster that has one worker at least, and both its pods, which were made when it was.
 fn begun() -> World {
@@ -103,16 +103,41 @@ fn what_goes_wrong_is_told_once_with_its_reason() {
     let ready = world.after(40).status;
     ends(&mut world, Trouble::ended("OOMKilled", 137, ""));
     let hurt = world.after(1).status;
-    let oom = [("OutOfMemory".to_owned(), "w: OOMKilled: exit code 137".to_owned())];
-    assert_eq!(news(Some(&ready), &hurt), oom);
+    let oom = News {
+        reason: "OutOfMemory".to_owned(),
+        field: "status.groups[w]".to_owned(),
+        note: "w: OOMKilled: exit code 137".to_owned(),
+    };
+    assert_eq!(news(Some(&ready), &hurt), [oom]);
     assert_eq!(news(Some(&hurt), &hurt), []);
     let hurt_again = world.after(1).status;
     assert_eq!(news(Some(&hurt), &hurt_again), []);
     let mut world = begun();
     world.observed.pods[0].trouble = Trouble::waiting("ErrImagePull", "not found");
     let waits = world.step().status;
-    let [(reason, note)] = &news(None, &waits)[..] else { panic!("{:?}", news(None, &waits)) };
-    assert_eq!((&**reason, Cause::Image.as_str()), (Cause::Image.as_str(), &**reason));
+    let [News { reason, note, .. }] = &news(None, &waits)[..] else { panic!("{waits:?}") };
+    assert_eq!(reason, Cause::Image.as_str());
     assert!(note.ends_with("ErrImagePull: not found"), "{note}");
     assert_eq!(news(None, &ready), []);
+}
+
+#[test]
+fn what_comes_for_work_and_cannot_live_counts_as_degraded_until_it_works() {
+    let mut world = World::new(cluster(|_| ()));
+    world.step();
+    world.run();
+    world.after(1);
+    world.queue(1000, 55.0);
+    world.after(1);
+    ends(&mut world, Trouble::ended("Error", 1, ""));
+    for seconds in [1, 11, 1] {
+        assert_eq!(told(&world.after(seconds).status).1, "Exit");
+    }
+    // The API server's hiccup is not why.
+    let why = Refusal { words: "busy", is_lasting: false, at: Stage::Others };
+    let plan = world.step();
+    let status = plan.stuck(&world.cluster, &why, &[], at(world.seconds));
+    assert_eq!((status.phase, &*status.conditions[0].reason), (Phase::Degraded, "Exit"));
+    world.run();
+    assert_eq!(world.after(1).status.phase, Phase::Ready);
 }

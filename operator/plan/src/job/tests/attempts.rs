@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use ebbtide_api::job::Named;
+use ebbtide_api::status::{Cause, CauseCount, GroupStatus};
 use ebbtide_api::{Cluster, JobPhase, Phase};
 use serde_json::json;
 
-use super::{World, at, cluster_spec};
-use crate::{PodPhase, PodSeen};
+use super::{JobObserved, World, at, cluster_spec};
+use crate::PodPhase;
 
 #[test]
 fn a_program_that_ended_before_anybody_saw_it_is_known_by_its_pod() {
@@ -110,18 +111,21 @@ fn on_a_cluster_that_cannot_be_read_a_job_goes_on_and_ends_in_time() {
 
 #[test]
 fn a_program_whose_scheduler_went_is_not_at_fault() {
-    type Fate = fn(&mut Vec<PodSeen>);
-    let fates: [Fate; 4] = [
-        Vec::clear,
-        |all| all[0].is_deleting = true,
-        |all| all[0].phase = PodPhase::Ended,
-        // Another one is there already.
-        |all| all[0].created_at = Some(at(1)),
+    type Fate = fn(&mut JobObserved);
+    let fates: [Fate; 6] = [
+        |it| it.schedulers.clear(),
+        |it| it.schedulers[0].is_deleting = true,
+        |it| it.schedulers[0].phase = PodPhase::Ended,
+        // Another one is there already, or the same one anew.
+        |it| it.schedulers[0].created_at = Some(at(1)),
+        |it| it.schedulers[0].restarted_at = Some(at(1)),
+        // Its node is gone, and nobody has noticed but who listens.
+        |it| it.is_scheduler_heard = false,
     ];
     for (nth, fate) in fates.into_iter().enumerate() {
         let mut world = World::running(&json!({}));
         world.last_pod().created_at = Some(at(0));
-        fate(&mut world.observed.schedulers);
+        fate(&mut world.observed);
         world.fails();
         world.step();
         let failures = world.job.status.as_ref().unwrap().failures;
@@ -150,9 +154,19 @@ fn a_job_says_what_its_pod_or_its_cluster_lacks() {
     world.step();
     assert!(world.message().starts_with(&format!("{name} has not begun: its image")));
     world.last_pod().phase = PodPhase::Running;
-    let cluster = world.observed.cluster.as_mut().unwrap();
-    cluster.status.as_mut().unwrap().message = Some("w-0: Unschedulable: no node".to_owned());
+    let status = world.observed.cluster.as_mut().unwrap().status.as_mut().unwrap();
+    status.message = Some("w-0: Unschedulable: 0/12 nodes".to_owned());
+    let cause = CauseCount {
+        cause: Cause::Unschedulable,
+        pods: 1,
+        message: "Unschedulable: 0/12 nodes".to_owned(),
+    };
+    status.groups =
+        vec![GroupStatus { name: "w".to_owned(), causes: vec![cause], ..GroupStatus::default() }];
     world.step();
-    assert_eq!(world.message(), "cluster nightly: w-0: Unschedulable: no node");
+    assert_eq!(world.message(), "cluster nightly: w: Unschedulable: 0/12 nodes");
     assert_eq!(world.phase(), JobPhase::Running);
+    world.cluster_is(Phase::Starting);
+    world.step();
+    assert_eq!(world.message(), "cluster nightly: w-0: Unschedulable: 0/12 nodes");
 }
