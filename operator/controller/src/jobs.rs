@@ -137,9 +137,9 @@ async fn observe(context: &Context, key: &Key, job: &ClusterJob) -> Result<JobOb
             cluster = call("look for a job's cluster", api.get_opt(name)).await?;
         }
     }
-    let uid = cluster.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
-    let is_scheduler_heard = context.schedulers.demand(&uid).is_some();
-    let all = context.pods.of(namespace, &uid);
+    let cluster_uid = cluster.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
+    let is_scheduler_heard = context.schedulers.demand(&cluster_uid).is_some();
+    let all = context.pods.of(namespace, &cluster_uid);
     let schedulers = all.iter().filter(|it| is_scheduler(it)).map(|it| seen(it)).collect();
     let (mut runs, mut unread_runs) = (Vec::new(), Vec::new());
     for run in context.jobs.of(namespace, &uid).iter().filter(|it| it.uid() != job.uid()) {
