@@ -291,7 +291,14 @@ def test_under_an_older_definition_clusters_work_and_under_the_newer_one_they_ar
         kubectl("delete", "quota", "full", "-n", namespace)
     works(namespace, 3)
     assert before.items() <= pods(namespace).items()
-    assert set(LATER) - {"phases"} <= set(json.loads(kubectl(*status)))
+
+    def is_whole() -> bool:
+        # A definition is what statuses are held against a moment after it is told of.
+        resize(namespace, 2)
+        resize(namespace, 3)
+        return set(LATER) - {"phases"} <= set(json.loads(kubectl(*status)))
+
+    until(is_whole, "all of its status is told")
     run("ebbtide", "down", "mean", "-n", namespace)
 
 

@@ -118,11 +118,10 @@ fn after_what_it_uses(store: &Store, pod: &Value) -> Result<(), String> {
 
 /// Whether a cluster or a job is deleted whose job has ended, is to have nothing, or has a pod that is not taken.
 fn after_its_job(store: &Store, object: &Value) -> Result<(), String> {
-    let owner = &object["metadata"]["ownerReferences"][0]["uid"];
-    let own = &object["metadata"]["uid"];
-    let is_job =
-        |it: &&Arc<Value>| it["metadata"]["uid"] == *owner || it["metadata"]["uid"] == *own;
-    let Some(job) = store.list(kinds::CLUSTER_JOB).find(is_job) else { return Ok(()) };
+    let job_of =
+        |uid: &Value| store.list(kinds::CLUSTER_JOB).find(|it| it["metadata"]["uid"] == *uid);
+    let owner = || job_of(&object["metadata"]["ownerReferences"][0]["uid"]);
+    let Some(job) = job_of(&object["metadata"]["uid"]).or_else(owner) else { return Ok(()) };
     let is_rejected = job["status"]["conditions"][0]["reason"] == "Rejected";
     if is_over(job) || is_rejected || job["spec"]["suspend"] == true {
         return Ok(());

@@ -1,3 +1,4 @@
+mod jobs;
 mod leases;
 mod refusals;
 mod unreadable;
