@@ -69,7 +69,7 @@ pub(crate) fn describe(cluster: &Cluster, now: Timestamp) -> String {
             row("goes", &format!("when it is {} old", max.after));
         }
     }
-    if let Some(condition) = status.conditions.iter().find(|it| it.type_ == "Ready") {
+    if let Some(condition) = ebbtide_plan::ready(&status) {
         let since = age(condition.last_transition_time.0, now);
         row("ready", &format!("{}, since {since}: {}", condition.status, condition.reason));
     }

@@ -10,7 +10,7 @@ use ebbtide_listener::Schedulers;
 use ebbtide_plan::queue::{Key, Queue};
 use ebbtide_plan::requested::Requested;
 use ebbtide_plan::unreadable::UNREADABLE;
-use ebbtide_plan::{READY, Site};
+use ebbtide_plan::{Site, ready};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt as _};
 use jiff::Timestamp;
@@ -245,8 +245,7 @@ impl Tenant {
         let Some(status) = &cluster.status else {
             return self.count(Phase::Starting, Some(NOT_SEEN));
         };
-        let ready = status.conditions.iter().find(|it| it.type_ == READY);
-        let lack = ready.filter(|it| it.status == "False").map(|it| &*it.reason);
+        let lack = ready(status).filter(|it| it.status == "False").map(|it| &*it.reason);
         self.count(status.phase, lack);
     }
 

@@ -191,20 +191,31 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
 
 async fn tell_trouble(context: &Context, cluster: &Cluster, trouble: News) {
     let News { reason, field, note } = trouble;
-    if !context.beliefs.may_tell(&key(cluster)) {
+    // Events of one reason about one thing count up as one, with the words of the first.
+    let about = ObjectReference { field_path: Some(field), ..cluster.object_ref(&()) };
+    let told = (reason, note, Some(about));
+    warn(context, &key(cluster), told, &cluster.object_ref(&())).await;
+}
+
+/// Warns people of something for a reason, and names what it is about, unless they are told too much already.
+async fn warn(
+    context: &Context,
+    key: &Key,
+    (reason, note, secondary): (String, String, Option<ObjectReference>),
+    of: &ObjectReference,
+) {
+    if !context.beliefs.may_tell(key) {
         tracing::info!(reason, note, "too many events to tell");
         return;
     }
-    // Events of one reason about one thing count up as one, with the words of the first.
-    let about = ObjectReference { field_path: Some(field), ..cluster.object_ref(&()) };
     let event = Event {
         type_: EventType::Warning,
         reason,
         action: "Reconcile".to_owned(),
         note: Some(note),
-        secondary: Some(about),
+        secondary,
     };
-    publish(context, event, &cluster.object_ref(&())).await;
+    publish(context, event, of).await;
 }
 
 /// Tells of an object that was stored under another definition, in its status if that does not say so yet. It stays
@@ -242,16 +253,8 @@ where
         Err(error) if error.is_invalid() => tracing::warn!(%error, "its status cannot say so"),
         Err(error) => return Err(error),
     }
-    if context.beliefs.may_tell(key) {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: UNREADABLE.to_owned(),
-            action: "Reconcile".to_owned(),
-            note: Some(words(unread)),
-            secondary: None,
-        };
-        publish(context, event, &object.object_ref(&())).await;
-    }
+    let told = (UNREADABLE.to_owned(), words(unread), None);
+    warn(context, key, told, &object.object_ref(&())).await;
     Ok(None)
 }
 

@@ -51,7 +51,7 @@ pub use crate::network::{restore_service, says_policy, says_service};
 pub use crate::pods::{CREDENTIALS_PATH, JOB, OWN_VOLUMES, is_own_container, read_literal};
 pub use crate::secrets::{SecretWanted, client_secret};
 use crate::sight::Sight;
-pub use crate::status::{News, PENDING_CHANGE, READY, is_urgent, news};
+pub use crate::status::{News, PENDING_CHANGE, is_urgent, news, ready};
 pub use crate::trouble::Trouble;
 
 /// The reason of a cluster of whose spec nothing can be made.

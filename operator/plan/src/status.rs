@@ -18,7 +18,7 @@ use crate::trouble::{LASTING, Trouble, refusal, refused};
 use crate::{Observed, Plan, PodSeen, Refusal, Site, Stage, Unmade, scheduler_addresses};
 
 /// The condition of a cluster whose scheduler answers and that has its least number of workers.
-pub const READY: &str = "Ready";
+pub(crate) const READY: &str = "Ready";
 /// The condition of a cluster whose pods are not as its spec says.
 pub const PENDING_CHANGE: &str = "PendingChange";
 
@@ -163,7 +163,8 @@ pub(crate) fn steady(cluster: &Cluster, plan: Plan) -> Plan {
     Plan { status, ..plan }
 }
 
-fn ready(status: &ClusterStatus) -> Option<&Condition> {
+/// The condition that tells whether a cluster is ready, and why not.
+pub fn ready(status: &ClusterStatus) -> Option<&Condition> {
     status.conditions.iter().find(|it| it.type_ == READY)
 }
 
