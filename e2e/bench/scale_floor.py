@@ -163,18 +163,33 @@ def namespace(api: Api) -> Iterator[str]:
         api.ask("DELETE", f"/api/v1/namespaces/{place}")
 
 
-def bare(api: Api, count: int, table: Table | None = None) -> tuple[float, float]:
+#: A pod that asks for as much as those of clusters do, and for nothing else.
+BARE: Object = {
+    "metadata": {},
+    "spec": {
+        "containers": [
+            {
+                "name": "bare",
+                "image": "none",
+                "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+            }
+        ],
+        "terminationGracePeriodSeconds": 5,
+    },
+}
+
+
+def bare(
+    api: Api, count: int, table: Table | None = None, like: Object = BARE
+) -> tuple[float, float]:
     """Make so many pods, wait for them, delete them. Tell when all were there, and when ready."""
     with namespace(api) as place:
         path = f"/api/v1/namespaces/{place}/pods"
         pods = Seen(api, path, is_ready)
-        resources = {"requests": {"cpu": "100m", "memory": "128Mi"}}
-        container = {"name": "bare", "image": "none", "resources": resources}
 
         def create(number: int) -> None:
-            metadata = {"name": f"bare-{number}"}
-            spec = {"containers": [container], "terminationGracePeriodSeconds": 5}
-            api.ask("POST", path, {"metadata": metadata, "spec": spec})
+            metadata = {**like["metadata"], "name": f"bare-{number}"}
+            api.ask("POST", path, {"metadata": metadata, "spec": like["spec"]})
 
         before, start = cpu(), time.perf_counter()
         with ThreadPoolExecutor(AT_ONCE) as threads:

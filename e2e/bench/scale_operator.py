@@ -248,6 +248,15 @@ def rise(api: Api, table: Table, size: int, names: list[str], run: Program) -> d
     }
 
 
+def worker(api: Api, namespace: str) -> Object:
+    """Read what the operator has asked for where it asked for a worker."""
+    query = "labelSelector=ebbtide.dev/role%3Dworker&limit=1"
+    [it] = api.ask("GET", f"/api/v1/namespaces/{namespace}/pods?{query}")["items"]
+    metadata = {key: it["metadata"][key] for key in ("labels", "annotations")}
+    given = {"nodeName", "serviceAccount", "tolerations"}
+    return {"metadata": metadata, "spec": {k: v for k, v in it["spec"].items() if k not in given}}
+
+
 def rest(table: Table, size: int, seconds: float) -> None:
     """See that nothing is asked for when nothing happens."""
     before, start = counts(), time.perf_counter()
@@ -318,6 +327,7 @@ def measure(api: Api, table: Table, size: int, idle: float) -> dict[str, float]:
     try:
         with namespaces(api, "scale") as names:
             cost = rise(api, table, size, names, run)
+            like, up = worker(api, names[0]), size * cost["seconds until Ready"]
             rest(table, size, idle)
             cost["memory of the operator"] = run.peak() / size
             run = again(table, size, run)
@@ -335,6 +345,9 @@ def measure(api: Api, table: Table, size: int, idle: float) -> dict[str, float]:
     finally:
         run.end()
         schedulers.end()
+    _, ready = bare(api, size * PODS, like=like)
+    head = f"{size} clusters, all Ready"
+    table.add(f"{head}, beside bare pods that are as workers are", "s", up, ready)
     return cost
 
 
