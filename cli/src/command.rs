@@ -2,14 +2,13 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ebbtide_api::change::definition;
-use ebbtide_api::{Cluster, ClusterJob, Engine, Phase, names};
+use ebbtide_api::{Cluster, ClusterJob, Engine, names};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
 use futures::FutureExt as _;
@@ -19,10 +18,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Builder;
 use tokio::time::sleep;
 
-use crate::backend::{Backend, Kind, Scope, fresh_uid};
+use crate::backend::{Backend, Kind, Scope};
 use crate::endpoint::Way;
 use crate::output::{self, Format};
-use crate::{dashboard, endpoint, job, manifest, node, show, top};
+use crate::{dashboard, endpoint, job, manifest, node, show, top, up};
 
 /// How long to wait before a script's second attempt; each further wait is twice as long.
 const RETRY_FIRST: Duration = Duration::from_secs(10);
@@ -30,6 +29,9 @@ const RETRY_MAX: Duration = Duration::from_mins(10);
 
 /// How long a cluster may go without any status before a person is told what may be wrong.
 pub(crate) const UNNOTICED_MAX: Duration = Duration::from_secs(15);
+
+/// How long what keeps a cluster from its work may take to pass by itself, before nobody waits any longer.
+pub(crate) const HURT_MAX: Duration = Duration::from_mins(1);
 
 /// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
 #[derive(Parser)]
@@ -84,9 +86,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Place,
     },
-    /// Take a cluster down and wait until it is gone.
+    /// Take a cluster down, or a job with its cluster, and wait until it is gone.
     Down {
-        /// Name of the cluster.
+        /// Name of the cluster, or of a job or schedule.
         #[arg(value_parser = object_name)]
         name: String,
         #[command(flatten)]
@@ -289,6 +291,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
     });
     match done {
         Ok(code) => code,
+        Err(error) if output::is_unread(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::tell(&format!("error: {error:#}"));
             ExitCode::FAILURE
@@ -301,7 +304,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up { file, run, arguments, place } => {
             let script = run.map(|path| Script { path, arguments, retries: 0 });
             let cluster = manifest::read(&file)?;
-            return up(cluster, script.as_ref(), &place).await;
+            return up::up(cluster, script.as_ref(), &place).await;
         }
         Command::Run { file, on, name, retries, detach, arguments, place } => {
             let wanted = job::Wanted { file, on, name, retries, detach, arguments };
@@ -309,8 +312,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Down { name, place } => {
             let backend = Backend::connect(&place).await?;
-            backend.down(&backend.namespace(), &name).await?;
-            output::line(&format!("{name} is gone"))?;
+            down(&backend, &name).await?;
         }
         Command::Get(listing) => show::get(&listing).await?,
         Command::Jobs(listing) => show::jobs(&listing).await?,
@@ -346,6 +348,19 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes down a cluster, or the job that would make it again.
+async fn down(backend: &Backend, name: &str) -> anyhow::Result<()> {
+    let namespace = backend.namespace();
+    if let Backend::Kubernetes(kubernetes) = backend
+        && let Some(job) = kubernetes.job_of(&namespace, name).await?
+    {
+        kubernetes.delete_job(&namespace, &job).await?;
+        return output::line(&format!("job {} is gone", job.name));
+    }
+    backend.down(&namespace, name).await?;
+    output::line(&format!("{name} is gone"))
+}
+
 fn environment(command: &EnvCommand) -> anyhow::Result<()> {
     let (EnvCommand::Key { file } | EnvCommand::Packages { file }) = command;
     let environment = manifest::read(file)?.spec.environment;
@@ -354,138 +369,6 @@ fn environment(command: &EnvCommand) -> anyhow::Result<()> {
         EnvCommand::Key { .. } => output::line(request.key().as_str()),
         EnvCommand::Packages { .. } => request.installed().try_for_each(output::line),
     }
-}
-
-pub(crate) async fn up(
-    mut cluster: Cluster,
-    script: Option<&Script>,
-    place: &Place,
-) -> anyhow::Result<ExitCode> {
-    if let Some(Script { path, .. }) = script.filter(|script| !script.path.is_file()) {
-        bail!("there is no script {}", path.display());
-    }
-    let backend = Backend::connect(place).await?;
-    let namespace = namespace(&cluster, place, &backend);
-    cluster.metadata.namespace = Some(namespace.clone());
-    let name = cluster.name_any();
-    let run = fresh_uid()?;
-    let marks = cluster.annotations_mut();
-    marks.remove(names::RUN);
-    if script.is_some() {
-        marks.insert(names::RUN.to_owned(), run.clone());
-    }
-    let (is_new, ready) = {
-        let mut asked = pin!(node::asked_to_end().fuse());
-        let mut applied = Box::pin(backend.apply(&cluster));
-        // What is on its way to be made is waited for: else nobody takes it down.
-        let is_new = tokio::select! {
-            biased;
-            _ = &mut asked, if script.is_some() => applied.await?,
-            applied = &mut applied => applied?,
-        };
-        let ready = if asked.is_terminated() {
-            Err(anyhow!("interrupted"))
-        } else {
-            tokio::select! {
-                ready = wait_until_ready(&backend, &namespace, &name) => ready,
-                // What was made for a script goes; what was asked for by itself, or was there before, stays.
-                _ = &mut asked, if script.is_some() => Err(anyhow!("interrupted")),
-            }
-        };
-        (is_new, ready)
-    };
-    let Some(script) = script else {
-        ready?;
-        output::line(&format!("{name} is ready"))?;
-        return Ok(ExitCode::SUCCESS);
-    };
-    let ran = match ready {
-        Ok(()) => try_script(script, (&namespace, &name), &backend).await,
-        Err(error) => Err(error),
-    };
-    let why = why_stays(&backend, (&namespace, &name), is_new.then_some(&run)).await;
-    if let Ok(Some(why)) = why {
-        let code = ran?;
-        if backend.has(&namespace, &name).await? {
-            output::tell(&format!("{name} {why} and stays; `ebbtide down {name}` ends it"));
-        }
-        return Ok(code);
-    }
-    let gone = match why {
-        Ok(_) => take_down(&backend, &namespace, &name).await,
-        Err(error) => Err(error.context(format!("{name} may still be there"))),
-    };
-    let code = ran?;
-    gone?;
-    output::tell(&format!("{name} is gone"));
-    Ok(code)
-}
-
-/// Why a cluster stays after a script, if it does: this run of it may not have made it, or somebody may have asked for
-/// it since.
-async fn why_stays(
-    backend: &Backend,
-    (namespace, name): (&str, &str),
-    run: Option<&String>,
-) -> anyhow::Result<Option<&'static str>> {
-    let Some(run) = run else { return Ok(Some("was there before")) };
-    let is_anothers =
-        backend.is_there(namespace, name).await? && !backend.is_for(namespace, name, run).await?;
-    Ok(is_anothers.then_some("was asked for again since"))
-}
-
-/// Takes down what was made for a script, unless it has gone by itself.
-async fn take_down(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
-    if !backend.is_there(namespace, name).await? {
-        return Ok(());
-    }
-    output::tell(&format!("{name}: taking it down"));
-    tokio::select! {
-        gone = backend.down(namespace, name) => gone,
-        _ = node::asked_to_end() => bail!("interrupted: {name} may still be there"),
-    }
-}
-
-/// Tells what the cluster waits for until it answers.
-async fn wait_until_ready(backend: &Backend, namespace: &str, name: &str) -> anyhow::Result<()> {
-    let mut told = None;
-    loop {
-        let cluster = news(backend, (namespace, name), told.as_ref()).await?;
-        let status = cluster.status.clone().unwrap_or_default();
-        // What was found out about an earlier spec says nothing of this one; what comes now is why it is not tried.
-        if status.observed_generation != cluster.metadata.generation {
-            if let Some(message) = status.message.filter(|_| told.is_some()) {
-                output::tell(&format!("{name}: {message}"));
-            }
-            told = Some(cluster);
-            continue;
-        }
-        match (status.phase, status.message) {
-            (Phase::Ready, _) => return Ok(()),
-            (Phase::Degraded, message) => bail!("{name}: {}", message.unwrap_or_default()),
-            (Phase::Deleting, _) => bail!("{name} is being deleted"),
-            (Phase::Starting, message) => {
-                output::tell(&format!("{name}: {}", message.as_deref().unwrap_or("starting")));
-            }
-        }
-        told = Some(cluster);
-    }
-}
-
-/// The cluster as soon as its status is another one than `seen`. A person is told when nobody looks.
-async fn news(
-    backend: &Backend,
-    (namespace, name): (&str, &str),
-    seen: Option<&Cluster>,
-) -> anyhow::Result<Cluster> {
-    let news = backend.next(namespace, name, seen);
-    tokio::pin!(news);
-    tokio::select! {
-        news = &mut news => return news,
-        () = sleep(UNNOTICED_MAX), if seen.is_none() => {}
-    }
-    output::tell(&format!("{name}: nobody has looked at it yet; is the operator running?"));
-    news.await
 }
 
 /// Runs a script until it ends well or was tried often enough.

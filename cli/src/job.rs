@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow, bail};
 use ebbtide_api::job::{ClusterRef, Retries};
 use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase, names};
+use ebbtide_plan::is_going;
 use kube::ResourceExt as _;
 use rustix::process::Signal;
 use serde_json::json;
@@ -18,7 +19,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::{Backend, Kubernetes, fresh_uid};
-use crate::command::{On, Place, Script, UNNOTICED_MAX, try_script, up};
+use crate::command::{HURT_MAX, On, Place, Script, UNNOTICED_MAX, try_script};
+use crate::up::up;
 use crate::{manifest, node, output};
 
 /// How long a job that ended can be looked at, in seconds.
@@ -34,9 +36,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// What keeps a cluster from its work and may pass by itself: a node's or a registry's trouble.
 const MAY_PASS: [Cause; 5] =
     [Cause::Image, Cause::Exit, Cause::Evicted, Cause::NodeLost, Cause::Refused];
-
-/// How long it may take to do so, before a cluster that was made for a program goes.
-const HURT_MAX: Duration = Duration::from_mins(1);
 
 /// What somebody asks for.
 pub(crate) struct Wanted {
@@ -163,12 +162,13 @@ async fn on_kubernetes(
     };
     match &ended {
         Ended::Asked(_) | Ended::Refused(_) => {
-            output::tell(&format!("{name}: taking it down"));
+            output::tell(&format!("{name}: taking the job down"));
+            let this = ebbtide_plan::job::named(&job);
             tokio::select! {
-                gone = kubernetes.delete_job(namespace, &job) => gone?,
-                _ = node::asked_to_end() => bail!("interrupted: {name} may still be there"),
+                gone = kubernetes.delete_job(namespace, &this) => gone?,
+                _ = node::asked_to_end() => bail!("interrupted: job {name} may still be there"),
             }
-            output::tell(&format!("{name} is gone"));
+            output::tell(&format!("job {name} is gone"));
         }
         Ended::Code(_) | Ended::Gone | Ended::Unseen(_) => {}
     }
@@ -425,6 +425,9 @@ async fn refusal(
             && status.failures.total == 0
     })?;
     let cluster = kubernetes.get(namespace, &seen.name).await.ok()?;
+    if !ebbtide_plan::job::is_own(job, &cluster) && !is_going(&cluster) {
+        return Some((status.message.clone().unwrap_or_default(), false));
+    }
     let degraded = cluster.status.filter(|it| it.phase == Phase::Degraded)?;
     // What nodes and registries say may be another thing a moment later.
     let mut reasons = degraded.conditions.iter().map(|it| it.reason.as_str());

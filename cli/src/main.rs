@@ -12,6 +12,7 @@ mod output;
 mod show;
 mod story;
 mod top;
+mod up;
 
 use std::process::ExitCode;
 

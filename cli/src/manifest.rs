@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use ebbtide_api::{Cluster, check_fields, names};
+use ebbtide_api::{Cluster, ClusterJob, check_fields, names};
 use kube::Resource as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -68,6 +68,11 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Cluster> {
 fn parse(text: &str) -> anyhow::Result<Cluster> {
     let meta: TypeMeta = yaml(text)?;
     let (version, kind) = (Cluster::api_version(&()), Cluster::kind(&()));
+    if meta.kind.as_deref() == Some(&ClusterJob::kind(&())) {
+        bail!(
+            "expected a {kind}, found a ClusterJob: `kubectl apply -f` takes it, and `ebbtide run` makes one of a program"
+        );
+    }
     if meta.api_version.as_deref() != Some(&version) || meta.kind.as_deref() != Some(&kind) {
         bail!(
             "expected apiVersion {version} and kind {kind}, found {} and {}",

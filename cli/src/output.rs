@@ -17,8 +17,18 @@ pub(crate) enum Format {
 }
 
 /// Prints one line on standard output.
+///
+/// # Errors
+///
+/// Nobody reads it any more, or there is no room for it.
 pub(crate) fn line(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout(), "{text}")?)
+}
+
+/// Whether an error is only that nobody reads the output any more, as after `| head`.
+pub(crate) fn is_unread(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|it| it.downcast_ref::<io::Error>());
+    causes.any(|it| it.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Prints what somebody else printed, as it is.

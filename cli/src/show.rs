@@ -92,7 +92,12 @@ pub(crate) async fn diff(file: &Path, place: &Place) -> anyhow::Result<()> {
     wanted.metadata.namespace = Some(namespace);
     let (after, refused) = match backend.rehearse(&wanted).await {
         Ok(after) => (after.spec, None),
-        Err(error) => (wanted.spec, Some(error)),
+        Err(error) => {
+            // What a manifest leaves to `kubectl scale` stays as that left it.
+            let asked = Some(wanted.spec.min_workers).filter(|it| *it != 0);
+            wanted.spec.min_workers = asked.unwrap_or(cluster.spec.min_workers);
+            (wanted.spec, Some(error))
+        }
     };
     let has_started = is_told_to_have_begun(&cluster);
     let mut differences = differences(&cluster.spec, &after);

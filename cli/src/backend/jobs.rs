@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use ebbtide_api::{ClusterJob, Guarded};
+use ebbtide_api::job::Named;
+use ebbtide_api::{Cluster, ClusterJob, Guarded};
 use ebbtide_plan::JOB;
 use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, LogParams, PostParams, Preconditions};
-use kube::{Api, ResourceExt as _};
+use kube::api::{DeleteParams, LogParams, PostParams};
+use kube::{Api, Resource as _, ResourceExt as _};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::backend::kubernetes::{DOWN_MAX, Kubernetes, changed, in_time, readable};
+use crate::backend::kubernetes::{Kubernetes, changed, delete, in_time, readable};
 use crate::output;
 
 /// How long until a log is asked for again that broke off.
@@ -37,7 +38,29 @@ impl Kubernetes {
     }
 
     pub(crate) async fn job(&self, name: &str) -> anyhow::Result<ClusterJob> {
-        readable(in_time("get the job", self.jobs(&self.namespace).get(name)).await?)
+        let there = in_time("get the job", self.jobs(&self.namespace).get_opt(name)).await?;
+        let namespace = &self.namespace;
+        readable(there.with_context(|| format!("there is no job {name} in namespace {namespace}"))?)
+    }
+
+    /// The job that a cluster of this name was made for; where there is no such cluster, the job of this name.
+    pub(crate) async fn job_of(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<Option<Named>> {
+        let clusters: Api<Guarded<Cluster>> = Api::namespaced(self.client.clone(), namespace);
+        if let Some(cluster) = in_time("get", clusters.get_opt(name)).await? {
+            let owner = cluster
+                .meta()
+                .owner_references
+                .iter()
+                .flatten()
+                .find(|it| it.controller == Some(true) && it.kind == ClusterJob::kind(&()));
+            return Ok(owner.map(|it| Named { name: it.name.clone(), uid: it.uid.clone() }));
+        }
+        let job = in_time("get the job", self.jobs(namespace).get_opt(name)).await?;
+        Ok(job.map(|it| Named { name: it.name_any(), uid: it.uid().unwrap_or_default() }))
     }
 
     /// The job with this uid as soon as it differs from this version of it. None when it is gone.
@@ -59,24 +82,12 @@ impl Kubernetes {
     }
 
     /// Deletes a job and waits until everything is gone that it had.
-    pub(crate) async fn delete_job(&self, namespace: &str, job: &ClusterJob) -> anyhow::Result<()> {
-        let params = DeleteParams::foreground()
-            .preconditions(Preconditions { uid: job.uid(), resource_version: None });
-        let (jobs, name) = (self.jobs(namespace), job.name_any());
-        if in_time("get the job", jobs.get_opt(&name)).await?.is_none() {
+    pub(crate) async fn delete_job(&self, namespace: &str, job: &Named) -> anyhow::Result<()> {
+        let jobs = self.jobs(namespace);
+        if in_time("get the job", jobs.get_opt(&job.name)).await?.is_none() {
             return Ok(());
         }
-        in_time("delete the job", jobs.delete(&name, &params)).await?;
-        let gone = async {
-            let mut seen = job.clone();
-            while let Some(next) = self.next_job(namespace, &seen).await? {
-                seen = next;
-            }
-            anyhow::Ok(())
-        };
-        timeout(DOWN_MAX, gone)
-            .await
-            .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
+        delete(&jobs, (&job.name, Some(job.uid.clone())), DeleteParams::foreground()).await
     }
 
     /// Prints what a pod says until it has ended, and all of it, and tells of every line. With a uid, another

@@ -109,6 +109,37 @@ pub(super) async fn changed<K: Clone + Debug + DeserializeOwned>(
     Ok(())
 }
 
+/// Deletes this very object, and waits until it is gone.
+pub(super) async fn delete<K>(
+    api: &Api<K>,
+    (name, uid): (&str, Option<String>),
+    way: DeleteParams,
+) -> anyhow::Result<()>
+where
+    K: Clone + Debug + DeserializeOwned + Resource,
+{
+    let params = way.preconditions(Preconditions { uid: uid.clone(), resource_version: None });
+    in_time("delete", api.delete(name, &params)).await?;
+    let gone = async {
+        loop {
+            match in_time("get", api.get_opt(name)).await? {
+                Some(now) if now.uid() == uid => {
+                    let version = now.resource_version().unwrap_or_default();
+                    changed(api, name, &version).await?;
+                }
+                _ => return anyhow::Ok(()),
+            }
+        }
+    };
+    timeout(DOWN_MAX, gone)
+        .await
+        .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
+}
+
+fn no_cluster(namespace: &str, name: &str) -> String {
+    format!("there is no cluster {name} in namespace {namespace}")
+}
+
 /// What is said of an object that cannot be read.
 fn unreadable<K: Resource<DynamicType = ()>>(unread: &Unread) -> String {
     let kind = K::kind(&()).to_lowercase();
@@ -197,7 +228,8 @@ impl Kubernetes {
     }
 
     pub(crate) async fn get(&self, namespace: &str, name: &str) -> anyhow::Result<Cluster> {
-        readable(in_time("get", self.clusters(namespace).get(name)).await?)
+        let there = in_time("get", self.clusters(namespace).get_opt(name)).await?;
+        readable(there.with_context(|| no_cluster(namespace, name))?)
     }
 
     pub(crate) async fn list<K>(&self, scope: Scope) -> anyhow::Result<Listed<K>>
@@ -230,7 +262,8 @@ impl Kubernetes {
     ) -> anyhow::Result<Cluster> {
         let clusters = self.clusters(namespace);
         loop {
-            let now = readable(in_time("get", clusters.get(name)).await?)?;
+            let now = in_time("get", clusters.get_opt(name)).await?;
+            let now = readable(now.with_context(|| no_cluster(namespace, name))?)?;
             let is_news = seen.is_none_or(|seen| seen.status != now.status);
             if is_news && now.status.is_some() {
                 return Ok(now);
@@ -243,28 +276,13 @@ impl Kubernetes {
     pub(super) async fn down(&self, namespace: &str, name: &str) -> anyhow::Result<()> {
         // One that cannot be read goes like any other.
         let clusters = self.clusters(namespace);
-        let cluster = in_time("get", clusters.get(name)).await?;
-        let uid = cluster.uid();
+        let cluster = in_time("get", clusters.get_opt(name)).await?;
+        let cluster = cluster.with_context(|| no_cluster(namespace, name))?;
         // In the foreground: it is gone when everything that it owned is. Of one that cannot be read
         // nobody may take away the finalizer that this needs.
         let way =
             if cluster.0.is_ok() { DeleteParams::foreground() } else { DeleteParams::background() };
-        let params = way.preconditions(Preconditions { uid: uid.clone(), resource_version: None });
-        in_time("delete", clusters.delete(name, &params)).await?;
-        let gone = async {
-            loop {
-                match in_time("get", clusters.get_opt(name)).await? {
-                    Some(now) if now.uid() == uid => {
-                        let version = now.resource_version().unwrap_or_default();
-                        changed(&clusters, name, &version).await?;
-                    }
-                    _ => return anyhow::Ok(()),
-                }
-            }
-        };
-        timeout(DOWN_MAX, gone)
-            .await
-            .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
+        delete(&clusters, (name, cluster.uid()), way).await
     }
 
     /// A cluster, and what a client of it proves itself with.

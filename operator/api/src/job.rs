@@ -26,7 +26,7 @@ pub const SCHEDULED_NAME_MAX: usize = 240;
     shortname = "ebbjob",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
-    validation = Rule::new("oldSelf.hasValue() || has(self.spec.clusterRef) || self.metadata.name.matches('^[a-z]')")
+    validation = Rule::new("oldSelf.hasValue() || has(self.spec.clusterRef) || !self.metadata.name.matches('^[0-9]')")
         .optional_old_self(true)
         .message("metadata.name must begin with a letter: so do names of Services of the cluster that is made for the job"),
     doc = "A program that runs to its end, beside a cluster that is made for it and gone when it ends, or on a cluster that is there; once, or by a schedule.",

@@ -61,7 +61,7 @@ pub const GROUP: &str = "ebbtide.dev";
     shortname = "ebb",
     category = "ebbtide",
     annotation("helm.sh/resource-policy", "keep"),
-    validation = Rule::new("oldSelf.hasValue() || self.metadata.name.matches('^[a-z]')")
+    validation = Rule::new("oldSelf.hasValue() || !self.metadata.name.matches('^[0-9]')")
         .optional_old_self(true)
         .message("metadata.name must begin with a letter: the cluster's Services have names that begin like it"),
     doc = "A compute cluster that lives as long as there is work: a scheduler, workers that follow the queue, and one environment for all of them.",

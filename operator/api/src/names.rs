@@ -10,6 +10,10 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "ebbtide";
 /// Label: `metadata.uid` of the cluster.
 pub const CLUSTER_UID: &str = "ebbtide.dev/cluster-uid";
+/// Label: the cluster's name, for people: as [`label`] has it. What decides goes by [`CLUSTER_UID`].
+pub const CLUSTER: &str = "ebbtide.dev/cluster";
+/// Label: the job's name, for people.
+pub const JOB: &str = "ebbtide.dev/job";
 /// Label: `metadata.uid` of the job.
 pub const JOB_UID: &str = "ebbtide.dev/job-uid";
 /// Label: `scheduler`, `worker` or `job`.
@@ -134,6 +138,15 @@ fn hash(text: &str, digits: usize) -> String {
     })
 }
 
+/// The name of a cluster or job as a label can have it: itself, or its beginning and a hash where it is too long.
+pub fn label(name: &str) -> String {
+    if name.len() <= LENGTH_MAX {
+        return name.to_owned();
+    }
+    let readable: String = name.chars().take(LENGTH_MAX - HASH_DIGITS - 1).collect();
+    format!("{}-{}", readable.trim_end_matches(['-', '.']), hash(name, HASH_DIGITS))
+}
+
 /// The scheduler's pod and Service.
 pub fn scheduler(cluster: &str) -> String {
     child(cluster, "scheduler")
@@ -163,7 +176,7 @@ pub fn run(job: &str, minute: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        attempt, check_cluster, check_group, check_namespace, check_object, child, is_child,
+        attempt, check_cluster, check_group, check_namespace, check_object, child, is_child, label,
         of_life, scheduler, worker,
     };
 
@@ -207,6 +220,17 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn a_name_is_its_own_label_and_a_long_one_has_one_that_no_other_has() {
+        assert_eq!(label("team-1.risk"), "team-1.risk");
+        let (long, other) = ("x.".repeat(60) + "x", "x.".repeat(61) + "x");
+        for name in [&long, &other] {
+            let label = label(name);
+            assert!(label.len() <= 63 && check_object(&label).is_ok(), "{label}");
+        }
+        assert_ne!(label(&long), label(&other));
     }
 
     #[test]

@@ -34,9 +34,14 @@ impl Resources {
         &self.0[CPU]
     }
 
+    /// Memory.
+    pub fn memory(&self) -> &Amount {
+        &self.0[MEMORY]
+    }
+
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> u64 {
-        whole(&self.0[MEMORY])
+        whole(self.memory())
     }
 
     /// What there is beside cores and memory, in whole numbers.

@@ -245,13 +245,22 @@ async fn record(
         }
         Err(error) => return Err(error),
     }
-    let before = job.status.as_ref().map(|it| it.phase);
-    if before != Some(status.phase) && status.phase.is_over() {
-        let message = status.message.as_deref().unwrap_or_default();
-        tell(context, key, job, (status.phase.as_str(), message), None).await;
+    for (reason, message) in ebbtide_plan::job::news(job.status.as_ref(), status) {
+        tell(context, key, job, (reason, message), None).await;
     }
     Ok(())
 }
+
+/// Reasons of events about what should happen.
+const NORMAL: [&str; 7] = [
+    "CreatedCluster",
+    "DeletedCluster",
+    "CreatedPod",
+    "DeletedPod",
+    "CreatedRun",
+    "DeletedJob",
+    "Succeeded",
+];
 
 /// The reason of the event that tells of a change; none of what changed nothing.
 fn told(change: &JobChange) -> Option<&'static str> {
@@ -291,11 +300,7 @@ async fn tell(
         return;
     }
     let event = Event {
-        type_: if ["Failed", "LeftOut"].contains(&reason) {
-            EventType::Warning
-        } else {
-            EventType::Normal
-        },
+        type_: if NORMAL.contains(&reason) { EventType::Normal } else { EventType::Warning },
         reason: reason.to_owned(),
         action: "Reconcile".to_owned(),
         note: Some(note.to_owned()),

@@ -29,6 +29,7 @@ pub fn left_out(spec: &ClusterSpec) -> Vec<String> {
             ("envFrom", !pod.env_from.is_empty()),
             ("volumeMounts", !pod.volume_mounts.is_empty()),
             ("initContainers", !pod.init_containers.is_empty()),
+            ("serviceAccountName", pod.service_account_name.is_some()),
         ];
         let given = parts.into_iter().filter(|(_, is_given)| *is_given);
         given.map(move |(field, _)| format!("{site}.pod.{field}")).collect::<Vec<_>>()

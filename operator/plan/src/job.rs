@@ -6,6 +6,8 @@
 
 mod attempt;
 mod check;
+mod ends;
+mod news;
 mod schedule;
 
 use std::fmt;
@@ -21,13 +23,22 @@ use serde::Serialize;
 
 use crate::children::pod_ref;
 use crate::image::{self, Image};
-use crate::job::attempt::{Ended, Lost, attempt, backoff};
+use crate::job::attempt::{Ended, attempt, backoff};
 pub use crate::job::check::check;
+use crate::job::ends::{after_failure, late, limit, over};
+pub use crate::job::news::news;
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
-use crate::trouble::REJECTED;
+use crate::trouble::{REJECTED, Trouble};
 use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, slow};
+
+/// How long the pod of an attempt may find no place on any node before the cluster that waits for it goes: other jobs
+/// may wait for the place of its scheduler. A node that is ordered for it comes sooner.
+const PLACE_MAX: Duration = Duration::from_mins(10);
+
+/// How much longer some wait than others, at most: they may wait for each other.
+const PLACE_SPREAD: u64 = 300;
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
@@ -168,7 +179,8 @@ fn owner(object: &impl Resource<DynamicType = ()>) -> Option<&OwnerReference> {
     object.meta().owner_references.iter().flatten().find(|it| it.controller == Some(true))
 }
 
-fn is_own(job: &ClusterJob, object: &impl Resource<DynamicType = ()>) -> bool {
+/// Whether something was made for this very job.
+pub fn is_own(job: &ClusterJob, object: &impl Resource<DynamicType = ()>) -> bool {
     owner(object).is_some_and(|it| Some(&it.uid) == job.metadata.uid.as_ref())
 }
 
@@ -292,7 +304,7 @@ fn under_way(
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
         Ended::Not(_) | Ended::NotBegun if is_late => late(job, known, limit, now),
         Ended::Not(pod) => {
-            let plan = while_there(observed, pod, known, now);
+            let plan = while_there((job, observed), pod, known, now);
             JobPlan { next_look: [plan.next_look, deadline].into_iter().flatten().min(), ..plan }
         }
         Ended::NotBegun => {
@@ -315,18 +327,6 @@ fn under_way(
     }
 }
 
-/// One that took too long.
-fn late(
-    job: &ClusterJob,
-    known: ClusterJobStatus,
-    limit: Option<(Duration, &'static str)>,
-    now: Timestamp,
-) -> JobPlan {
-    let field = limit.map_or("", |(_, field)| field);
-    let message = format!("it took longer than {field}");
-    over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
-}
-
 /// One of whose cluster nothing can be read: what is under way goes on.
 fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>) -> JobPlan {
     let name = job.cluster_name().unwrap_or_default();
@@ -336,76 +336,9 @@ fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>
     JobPlan { changes: Vec::new(), status, next_look }
 }
 
-/// How long a job may take, and the field that says so.
-fn limit(job: &ClusterJob) -> Option<(Duration, &'static str)> {
-    let own = job.spec.active_deadline_seconds.map(in_seconds);
-    let of_cluster = job.spec.cluster.as_ref().and_then(|it| it.lifetime.max.as_ref());
-    let limits = [
-        own.map(|it| (it, "spec.activeDeadlineSeconds")),
-        of_cluster.map(|it| (it.after.as_duration(), "spec.cluster.lifetime.max.after")),
-    ];
-    limits.into_iter().flatten().min()
-}
-
-/// The end, which is written before anything follows from it.
-fn over(
-    job: &ClusterJob,
-    known: ClusterJobStatus,
-    phase: JobPhase,
-    (reason, message): (&str, &str),
-    now: Timestamp,
-) -> JobPlan {
-    let is = |it| (phase == it, reason, message);
-    let conditions = [
-        condition(job, "Complete", is(JobPhase::Succeeded), now),
-        condition(job, "Failed", is(JobPhase::Failed), now),
-    ];
-    let status = ClusterJobStatus {
-        phase,
-        message: Some(bounded(message)),
-        conditions: known.conditions.iter().cloned().chain(conditions).collect(),
-        ended_at: whole_seconds(now),
-        ..known
-    };
-    JobPlan { changes: Vec::new(), status, next_look: Some(Duration::ZERO) }
-}
-
-/// An attempt went wrong: it counts, and another one follows or not.
-fn after_failure(
-    job: &ClusterJob,
-    known: ClusterJobStatus,
-    lost: &Lost,
-    now: Timestamp,
-) -> JobPlan {
-    let mut failures = known.failures;
-    failures.total = failures.total.saturating_add(1);
-    let (count, most) = lost.kind.of(&mut failures, &job.spec.retries);
-    *count = count.saturating_add(1);
-    let is_last = *count > most;
-    let nth = failures.total;
-    let known = ClusterJobStatus {
-        failures,
-        failed_at: whole_seconds(now),
-        exit_code: lost.exit_code.or(known.exit_code),
-        ..known
-    };
-    if is_last {
-        let message = format!("attempt {nth} went wrong: {}", lost.message);
-        return over(job, known, JobPhase::Failed, (lost.kind.reason(), &message), now);
-    }
-    let message = format!("attempt {nth} went wrong, another one follows: {}", lost.message);
-    let status = ClusterJobStatus {
-        phase: JobPhase::Pending,
-        message: Some(bounded(&message)),
-        pod: None,
-        ..known
-    };
-    JobPlan { changes: Vec::new(), status, next_look: Some(Duration::ZERO) }
-}
-
 /// An attempt is under way.
 fn while_there(
-    observed: &JobObserved,
+    (job, observed): (&ClusterJob, &JobObserved),
     pod: &PodSeen,
     known: ClusterJobStatus,
     now: Timestamp,
@@ -414,6 +347,12 @@ fn while_there(
     if !pod.is_deleting && !observed.has_cluster_of(pod) {
         let op = JobOp::DeletePod(pod_ref(pod));
         changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
+    }
+    let rest = place_rest(job, observed, pod, now);
+    let gives_back = rest.is_some_and(|it| it.is_zero());
+    if gives_back && known.pod.is_none() {
+        changes =
+            leave(job, observed, "its program finds no place, and others may wait for theirs");
     }
     let (phase, message) = match (pod.is_deleting, pod.phase) {
         (true, _) => (JobPhase::Pending, Some(format!("{} is being deleted", pod.name))),
@@ -427,8 +366,9 @@ fn while_there(
         }
     };
     let slow_look = pod.is_beginning().then(|| slow::rest(pod, now)).flatten();
-    // One that was on its way out when the job came back from a suspension is none of its attempts.
-    let is_attempt = known.pod.is_some() || !pod.is_deleting;
+    // One that was on its way out when the job came back from a suspension is none of its attempts. Nor is one that
+    // never began, which is written before it goes: else it would count as lost.
+    let is_attempt = !gives_back && (known.pod.is_some() || !pod.is_deleting);
     let status = ClusterJobStatus {
         phase,
         message: message.map(|it| bounded(&it)),
@@ -436,7 +376,25 @@ fn while_there(
         cluster: observed.staying().map(named),
         ..known
     };
-    JobPlan { changes, status, next_look: slow_look.filter(|it| !it.is_zero()) }
+    let is_written = gives_back && changes.is_empty();
+    let next_look = slow_look.filter(|it| !it.is_zero()).into_iter();
+    let next_look = next_look.chain(rest.filter(|it| is_written || !it.is_zero())).min();
+    JobPlan { changes, status, next_look }
+}
+
+/// How much longer the job's own cluster waits for a pod of an attempt that no node has room for.
+fn place_rest(
+    job: &ClusterJob,
+    observed: &JobObserved,
+    pod: &PodSeen,
+    now: Timestamp,
+) -> Option<Duration> {
+    let has_no_place = pod.trouble.as_ref().is_some_and(Trouble::may_pass);
+    let is_waiting = pod.phase == PodPhase::Pending && !pod.is_deleting && has_no_place;
+    observed.staying().filter(|it| is_waiting && is_own(job, *it))?;
+    let spread = pod.uid.bytes().map(u64::from).sum::<u64>() % PLACE_SPREAD;
+    let most = PLACE_MAX + Duration::from_secs(spread);
+    Some(most.saturating_sub(since(pod.created_at?, now)))
 }
 
 /// What keeps a cluster, or a group of its workers, from what a program waits for, as its status tells.

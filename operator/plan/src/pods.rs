@@ -180,7 +180,7 @@ pub(crate) fn workers_due(
         .take(AT_ONCE_MAX)
         .map(|(group, index)| Change {
             op: Op::CreatePod(Box::new(worker(context, group, index))),
-            why: "fewer workers than the queue asks for",
+            why: "fewer workers than are asked for",
         })
         .collect()
 }
@@ -225,6 +225,7 @@ pub(crate) fn attempt(context: &Context<'_>, job: &ClusterJob, nth: u32) -> Pod 
     // Of the cluster's, so that nobody else connects to it either.
     let mut labels = ebbtide_api::labels(&cluster.uid().unwrap_or_default());
     labels.insert(names::JOB_UID.to_owned(), job.uid().unwrap_or_default());
+    labels.insert(names::JOB.to_owned(), names::label(&job.name_any()));
     metadata.labels = Some(labels);
     let script = spec.script.as_ref().map(|it| (names::SCRIPT.to_owned(), it.clone()));
     metadata.annotations = Some(script.into_iter().collect());
@@ -291,9 +292,12 @@ fn pod(context: &Context<'_>, wanted: &Wanted<'_>) -> Pod {
     let settings = wanted.settings;
     let mut metadata = wanted.metadata.clone();
     let own = metadata.labels.take().unwrap_or_default();
-    let role = (names::ROLE.to_owned(), wanted.role.to_owned());
+    let marks = [
+        (names::ROLE.to_owned(), wanted.role.to_owned()),
+        (names::CLUSTER.to_owned(), names::label(&context.cluster.name_any())),
+    ];
     // Ours come last: they win.
-    metadata.labels = Some(settings.labels.clone().into_iter().chain(own).chain([role]).collect());
+    metadata.labels = Some(settings.labels.clone().into_iter().chain(own).chain(marks).collect());
     let own = metadata.annotations.take().unwrap_or_default();
     metadata.annotations = Some(settings.annotations.clone().into_iter().chain(own).collect());
     let init = settings.init_containers.iter().map(|it| init_container(context, wanted, it));

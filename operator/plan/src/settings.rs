@@ -48,6 +48,9 @@ const INFRASTRUCTURE: [&str; 20] = [
 /// Beginnings of keys that container runtimes listen to.
 const RUNTIMES: [&str; 2] = ["io.kubernetes.", "io.katacontainers."];
 
+/// Less than this is a slip of the pen: it takes as much to start a process of a container.
+const MEMORY_MIN: u64 = 32 << 20;
+
 /// Longest settings of a pod, in bytes of JSON: each pod that is made has a copy.
 const BYTES_MAX: usize = 64 << 10;
 
@@ -95,8 +98,14 @@ pub(crate) fn lent(pod: &PodSettings) -> Option<&'static str> {
     .find_map(|(is_lent, field)| is_lent.then_some(field))
 }
 
-/// What is counted in devices comes whole.
+/// Nothing begins with less memory, and what is counted in devices comes whole.
 fn check_resources(resources: &Resources) -> Result<(), String> {
+    if resources.memory_bytes() < MEMORY_MIN {
+        let given = resources.memory();
+        return Err(format!(
+            "memory: {given} is too little for any program; expected at least 32Mi, and `Mi` or `Gi` behind a number"
+        ));
+    }
     for (kind, amount) in resources.iter().filter(|(kind, _)| kind.contains('/')) {
         if amount.value().is_ok_and(|value| value.fract() != 0.0) {
             return Err(format!("{kind}: {amount} is not whole; expected a number like 1"));

@@ -297,7 +297,7 @@ fn a_pod_that_ended_gives_its_name_free_only_after_a_pause() {
     (worker.phase, worker.ended_at) = (PodPhase::Ended, Some(ended));
     let plan = world.after(5);
     let whys: Vec<&str> = plan.changes.iter().map(|it| it.why).collect();
-    assert_eq!(whys, ["fewer workers than the queue asks for"], "another index comes at once");
+    assert_eq!(whys, ["fewer workers than are asked for"], "another index comes at once");
     assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(6));
     let plan = world.after(6);
     assert_eq!(plan.changes[0].why, "it has ended");
@@ -317,7 +317,7 @@ fn nobody_takes_the_place_of_a_pod_that_cannot_live_until_its_pause_is_over() {
     assert_eq!(plan.next_look.map(|it| it.as_secs()), Some(9));
     let whys = |plan: &Plan| plan.changes.iter().map(|it| it.why).collect::<Vec<_>>();
     assert_eq!(whys(&world.after(9)), ["it has ended"]);
-    assert_eq!(whys(&world.after(0)), ["fewer workers than the queue asks for"]);
+    assert_eq!(whys(&world.after(0)), ["fewer workers than are asked for"]);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn workers_of_a_group_that_was_renamed_make_way_for_its_new_ones() {
         plan.status.groups.iter().map(|it| (it.name.clone(), it.workers.retiring)).collect();
     assert_eq!(retiring, [("other".to_owned(), 0), ("w".to_owned(), 1)]);
     assert!(whys.contains(&"the spec has no such worker group"), "{whys:?}");
-    assert!(whys.contains(&"fewer workers than the queue asks for"), "{whys:?}");
+    assert!(whys.contains(&"fewer workers than are asked for"), "{whys:?}");
 }
 
 #[test]

@@ -67,6 +67,13 @@ pub enum FrameError {
     Header(#[from] postcard::Error),
 }
 
+impl FrameError {
+    /// Whether the other side only went away.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self, Self::Stream(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+}
+
 impl From<io::Error> for FrameError {
     fn from(error: io::Error) -> Self {
         let alert = match error.get_ref().and_then(|it| it.downcast_ref()) {

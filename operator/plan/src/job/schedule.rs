@@ -68,8 +68,10 @@ impl Times {
                  month, month and day of the week, like \"0 18 * * 1-5\""
             ));
         }
-        let crontab = cronexpr::parse_crontab(&format!("{} UTC", parts.join(" ")))
-            .map_err(|error| format!("spec.schedule.cron: {cron:?}: {error}"))?;
+        let crontab =
+            cronexpr::parse_crontab(&format!("{} UTC", parts.join(" "))).map_err(|error| {
+                format!("spec.schedule.cron: {cron:?}: {}", in_line(&error.to_string()))
+            })?;
         Ok(Self { crontab, zone })
     }
 
@@ -130,6 +132,12 @@ impl Times {
     }
 }
 
+/// A message of several lines in one, without what points into the text above it.
+fn in_line(message: &str) -> String {
+    let is_pointer = |it: &&str| it.chars().any(char::is_alphanumeric);
+    message.split_whitespace().filter(is_pointer).collect::<Vec<_>>().join(" ")
+}
+
 /// The times of a schedule, in words.
 fn words(schedule: &Schedule) -> String {
     let parts = schedule.cron.split_whitespace().chain([schedule.time_zone.as_str()]);
@@ -173,7 +181,11 @@ pub(super) fn plan(
     let scheduled = (times.is_some() && !job.spec.suspend, "Times", &*words);
     let scheduled = condition(job, SCHEDULED, scheduled, now);
     let status = ClusterJobStatus {
-        phase: if job.spec.suspend { JobPhase::Suspended } else { JobPhase::Scheduled },
+        phase: match (job.spec.suspend, refused) {
+            (true, _) => JobPhase::Suspended,
+            (false, Some(_)) => JobPhase::Pending,
+            (false, None) => JobPhase::Scheduled,
+        },
         message: refused.map(bounded).or(told),
         // What was left out does not come later.
         last_schedule_time: due.or(anew).and_then(whole_seconds).or(known.last_schedule_time),

@@ -309,7 +309,9 @@ fn a_job_that_takes_too_long_fails_with_all_that_it_has() {
         let told = world.step();
         assert_eq!(told.len(), if is_running { 2 } else { 1 }, "{told:?}");
         assert_eq!(world.phase(), JobPhase::Failed);
-        assert_eq!(world.message(), "it took longer than spec.activeDeadlineSeconds");
+        let waited = ", and its program had not begun: cluster nightly: it starts";
+        let told = "it took longer than spec.activeDeadlineSeconds, 60 s";
+        assert_eq!(world.message(), format!("{told}{}", if is_running { "" } else { waited }));
     }
 }
 
@@ -322,7 +324,7 @@ fn what_bounds_its_cluster_bounds_a_job() {
     assert_eq!(world.plan().next_look, Some(Duration::from_mins(2)));
     world.now = 120;
     assert_eq!(world.step().len(), 2, "pod and cluster");
-    assert_eq!(world.message(), "it took longer than spec.cluster.lifetime.max.after");
+    assert_eq!(world.message(), "it took longer than spec.cluster.lifetime.max.after, 120 s");
 }
 
 #[test]

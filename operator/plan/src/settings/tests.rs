@@ -82,8 +82,10 @@ pub(crate) fn leaves(schema: &Value, name: &str) -> Vec<(String, Value)> {
                 let mut document = required(schema);
                 document.insert("example.com/canary".to_owned(), value);
                 if name == "resources" {
-                    document
-                        .extend([("cpu".to_owned(), json!(1)), ("memory".to_owned(), json!(1))]);
+                    document.extend([
+                        ("cpu".to_owned(), json!(1)),
+                        ("memory".to_owned(), json!("1Gi")),
+                    ]);
                 }
                 (format!(".*{path}"), Value::Object(document))
             })
@@ -102,7 +104,7 @@ pub(crate) fn required(schema: &Value) -> Map<String, Value> {
 
 fn smallest(schema: &Value, name: &str) -> Value {
     match name {
-        "resources" => return json!({ "cpu": 1, "memory": 1 }),
+        "resources" => return json!({ "cpu": 1, "memory": "1Gi" }),
         "sources" => return json!([{ "secret": { "name": "canary" } }]),
         "min" => return json!(1),
         _ => {}
@@ -157,7 +159,7 @@ fn pods(spec: Value) -> Result<BTreeMap<String, Value>, String> {
 
 /// A spec with one leaf set, complete enough to become pods.
 fn complete(leaf: Value) -> Value {
-    let resources = json!({ "cpu": 1, "memory": 1 });
+    let resources = json!({ "cpu": 1, "memory": "1Gi" });
     let group = json!({ "name": "canary", "resources": resources, "max": 1, "min": 1, "pod": {} });
     let mut spec = json!({ "image": "canary", "scheduler": { "pod": {} }, "workers": [group] });
     merge(&mut spec, leaf);

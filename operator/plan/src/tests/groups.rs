@@ -135,7 +135,7 @@ fn what_goes_comes_before_what_comes_that_may_need_its_room() {
         .iter()
         .map(|it| if matches!(it.op, Op::Retire { .. }) { "retire" } else { it.why })
         .collect();
-    let more = "fewer workers than the queue asks for";
+    let more = "fewer workers than are asked for";
     assert_eq!(kinds, ["retire", more, more]);
 }
 

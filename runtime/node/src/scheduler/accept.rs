@@ -58,8 +58,13 @@ impl Door {
             };
             let this = Arc::clone(&this);
             tokio::spawn(async move {
-                if let Err(error) = this.welcome(stream).await {
-                    tracing::info!(%error, %from, "a connection ended");
+                match this.welcome(stream).await {
+                    Ok(()) => {}
+                    // Clients go like this, and who only knocks.
+                    Err(error) if error.is_end() => {
+                        tracing::debug!(%error, %from, "a connection ended");
+                    }
+                    Err(error) => tracing::info!(%error, %from, "a connection ended"),
                 }
                 drop(place);
             });
