@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import alone, kubectl, mean, objects, run, settled, up
+from conftest import alone, kubectl, mean, objects, run, settled, until, up
 from test_pods import LENT, workers
 from watch import told
 
@@ -265,6 +265,31 @@ def test_what_no_cluster_can_be_made_of_is_told_and_not_waited_for(
     assert "a schedule cannot come or go" in apply(namespace, {**right, "schedule": None})
     assert "cannot become another one" in apply(namespace, {**right, "clusterRef": {"name": "b"}})
     assert status(namespace)["message"].startswith('spec.schedule.cron: "0 18 * * 9": ')
+    assert "\n" not in status(namespace)["message"] and status(namespace)["phase"] == "Pending"
+    reasons = ["get", "events", "-n", namespace, "-o", "jsonpath={..reason}"]
+    until(lambda: "InvalidSpec" in kubectl(*reasons), "the schedule's trouble is an event")
+    assert run("ebbtide", "down", "job", "-n", namespace) == "job job is gone\n"
+    err = runs("ebbtide", "down", "job", "-n", namespace)[2]
+    assert f"there is no cluster job in namespace {namespace}" in err, err
+
+
+def test_a_cluster_that_a_job_made_goes_with_the_job_and_that_of_others_is_let_alone(
+    namespace: str, manifest: Callable[..., Path], program: Callable[[str], Path]
+) -> None:
+    before = objects(namespace)
+    name = run(*command(program(LONG), manifest(), namespace, "--name", "job", "--detach")).strip()
+    kubectl("wait", "--for=create", f"ebb/{name}", "-n", namespace, "--timeout=30s")
+    label = f"ebbtide.dev/cluster={name},ebbtide.dev/job={name}"
+    kubectl("wait", "--for=create", "pods", "-l", label, "-n", namespace, "--timeout=60s")
+    assert run("ebbtide", "down", name, "-n", namespace) == f"job {name} is gone\n"
+    assert settled(namespace, before) == before
+    with up(manifest(), namespace):
+        asks = command(program(PROGRAM), manifest(), namespace, "--name", "mean")
+        code, _, err = runs(*asks)
+        assert code == 1 and "cluster mean is there and is not this job's" in err, err
+        assert "job mean is gone" in err
+        path = "jsonpath={.status.phase}"
+        assert kubectl("get", "ebb/mean", "-n", namespace, "-o", path) == "Ready"
 
 
 def test_a_schedule_runs_on_a_cluster_that_is_there_and_leaves_it(
