@@ -312,7 +312,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Down { name, place } => {
             let backend = Backend::connect(&place).await?;
-            down(&backend, &name).await?;
+            Box::pin(down(&backend, &name)).await?;
         }
         Command::Get(listing) => show::get(&listing).await?,
         Command::Jobs(listing) => show::jobs(&listing).await?,
@@ -354,6 +354,7 @@ async fn down(backend: &Backend, name: &str) -> anyhow::Result<()> {
     if let Backend::Kubernetes(kubernetes) = backend
         && let Some(job) = kubernetes.job_of(&namespace, name).await?
     {
+        let job = ebbtide_plan::job::named(&job);
         kubernetes.delete_job(&namespace, &job).await?;
         return output::line(&format!("job {} is gone", job.name));
     }

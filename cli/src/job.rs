@@ -11,6 +11,7 @@ use ebbtide_api::job::{ClusterRef, Retries};
 use ebbtide_api::status::Cause;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobSpec, ClusterJobStatus, JobPhase, Phase, names};
 use ebbtide_plan::is_going;
+use ebbtide_plan::job::is_made_for_job;
 use kube::ResourceExt as _;
 use rustix::process::Signal;
 use serde_json::json;
@@ -64,7 +65,7 @@ pub(crate) async fn run(wanted: Wanted, place: &Place) -> anyhow::Result<ExitCod
                 bail!("there is no cluster {on} in namespace {namespace}");
             }
             let job = as_job(&wanted, cluster, program)?;
-            on_kubernetes(kubernetes, &namespace, &job, wanted.detach).await
+            Box::pin(on_kubernetes(kubernetes, &namespace, &job, wanted.detach)).await
         }
         Backend::Local { .. } => Box::pin(here(wanted, cluster, &backend, &place)).await,
     }
@@ -426,7 +427,8 @@ async fn refusal(
     })?;
     let cluster = kubernetes.get(namespace, &seen.name).await.ok()?;
     if !ebbtide_plan::job::is_own(job, &cluster) && !is_going(&cluster) {
-        return Some((status.message.clone().unwrap_or_default(), false));
+        // That of an earlier job of the name is about to go.
+        return Some((status.message.clone().unwrap_or_default(), is_made_for_job(&cluster)));
     }
     let degraded = cluster.status.filter(|it| it.phase == Phase::Degraded)?;
     // What nodes and registries say may be another thing a moment later.

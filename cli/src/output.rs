@@ -4,8 +4,11 @@ use std::io::{self, Write as _};
 
 use clap::ValueEnum;
 use ebbtide_api::{Cluster, ClusterJob};
-use kube::ResourceExt as _;
+use jiff::Timestamp;
+use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
+
+use crate::story;
 
 /// How things are printed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -16,26 +19,27 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Prints one line on standard output.
-///
-/// # Errors
-///
-/// Nobody reads it any more, or there is no room for it.
-pub(crate) fn line(text: &str) -> anyhow::Result<()> {
-    Ok(writeln!(io::stdout(), "{text}")?)
-}
+/// What was to be printed could not be: nobody reads it any more, or there is no room for it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+struct Unprinted(#[source] io::Error);
 
 /// Whether an error is only that nobody reads the output any more, as after `| head`.
 pub(crate) fn is_unread(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|it| it.downcast_ref::<io::Error>());
-    causes.any(|it| it.kind() == io::ErrorKind::BrokenPipe)
+    let unprinted = error.downcast_ref::<Unprinted>();
+    unprinted.is_some_and(|Unprinted(why)| why.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Prints one line on standard output.
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout(), "{text}").map_err(Unprinted)?)
 }
 
 /// Prints what somebody else printed, as it is.
 pub(crate) fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout();
-    out.write_all(bytes)?;
-    Ok(out.flush()?)
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Unprinted)?;
+    Ok(())
 }
 
 /// Tells a person what is going on, beside the output.
@@ -52,10 +56,17 @@ pub(crate) fn value(value: &impl Serialize, format: Format) -> anyhow::Result<()
     }
 }
 
+/// How long ago something was made.
+fn age(object: &impl Resource) -> String {
+    let made_at = object.meta().creation_timestamp.as_ref();
+    made_at.map(|it| story::age(it.0, Timestamp::now())).unwrap_or_default()
+}
+
 /// Prints clusters, one a line.
 pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
-    let mut rows =
-        vec![["NAMESPACE", "NAME", "PHASE", "WORKERS", "WANTED", "MESSAGE"].map(str::to_owned)];
+    let mut rows = vec![
+        ["NAMESPACE", "NAME", "PHASE", "WORKERS", "WANTED", "AGE", "MESSAGE"].map(str::to_owned),
+    ];
     rows.extend(clusters.iter().map(|cluster| {
         let status = cluster.status.clone().unwrap_or_default();
         [
@@ -64,6 +75,7 @@ pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
             format!("{:?}", status.phase),
             status.workers.ready.to_string(),
             status.workers.desired.to_string(),
+            age(cluster),
             status.message.unwrap_or_default().replace('\n', " "),
         ]
     }));
@@ -72,8 +84,9 @@ pub(crate) fn table(clusters: &[Cluster]) -> anyhow::Result<()> {
 
 /// Prints jobs, one a line.
 pub(crate) fn jobs(jobs: &[ClusterJob]) -> anyhow::Result<()> {
-    let mut rows =
-        vec![["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "MESSAGE"].map(str::to_owned)];
+    let mut rows = vec![
+        ["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "AGE", "MESSAGE"].map(str::to_owned),
+    ];
     rows.extend(jobs.iter().map(|job| {
         let status = job.status.clone().unwrap_or_default();
         [
@@ -82,6 +95,7 @@ pub(crate) fn jobs(jobs: &[ClusterJob]) -> anyhow::Result<()> {
             format!("{:?}", status.phase),
             job.cluster_name().unwrap_or_default().to_owned(),
             status.failures.total.to_string(),
+            age(job),
             status.message.unwrap_or_default().replace('\n', " "),
         ]
     }));
@@ -97,4 +111,24 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::{Context as _, anyhow};
+
+    use super::{Unprinted, is_unread};
+
+    #[test]
+    fn only_output_that_nobody_reads_is_no_error() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_unread(&Unprinted(broken()).into()));
+        let full = Unprinted(io::Error::from(io::ErrorKind::StorageFull));
+        let to_server = Err::<(), _>(broken()).context("apply").unwrap_err();
+        for error in [anyhow!(full), anyhow!(broken()), to_server] {
+            assert!(!is_unread(&error), "{error:#}");
+        }
+    }
 }

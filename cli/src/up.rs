@@ -54,7 +54,7 @@ pub(crate) async fn up(
         (is_new, ready)
     };
     let Some(script) = script else {
-        if ready.is_err() {
+        if ready.as_ref().is_err_and(anyhow::Error::is::<Degraded>) {
             output::tell(&format!(
                 "{name} stays, and begins when that is mended; `ebbtide down {name}` ends it"
             ));
@@ -110,6 +110,14 @@ async fn take_down(backend: &Backend, namespace: &str, name: &str) -> anyhow::Re
     }
 }
 
+/// What keeps a cluster from its work, for longer than somebody waits.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {message}")]
+struct Degraded {
+    name: String,
+    message: String,
+}
+
 /// Tells what the cluster waits for until it answers. What keeps one from it that was there before may have been mended
 /// a moment ago: that has a while to show.
 async fn wait_until_ready(
@@ -133,7 +141,7 @@ async fn wait_until_ready(
             if let Some(message) = status.message.filter(|_| told.is_some()) {
                 output::tell(&format!("{name}: {message}"));
             }
-            told = Some(cluster);
+            (told, hurt_since) = (Some(cluster), None);
             continue;
         }
         match (status.phase, status.message) {
@@ -141,7 +149,7 @@ async fn wait_until_ready(
             (Phase::Degraded, message) => {
                 let message = message.unwrap_or_default();
                 if hurt_since.get_or_insert_with(Instant::now).elapsed() >= patience {
-                    bail!("{name}: {message}");
+                    return Err(Degraded { name: name.to_owned(), message }.into());
                 }
                 output::tell(&format!("{name}: {message}"));
             }

@@ -269,7 +269,7 @@ def test_a_change_is_told_before_it_is_made_and_while_pods_run_without_it(
         run("ebbtide", "up", str(manifest(both)), "-n", namespace)
         # What would be refused, as somebody else has set it, is told.
         fewer = diff(lambda spec: spec["workers"][0].update(max=1))
-        assert "spec.workers[general].max: 2 -> 1" in fewer
+        assert "spec.workers[general].max: 2 -> 1" in fewer and "spec.minWorkers:" not in fewer
         assert "`ebbtide up` would be refused: apply:" in fewer and "kubectl" in fewer, fewer
         # What an API server shows can be given back to it.
         shown = tmp_path / "shown.yaml"

@@ -170,6 +170,20 @@ def test_a_wrong_package_and_a_wrong_image_are_corrected_where_they_are(
     run("ebbtide", "down", "mean", "-n", namespace)
 
 
+def test_what_was_mended_before_up_is_asked_again_has_a_moment_to_show(
+    namespace: str, manifest: Callable[..., Path]
+) -> None:
+    def lent(spec: dict) -> None:
+        spec["workers"][0].update(min=1, pod={"envFrom": [{"secretRef": {"name": "vendor"}}]})
+
+    asks = ["ebbtide", "up", str(manifest(lent)), "-n", namespace]
+    refused = run(*asks, check=False)
+    assert 'secret "vendor" not found' in refused and "stays, and begins when that" in refused
+    kubectl("create", "secret", "generic", "vendor", "--from-literal=A=b", "-n", namespace)
+    assert run(*asks).endswith("mean is ready\n")
+    run("ebbtide", "down", "mean", "-n", namespace)
+
+
 def test_a_cluster_that_is_deleted_ends_what_waits_for_it(
     namespace: str, manifest: Callable[..., Path]
 ) -> None:

@@ -9,12 +9,12 @@ use ebbtide_plan::JOB;
 use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, LogParams, PostParams};
+use kube::api::{LogParams, PostParams};
 use kube::{Api, Resource as _, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::backend::kubernetes::{Kubernetes, changed, delete, in_time, readable};
+use crate::backend::kubernetes::{Kubernetes, changed, delete, in_time, readable, way};
 use crate::output;
 
 /// How long until a log is asked for again that broke off.
@@ -43,24 +43,39 @@ impl Kubernetes {
         readable(there.with_context(|| format!("there is no job {name} in namespace {namespace}"))?)
     }
 
-    /// The job that a cluster of this name was made for; where there is no such cluster, the job of this name.
+    /// What `down` ends by a name if not a cluster by itself: the job that a cluster of this name was made for; where
+    /// there is no such cluster, the job of this name.
+    ///
+    /// # Errors
+    ///
+    /// There are both, and neither is the other's.
     pub(crate) async fn job_of(
         &self,
         namespace: &str,
         name: &str,
-    ) -> anyhow::Result<Option<Named>> {
+    ) -> anyhow::Result<Option<Guarded<ClusterJob>>> {
         let clusters: Api<Guarded<Cluster>> = Api::namespaced(self.client.clone(), namespace);
-        if let Some(cluster) = in_time("get", clusters.get_opt(name)).await? {
-            let owner = cluster
-                .meta()
-                .owner_references
-                .iter()
-                .flatten()
-                .find(|it| it.controller == Some(true) && it.kind == ClusterJob::kind(&()));
-            return Ok(owner.map(|it| Named { name: it.name.clone(), uid: it.uid.clone() }));
+        let cluster = in_time("get", clusters.get_opt(name)).await?;
+        let job = in_time("get the job", self.jobs(namespace).get_opt(name)).await;
+        let Some(cluster) = cluster else {
+            // Who may not read jobs is told that there is no cluster.
+            return Ok(job.ok().flatten());
+        };
+        let owner = cluster
+            .meta()
+            .owner_references
+            .iter()
+            .flatten()
+            .find(|it| it.controller == Some(true) && it.kind == ClusterJob::kind(&()));
+        match (owner, job) {
+            // One whose job is gone goes by itself.
+            (Some(owner), job) => Ok(job?.filter(|it| it.uid().as_ref() == Some(&owner.uid))),
+            (None, Ok(Some(_))) => bail!(
+                "there are a cluster {name} and a job {name}, and neither is the other's: `kubectl delete \
+                 cluster.ebbtide.dev {name}` ends one, `kubectl delete clusterjob {name}` the other"
+            ),
+            (None, Ok(None) | Err(_)) => Ok(None),
         }
-        let job = in_time("get the job", self.jobs(namespace).get_opt(name)).await?;
-        Ok(job.map(|it| Named { name: it.name_any(), uid: it.uid().unwrap_or_default() }))
     }
 
     /// The job with this uid as soon as it differs from this version of it. None when it is gone.
@@ -84,10 +99,14 @@ impl Kubernetes {
     /// Deletes a job and waits until everything is gone that it had.
     pub(crate) async fn delete_job(&self, namespace: &str, job: &Named) -> anyhow::Result<()> {
         let jobs = self.jobs(namespace);
-        if in_time("get the job", jobs.get_opt(&job.name)).await?.is_none() {
+        let there = in_time("get the job", jobs.get_opt(&job.name)).await?;
+        let Some(there) = there.filter(|it| it.uid().as_ref() == Some(&job.uid)) else {
             return Ok(());
-        }
-        delete(&jobs, (&job.name, Some(job.uid.clone())), DeleteParams::foreground()).await
+        };
+        let clusters: Api<Guarded<Cluster>> = Api::namespaced(self.client.clone(), namespace);
+        let cluster = in_time("get", clusters.get_opt(&job.name)).await?;
+        let is_readable = there.0.is_ok() && cluster.is_none_or(|it| it.0.is_ok());
+        delete(&jobs, (&job.name, there.uid()), way(is_readable)).await
     }
 
     /// Prints what a pod says until it has ended, and all of it, and tells of every line. With a uid, another

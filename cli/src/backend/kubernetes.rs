@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{Kind, Listed, Scope};
+use crate::output;
 use crate::story::Line;
 
 /// Longest time for one request.
@@ -107,6 +108,12 @@ pub(super) async fn changed<K: Clone + Debug + DeserializeOwned>(
         }
     }
     Ok(())
+}
+
+/// How an object is deleted: in the foreground, so that it is gone when everything that it owned is. Of one that cannot
+/// be read nobody may take away the finalizer that this needs.
+pub(super) fn way(is_readable: bool) -> DeleteParams {
+    if is_readable { DeleteParams::foreground() } else { DeleteParams::background() }
 }
 
 /// Deletes this very object, and waits until it is gone.
@@ -278,11 +285,7 @@ impl Kubernetes {
         let clusters = self.clusters(namespace);
         let cluster = in_time("get", clusters.get_opt(name)).await?;
         let cluster = cluster.with_context(|| no_cluster(namespace, name))?;
-        // In the foreground: it is gone when everything that it owned is. Of one that cannot be read
-        // nobody may take away the finalizer that this needs.
-        let way =
-            if cluster.0.is_ok() { DeleteParams::foreground() } else { DeleteParams::background() };
-        delete(&clusters, (name, cluster.uid()), way).await
+        delete(&clusters, (name, cluster.uid()), way(cluster.0.is_ok())).await
     }
 
     /// A cluster, and what a client of it proves itself with.
@@ -374,10 +377,11 @@ impl Kubernetes {
                 let who = if is_own { name.clone() } else { format!("{name}/{container}") };
                 let container = Some(container);
                 let params = LogParams { container, previous, timestamps, ..LogParams::default() };
-                // What has not started has said nothing.
-                let log = in_time("read a log", pods.logs(&name, &params)).await;
-                let log = log.unwrap_or_else(|error| format!("{} {error:#}", Timestamp::now()));
-                logs.push((who, log));
+                match in_time("read its log", pods.logs(&name, &params)).await {
+                    Ok(log) => logs.push((who, log)),
+                    // What has not started has said nothing.
+                    Err(error) => output::tell(&format!("{who}: {error:#}")),
+                }
             }
         }
         Ok(logs)

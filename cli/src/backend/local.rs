@@ -1,5 +1,6 @@
 //! Clusters as processes of this machine, each with a supervisor of its own.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -37,10 +38,15 @@ pub(super) fn apply(cluster: &Cluster) -> anyhow::Result<bool> {
     if let Err(error) = ebbtide_plan::check(&cluster.spec) {
         bail!("{error}");
     }
-    if let Some(name) = settings::from_shell(&cluster.spec).find(|it| env::var_os(it).is_none()) {
+    let from_shell = settings::from_shell(&cluster.spec);
+    let missing: BTreeSet<&str> = from_shell.filter(|it| env::var_os(it).is_none()).collect();
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.into_iter().collect();
         bail!(
-            "spec: pod.env: {name} is in a Secret or ConfigMap, which this machine has not; set it \
-             in this shell: export {name}=..."
+            "spec: pod.env: {} comes from a Secret or ConfigMap, which this machine has not; set it in \
+             this shell: export {}=...",
+            names.join(", "),
+            names.join("=... "),
         );
     }
     let left_out = settings::left_out(&cluster.spec);

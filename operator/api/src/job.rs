@@ -252,7 +252,7 @@ pub struct ClusterJobStatus {
     Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
 )]
 pub enum JobPhase {
-    /// It waits: for its cluster, for room, or for its next attempt.
+    /// It waits: for its cluster, for room, for its next attempt, or for somebody to correct its spec.
     #[default]
     Pending,
     /// The program runs.

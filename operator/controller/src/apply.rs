@@ -498,7 +498,7 @@ async fn create_pod(
     cluster: &Cluster,
     pod: &Pod,
 ) -> Result<Option<Pod>, ApplyError> {
-    let there = match made(context, "create a child", pod).await? {
+    let there = match made(context, "make a pod", pod).await? {
         Made::New(made) => return Ok(Some(made)),
         Made::There(there) => there,
     };

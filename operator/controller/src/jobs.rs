@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
-use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, plan, stuck};
+use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, news, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::unreadable::{has_ended, job_patch};
-use ebbtide_plan::{Refusal, Stage, is_going};
+use ebbtide_plan::{News, Refusal, Stage, is_going};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
@@ -18,7 +18,7 @@ use crate::api_call::{CallError, call};
 use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
-use crate::record::{publish, unreadable};
+use crate::record::{publish, unreadable, warn};
 use crate::slim::{SlimPod, is_scheduler, seen};
 
 /// What is tried when something goes, for messages.
@@ -245,22 +245,18 @@ async fn record(
         }
         Err(error) => return Err(error),
     }
-    for (reason, message) in ebbtide_plan::job::news(job.status.as_ref(), status) {
-        tell(context, key, job, (reason, message), None).await;
+    for News { reason, field, note } in news(job.status.as_ref(), status) {
+        let it = job.object_ref(&());
+        let about = ObjectReference { field_path: Some(field), ..it.clone() };
+        warn(context, key, (reason, note, Some(about)), &it).await;
+    }
+    let before = job.status.as_ref().map(|it| it.phase);
+    if before != Some(status.phase) && status.phase.is_over() {
+        let message = status.message.as_deref().unwrap_or_default();
+        tell(context, key, job, (status.phase.as_str(), message), None).await;
     }
     Ok(())
 }
-
-/// Reasons of events about what should happen.
-const NORMAL: [&str; 7] = [
-    "CreatedCluster",
-    "DeletedCluster",
-    "CreatedPod",
-    "DeletedPod",
-    "CreatedRun",
-    "DeletedJob",
-    "Succeeded",
-];
 
 /// The reason of the event that tells of a change; none of what changed nothing.
 fn told(change: &JobChange) -> Option<&'static str> {
@@ -300,7 +296,11 @@ async fn tell(
         return;
     }
     let event = Event {
-        type_: if NORMAL.contains(&reason) { EventType::Normal } else { EventType::Warning },
+        type_: if ["Failed", "LeftOut"].contains(&reason) {
+            EventType::Warning
+        } else {
+            EventType::Normal
+        },
         reason: reason.to_owned(),
         action: "Reconcile".to_owned(),
         note: Some(note.to_owned()),

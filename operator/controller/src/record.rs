@@ -198,7 +198,7 @@ async fn tell_trouble(context: &Context, cluster: &Cluster, trouble: News) {
 }
 
 /// Warns people of something for a reason, and names what it is about, unless they are told too much already.
-async fn warn(
+pub(crate) async fn warn(
     context: &Context,
     key: &Key,
     (reason, note, secondary): (String, String, Option<ObjectReference>),

@@ -28,15 +28,25 @@ pub(crate) enum EnvironmentError {
     Refused { python: String, packages: String, words: String },
 }
 
+/// The folder of the environment for a request, whether it is there or not.
+fn folder(request: &Request) -> PathBuf {
+    let root = state::folder("XDG_CACHE_HOME", ".cache").join("ebbtide").join("environments");
+    root.join(request.key().as_str())
+}
+
+/// Whether there is one already.
+pub(crate) fn is_made(request: &Request) -> bool {
+    folder(request).is_dir()
+}
+
 /// The folder of the environment for a request, made if there is none.
 pub(crate) async fn make(request: &Request) -> Result<PathBuf, EnvironmentError> {
-    let root = state::folder("XDG_CACHE_HOME", ".cache").join("ebbtide").join("environments");
-    let path = root.join(request.key().as_str());
+    let path = folder(request);
     if path.is_dir() {
         return Ok(path);
     }
-    let draft = root.join(format!("{}.{}", request.key().short(), std::process::id()));
-    let draft = Draft(draft);
+    let name = format!("{}.{}", request.key().short(), std::process::id());
+    let draft = Draft(path.with_file_name(name));
     build(request, &draft.0).await?;
     match fs::rename(&draft.0, &path) {
         // Another one was faster.

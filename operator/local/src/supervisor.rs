@@ -134,8 +134,14 @@ impl Supervisor {
     }
 
     async fn start(mut cluster: Cluster, state: State) -> Result<Self, SupervisorError> {
+        let packages = cluster.spec.environment.as_ref().and_then(|it| request(it).ok());
+        let step = if packages.is_some_and(|it| !environment::is_made(&it)) {
+            "making the environment; the first time takes a while"
+        } else {
+            "its processes start"
+        };
         cluster.status = Some(ClusterStatus {
-            message: Some("making the environment; the first time takes a while".to_owned()),
+            message: Some(step.to_owned()),
             observed_generation: cluster.metadata.generation,
             ..ClusterStatus::default()
         });

@@ -30,15 +30,8 @@ pub use crate::job::news::news;
 use crate::lifetime::since;
 use crate::pods::{self, Context};
 use crate::status::{bounded, condition_after, whole_seconds};
-use crate::trouble::{REJECTED, Trouble};
+use crate::trouble::REJECTED;
 use crate::{INVALID, ObjectRef, PodPhase, PodSeen, Refusal, Site, is_going, slow};
-
-/// How long the pod of an attempt may find no place on any node before the cluster that waits for it goes: other jobs
-/// may wait for the place of its scheduler. A node that is ordered for it comes sooner.
-const PLACE_MAX: Duration = Duration::from_mins(10);
-
-/// How much longer some wait than others, at most: they may wait for each other.
-const PLACE_SPREAD: u64 = 300;
 
 /// How long the pod of an attempt may be refused before the cluster that waits for it goes.
 const REJECTED_MAX: Duration = Duration::from_secs(30);
@@ -286,7 +279,11 @@ fn under_way(
     let is_late = deadline.is_some_and(|it| it.is_zero());
     if observed.is_cluster_unread && !matches!(present, Ended::Well(_)) {
         // Whose fault it is cannot be told.
-        return if is_late { late(job, known, limit, now) } else { unread(job, known, deadline) };
+        return if is_late {
+            late(job, known, limit, None, now)
+        } else {
+            unread(job, known, deadline)
+        };
     }
     match present {
         Ended::Well(pod) => {
@@ -302,9 +299,13 @@ fn under_way(
             )
         }
         Ended::Badly(lost) => after_failure(job, known, &lost, now),
-        Ended::Not(_) | Ended::NotBegun if is_late => late(job, known, limit, now),
+        Ended::Not(_) | Ended::NotBegun if is_late => {
+            let has_begun = nth > 0 || present.has_begun();
+            let waits = known.message.clone().filter(|_| !has_begun);
+            late(job, known, limit, waits, now)
+        }
         Ended::Not(pod) => {
-            let plan = while_there((job, observed), pod, known, now);
+            let plan = while_there(observed, pod, known, now);
             JobPlan { next_look: [plan.next_look, deadline].into_iter().flatten().min(), ..plan }
         }
         Ended::NotBegun => {
@@ -338,7 +339,7 @@ fn unread(job: &ClusterJob, known: ClusterJobStatus, next_look: Option<Duration>
 
 /// An attempt is under way.
 fn while_there(
-    (job, observed): (&ClusterJob, &JobObserved),
+    observed: &JobObserved,
     pod: &PodSeen,
     known: ClusterJobStatus,
     now: Timestamp,
@@ -347,12 +348,6 @@ fn while_there(
     if !pod.is_deleting && !observed.has_cluster_of(pod) {
         let op = JobOp::DeletePod(pod_ref(pod));
         changes.push(JobChange { op, why: "the cluster that it computes on is gone" });
-    }
-    let rest = place_rest(job, observed, pod, now);
-    let gives_back = rest.is_some_and(|it| it.is_zero());
-    if gives_back && known.pod.is_none() {
-        changes =
-            leave(job, observed, "its program finds no place, and others may wait for theirs");
     }
     let (phase, message) = match (pod.is_deleting, pod.phase) {
         (true, _) => (JobPhase::Pending, Some(format!("{} is being deleted", pod.name))),
@@ -366,9 +361,8 @@ fn while_there(
         }
     };
     let slow_look = pod.is_beginning().then(|| slow::rest(pod, now)).flatten();
-    // One that was on its way out when the job came back from a suspension is none of its attempts. Nor is one that
-    // never began, which is written before it goes: else it would count as lost.
-    let is_attempt = !gives_back && (known.pod.is_some() || !pod.is_deleting);
+    // One that was on its way out when the job came back from a suspension is none of its attempts.
+    let is_attempt = known.pod.is_some() || !pod.is_deleting;
     let status = ClusterJobStatus {
         phase,
         message: message.map(|it| bounded(&it)),
@@ -376,25 +370,7 @@ fn while_there(
         cluster: observed.staying().map(named),
         ..known
     };
-    let is_written = gives_back && changes.is_empty();
-    let next_look = slow_look.filter(|it| !it.is_zero()).into_iter();
-    let next_look = next_look.chain(rest.filter(|it| is_written || !it.is_zero())).min();
-    JobPlan { changes, status, next_look }
-}
-
-/// How much longer the job's own cluster waits for a pod of an attempt that no node has room for.
-fn place_rest(
-    job: &ClusterJob,
-    observed: &JobObserved,
-    pod: &PodSeen,
-    now: Timestamp,
-) -> Option<Duration> {
-    let has_no_place = pod.trouble.as_ref().is_some_and(Trouble::may_pass);
-    let is_waiting = pod.phase == PodPhase::Pending && !pod.is_deleting && has_no_place;
-    observed.staying().filter(|it| is_waiting && is_own(job, *it))?;
-    let spread = pod.uid.bytes().map(u64::from).sum::<u64>() % PLACE_SPREAD;
-    let most = PLACE_MAX + Duration::from_secs(spread);
-    Some(most.saturating_sub(since(pod.created_at?, now)))
+    JobPlan { changes, status, next_look: slow_look.filter(|it| !it.is_zero()) }
 }
 
 /// What keeps a cluster, or a group of its workers, from what a program waits for, as its status tells.
@@ -435,7 +411,7 @@ fn begin(
         return pass(changes, &format!("waiting for cluster {name}"));
     };
     if job.spec.cluster.is_some() && !is_own(job, cluster) {
-        return if is_made_for_job(cluster) && is_going(cluster) {
+        return if is_made_for_job(cluster) {
             let message = format!("cluster {name} of an earlier job of this name is about to go");
             pass(Vec::new(), &message)
         } else {

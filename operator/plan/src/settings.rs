@@ -48,8 +48,8 @@ const INFRASTRUCTURE: [&str; 20] = [
 /// Beginnings of keys that container runtimes listen to.
 const RUNTIMES: [&str; 2] = ["io.kubernetes.", "io.katacontainers."];
 
-/// Less than this is a slip of the pen: it takes as much to start a process of a container.
-const MEMORY_MIN: u64 = 32 << 20;
+/// Less than this is a slip of the pen: it takes more to start a container.
+const MEMORY_MIN_MIB: u64 = 4;
 
 /// Longest settings of a pod, in bytes of JSON: each pod that is made has a copy.
 const BYTES_MAX: usize = 64 << 10;
@@ -100,10 +100,11 @@ pub(crate) fn lent(pod: &PodSettings) -> Option<&'static str> {
 
 /// Nothing begins with less memory, and what is counted in devices comes whole.
 fn check_resources(resources: &Resources) -> Result<(), String> {
-    if resources.memory_bytes() < MEMORY_MIN {
+    if resources.memory_bytes() < MEMORY_MIN_MIB << 20 {
         let given = resources.memory();
         return Err(format!(
-            "memory: {given} is too little for any program; expected at least 32Mi, and `Mi` or `Gi` behind a number"
+            "memory: {given} is too little for any program; expected at least {MEMORY_MIN_MIB}Mi: a number alone \
+             is bytes, and `m` a thousandth"
         ));
     }
     for (kind, amount) in resources.iter().filter(|(kind, _)| kind.contains('/')) {

@@ -475,7 +475,7 @@ def test_variables_reach_functions_and_what_a_secret_would_give_comes_from_the_s
     mounts["volumeMounts"] = [{"name": "v", "mountPath": "/data"}]
     path = with_pod(manifest, {"env": env, "nodeSelector": {"pool": "spot"}, **mounts})
     refused = ebbtide("up", path, check=False)
-    assert "LENT is in a Secret or ConfigMap" in refused and "export LENT=" in refused
+    assert "LENT comes from a Secret or ConfigMap" in refused and "export LENT=" in refused
     assert not (state / "local").exists()
     monkeypatch.setenv("LENT", "secret word")
     printed = ebbtide("up", path)

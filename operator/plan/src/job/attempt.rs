@@ -27,6 +27,17 @@ pub(super) enum Ended<'a> {
     Badly(Lost),
 }
 
+impl Ended<'_> {
+    /// Whether its program may have begun.
+    pub(super) fn has_begun(&self) -> bool {
+        match self {
+            Self::NotBegun => false,
+            Self::Not(pod) => pod.phase != PodPhase::Pending || pod.is_deleting,
+            Self::Well(_) | Self::Badly(_) => true,
+        }
+    }
+}
+
 /// What went wrong.
 pub(super) struct Lost {
     pub(super) kind: Kind,

@@ -76,17 +76,17 @@ pub(super) fn after_failure(
     JobPlan { changes: Vec::new(), status, next_look: Some(Duration::ZERO) }
 }
 
-/// One that took too long.
+/// One that took too long, and what it waited for if its program never began.
 pub(super) fn late(
     job: &ClusterJob,
     known: ClusterJobStatus,
     limit: Option<(Duration, &'static str)>,
+    waits: Option<String>,
     now: Timestamp,
 ) -> JobPlan {
     let (length, field) = limit.unwrap_or_default();
-    let waits = known.message.as_ref().filter(|_| known.phase == JobPhase::Pending);
-    let waits =
-        waits.map(|it| format!(", and its program had not begun: {it}")).unwrap_or_default();
+    let waits = waits.map(|it| format!(", and its program had not begun: {it}"));
+    let waits = waits.unwrap_or_default();
     let message = format!("it took longer than {field}, {} s{waits}", length.as_secs());
     over(job, known, JobPhase::Failed, ("DeadlineExceeded", &message), now)
 }

@@ -316,6 +316,26 @@ fn a_job_that_takes_too_long_fails_with_all_that_it_has() {
 }
 
 #[test]
+fn a_deadline_says_that_nothing_began_only_where_nothing_began() {
+    let late = |change: &dyn Fn(&mut World)| {
+        let mut world =
+            World::running(&json!({ "activeDeadlineSeconds": 60, "retries": { "exit": 1 } }));
+        change(&mut world);
+        world.now = 60;
+        world.step();
+        world.message()
+    };
+    let told = "it took longer than spec.activeDeadlineSeconds, 60 s";
+    // It runs and is being deleted; it failed, and waits for its next attempt.
+    assert_eq!(late(&|world| world.last_pod().is_deleting = true), told);
+    let failed = |world: &mut World| {
+        world.fails();
+        world.step();
+    };
+    assert_eq!(late(&failed), told);
+}
+
+#[test]
 fn what_bounds_its_cluster_bounds_a_job() {
     let mut world = World::running(&json!({ "activeDeadlineSeconds": 600 }));
     let max = json!({ "after": "2m" });

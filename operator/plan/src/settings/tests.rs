@@ -450,3 +450,19 @@ fn what_people_set_comes_beside_what_is_ebbtides_own() {
         json!([{ "name": "tmp", "mountPath": "/tmp", "readOnly": false }])
     );
 }
+
+#[test]
+fn an_amount_of_memory_that_is_a_slip_of_the_pen_is_refused() {
+    let asks = |memory: &str| {
+        let mut spec = complete(json!({}));
+        spec["workers"][0]["resources"]["memory"] = json!(memory);
+        pods(spec)
+    };
+    for memory in ["4Mi", "4194304", "0.5Gi"] {
+        assert!(asks(memory).is_ok(), "{memory}");
+    }
+    for memory in ["512m", "1", "4194303"] {
+        let refused = asks(memory).unwrap_err();
+        assert!(refused.contains(&format!("memory: {memory} is too little")), "{refused}");
+    }
+}

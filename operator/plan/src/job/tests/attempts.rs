@@ -8,8 +8,8 @@ use ebbtide_api::{Cluster, JobPhase, Phase};
 use serde_json::json;
 
 use super::{JobObserved, World, at, cluster_spec};
+use crate::PodPhase;
 use crate::job::news;
-use crate::{PodPhase, Trouble};
 
 #[test]
 fn a_program_that_ended_before_anybody_saw_it_is_known_by_its_pod() {
@@ -173,60 +173,20 @@ fn a_job_says_what_its_pod_or_its_cluster_lacks() {
 }
 
 #[test]
-fn a_program_that_finds_no_place_for_long_gives_back_that_of_its_scheduler() {
-    let mut world = World::new(&json!({}));
-    world.step();
-    world.cluster_is(Phase::Ready);
-    world.step();
-    let pod = world.last_pod();
-    (pod.created_at, pod.trouble) = (Some(at(0)), Some(Trouble::unschedulable("0/2 nodes")));
-    let name = pod.name.clone();
-    world.now = 599;
-    assert_eq!(world.step(), Vec::<String>::new(), "a node may be on its way");
-    let rest = world.plan().next_look.unwrap();
-    assert!(rest > Duration::ZERO && rest <= Duration::from_secs(301), "{rest:?}");
-    world.now += i64::try_from(rest.as_secs()).unwrap();
-    let why = "its program finds no place, and others may wait for theirs";
-    let plan = world.plan();
-    assert!(plan.changes.is_empty() && plan.status.pod.is_none(), "it is written first");
-    world.job.status = Some(plan.status);
-    let changes: Vec<String> = world.plan().changes.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        changes,
-        [format!("delete pod {name}: {why}"), format!("delete cluster nightly: {why}")]
-    );
-    world.step();
-    assert_eq!(world.job.status.as_ref().unwrap().failures.total, 0, "it is nobody's fault");
-    world.step();
-    world.cluster_is(Phase::Ready);
-    assert_eq!(
-        world.step(),
-        [format!("create pod {name}: its cluster is ready")],
-        "it begins anew"
-    );
-
-    // One that runs, and a cluster that others use, stay.
-    let mut world = World::running(&json!({}));
-    world.last_pod().created_at = Some(at(0));
-    world.now = 10_000;
-    assert_eq!(world.step(), Vec::<String>::new());
-}
-
-#[test]
 fn what_goes_wrong_before_the_end_is_news_once() {
     let mut world = World::running(&json!({ "retries": { "exit": 1, "backoffSeconds": 60 } }));
     let before = world.job.status.clone();
     assert_eq!(news(before.as_ref(), before.as_ref().unwrap()), []);
     world.fails();
     let told = |before: Option<&_>, status: &_| -> Vec<String> {
-        news(before, status).iter().map(|(reason, words)| format!("{reason}: {words}")).collect()
+        let told = news(before, status);
+        told.iter().map(|it| format!("{} of {}: {}", it.reason, it.field, it.note)).collect()
     };
     let plan = world.plan();
     assert_eq!(
         told(before.as_ref(), &plan.status),
-        [
-            "AttemptFailed: attempt 1 went wrong, another one follows: nightly-2a3b62-0: Error: exit code 3"
-        ]
+        ["AttemptFailed of status.failures.total=1: attempt 1 went wrong, another one follows: \
+             nightly-2a3b62-0: Error: exit code 3"]
     );
     world.step();
     let (before, status) = (Some(plan.status), world.job.status.clone().unwrap());
@@ -235,10 +195,11 @@ fn what_goes_wrong_before_the_end_is_news_once() {
     let mut world = World::new(&json!({ "args": ["x".repeat(100_000)] }));
     world.step();
     let status = world.job.status.clone().unwrap();
-    assert!(
-        told(None, &status)[0].starts_with("InvalidSpec: spec.args: "),
-        "{:?}",
-        told(None, &status)
-    );
+    let news = told(None, &status);
+    assert!(news[0].starts_with("InvalidSpec of metadata.generation=1: spec.args: "), "{news:?}");
     assert_eq!(told(Some(&status), &status), Vec::<String>::new());
+    world.job.spec.args = vec!["x".repeat(200_000)];
+    world.step();
+    let other = world.job.status.clone().unwrap();
+    assert_eq!(told(Some(&status), &other).len(), 1, "another mistake is another event");
 }
