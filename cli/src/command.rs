@@ -9,8 +9,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ebbtide_api::change::definition;
 use ebbtide_api::{Cluster, ClusterJob, Engine, names};
+use ebbtide_environment::tags::{Library, Processor, Target};
 use ebbtide_local::state::State;
 use ebbtide_local::supervisor;
+use ebbtide_packer::resolve;
 use futures::FutureExt as _;
 use futures::future::FusedFuture as _;
 use kube::{CustomResourceExt as _, ResourceExt as _};
@@ -32,6 +34,10 @@ pub(crate) const UNNOTICED_MAX: Duration = Duration::from_secs(15);
 
 /// How long what keeps a cluster from its work may take to pass by itself, before nobody waits any longer.
 pub(crate) const HURT_MAX: Duration = Duration::from_mins(1);
+
+/// What a lock is for where no image is known yet.
+const ANY_LINUX: Target =
+    Target { python: 0, library: Library::Glibc(28), processor: Processor::X86 };
 
 /// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
 #[derive(Parser)]
@@ -215,6 +221,12 @@ pub(crate) enum EnvCommand {
         /// The manifest.
         file: PathBuf,
     },
+    /// Print what a manifest's package list means today: a lock (PEP 751) with every file and its hash, for Linux on
+    /// x86-64 with glibc 2.28 or newer. It takes `uv`; nothing of a package runs.
+    Lock {
+        /// The manifest.
+        file: PathBuf,
+    },
 }
 
 /// What is listed, or which one is shown.
@@ -324,7 +336,7 @@ async fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dashboard { name, port, place } => {
             dashboard::serve(&Backend::connect(&place).await?, &name, port).await?;
         }
-        Command::Env { command } => environment(&command)?,
+        Command::Env { command } => environment(&command).await?,
         Command::Crd { kind, output } => match kind {
             CrdKind::Cluster => output::value(&definition(), output)?,
             CrdKind::ClusterJob => output::value(&ClusterJob::crd(), output)?,
@@ -362,13 +374,21 @@ async fn down(backend: &Backend, name: &str) -> anyhow::Result<()> {
     output::line(&format!("{name} is gone"))
 }
 
-fn environment(command: &EnvCommand) -> anyhow::Result<()> {
-    let (EnvCommand::Key { file } | EnvCommand::Packages { file }) = command;
+async fn environment(command: &EnvCommand) -> anyhow::Result<()> {
+    let (EnvCommand::Key { file } | EnvCommand::Packages { file } | EnvCommand::Lock { file }) =
+        command;
     let environment = manifest::read(file)?.spec.environment;
     let request = ebbtide_plan::request(&environment.context("the manifest has no environment")?)?;
     match command {
         EnvCommand::Key { .. } => output::line(request.key().as_str()),
         EnvCommand::Packages { .. } => request.installed().try_for_each(output::line),
+        EnvCommand::Lock { .. } => {
+            let minor = request.minor();
+            let python = minor
+                .with_context(|| format!("there is no lock for Python {}", request.python()))?;
+            let target = Target { python, ..ANY_LINUX };
+            output::line(&resolve::lock(&request, &target).await?)
+        }
     }
 }
 

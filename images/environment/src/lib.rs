@@ -3,6 +3,9 @@
 //! Order, letter case, white space, duplicates and the many spellings of one requirement do not
 //! change the key; everything that could change what is installed does. Nothing is resolved here.
 
+pub mod lock;
+pub mod tags;
+
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::str::FromStr as _;
@@ -67,6 +70,11 @@ impl Request {
     /// Version of Python, two numbers.
     pub fn python(&self) -> &str {
         &self.python
+    }
+
+    /// The minor version of Python 3, if it is one.
+    pub fn minor(&self) -> Option<u32> {
+        self.python.strip_prefix("3.")?.parse().ok()
     }
 
     /// The requirements that were asked for, canonical and sorted.

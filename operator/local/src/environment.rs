@@ -1,29 +1,21 @@
 //! A virtual environment for a package list, made once by `uv` under the list's key.
 
-use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ebbtide_environment::Request;
-use tokio::process::Command;
-use tokio::time::timeout;
+use ebbtide_packer::uv::{self, UvError};
 
 use crate::state;
-
-/// How long one step of an environment may take.
-const UV_MAX: Duration = Duration::from_mins(30);
 
 /// Why there is no environment.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvironmentError {
     #[error("cannot write {path}")]
     Folder { path: PathBuf, source: std::io::Error },
-    #[error("uv cannot be started; install it (pip install uv) or put it on the PATH")]
-    NoUv(#[source] std::io::Error),
-    #[error("uv made no environment within {UV_MAX:?}")]
-    Late,
+    #[error(transparent)]
+    Uv(UvError),
     #[error("python {python} with {packages} cannot be had: {words}")]
     Refused { python: String, packages: String, words: String },
 }
@@ -84,32 +76,28 @@ async fn build(request: &Request, draft: &Path) -> Result<(), EnvironmentError> 
         request.python().as_ref(),
         draft.as_ref(),
     ];
-    uv(request, venv).await?;
+    step(request, venv).await?;
     let python = draft.join("bin/python");
     let install: [&OsStr; 4] =
         ["pip".as_ref(), "install".as_ref(), "--python".as_ref(), python.as_ref()];
-    uv(request, install.into_iter().chain(request.installed().map(OsStr::new))).await
+    step(request, install.into_iter().chain(request.installed().map(OsStr::new))).await
 }
 
-async fn uv<'a>(
+async fn step<'a>(
     request: &Request,
     arguments: impl IntoIterator<Item = &'a OsStr>,
 ) -> Result<(), EnvironmentError> {
-    let program = env::var_os("EBBTIDE_UV").unwrap_or_else(|| "uv".into());
-    // It ends when nobody waits for it any more.
-    let output = Command::new(program).arg("--quiet").args(arguments).kill_on_drop(true).output();
-    let output = timeout(UV_MAX, output).await.map_err(|_| EnvironmentError::Late)?;
-    let output = output.map_err(EnvironmentError::NoUv)?;
-    if output.status.success() {
-        return Ok(());
-    }
     let packages: Vec<&str> = request.packages().collect();
-    Err(EnvironmentError::Refused {
-        python: request.python().to_owned(),
-        packages: match &packages[..] {
-            [] => "no packages".to_owned(),
-            some => some.join(", "),
-        },
-        words: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
+    match uv::run(arguments, "").await {
+        Ok(_) => Ok(()),
+        Err(UvError::Refused(words)) => Err(EnvironmentError::Refused {
+            python: request.python().to_owned(),
+            packages: match &packages[..] {
+                [] => "no packages".to_owned(),
+                some => some.join(", "),
+            },
+            words,
+        }),
+        Err(error @ (UvError::None(_) | UvError::Late)) => Err(EnvironmentError::Uv(error)),
+    }
 }
