@@ -55,13 +55,15 @@ def works(namespace: str, workers: int) -> None:
 @contextmanager
 def upgraded(*options: str, chart: Path = CHART) -> Iterator[None]:
     """Have the chart installed with other values meanwhile."""
+    # By its number: the one before the present one may be another that was meanwhile.
+    before = json.loads(helm("history", *RELEASE, "--max", "1", "-o", "json"))[-1]["revision"]
     # One that fails is undone.
     helm("upgrade", RELEASE[0], str(chart), *RELEASE[1:], "--reuse-values", *options,
          "--atomic", "--timeout", "90s")  # fmt: skip
     try:
         yield
     finally:
-        helm("rollback", *RELEASE, "--wait", "--timeout", "90s")
+        helm("rollback", RELEASE[0], str(before), *RELEASE[1:], "--wait", "--timeout", "90s")
 
 
 @on_the_dev_cluster
@@ -85,7 +87,8 @@ def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
 ) -> None:
     folder = Path(os.environ["KUBECONFIG"]).parent / "previous"
     image = (folder / "runtime").read_text().strip()
-    given = values() | {"image": (folder / "operator").read_text().strip()}
+    values_before = values()
+    given = values_before | {"image": (folder / "operator").read_text().strip()}
     (folder / "values.json").write_text(json.dumps(given))
     # Values that are not given are those of that chart.
     options = ("--reset-values", "--values", str(folder / "values.json"))
@@ -107,6 +110,7 @@ def test_clusters_of_this_release_and_the_one_before_work_under_either_operator(
             resize(namespace, 2, name="before")
             assert there.items() <= pods(namespace).items()
             there = pods(namespace)
+        assert values() == values_before
         works(namespace, 3)
         resize(namespace, 3, name="before")
         assert there.items() <= pods(namespace).items()
