@@ -103,7 +103,7 @@ def test_a_program_runs_beside_its_cluster_and_nothing_is_left_of_either(
     code, out, _ = runs("ebbtide", "jobs", "-n", namespace)
     assert code == 0
     head, (row,) = out.splitlines()[0].split(), out.splitlines()[1:]
-    assert head == ["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "MESSAGE"]
+    assert head == ["NAMESPACE", "NAME", "PHASE", "CLUSTER", "FAILURES", "AGE", "MESSAGE"]
     assert row.split()[:5] == [namespace, "job", "Succeeded", "job", "0"]
     known = yaml.safe_load(run("ebbtide", "jobs", "job", "-n", namespace, "-o", "yaml"))
     assert (known["kind"], known["status"]["phase"]) == ("ClusterJob", "Succeeded")
