@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ebbtide_api::Cluster;
 use ebbtide_api::change::Class;
 
-pub(crate) use crate::backend::kubernetes::Kubernetes;
+pub(crate) use crate::backend::kubernetes::{Kubernetes, no_cluster};
 pub(crate) use crate::backend::local::fresh_uid;
 use crate::command::Place;
 use crate::story::Line;

@@ -35,10 +35,6 @@ pub(crate) const UNNOTICED_MAX: Duration = Duration::from_secs(15);
 /// How long what keeps a cluster from its work may take to pass by itself, before nobody waits any longer.
 pub(crate) const HURT_MAX: Duration = Duration::from_mins(1);
 
-/// What a lock is for where no image is known yet.
-const ANY_LINUX: Target =
-    Target { python: 0, library: Library::Glibc(28), processor: Processor::X86 };
-
 /// Ephemeral compute clusters: a manifest becomes a scheduler and workers, and goes when idle.
 #[derive(Parser)]
 #[command(
@@ -386,7 +382,8 @@ async fn environment(command: &EnvCommand) -> anyhow::Result<()> {
             let minor = request.minor();
             let python = minor
                 .with_context(|| format!("there is no lock for Python {}", request.python()))?;
-            let target = Target { python, ..ANY_LINUX };
+            // Where no image is known yet.
+            let target = Target { python, library: Library::Glibc(28), processor: Processor::X86 };
             output::line(&resolve::lock(&request, &target).await?)
         }
     }

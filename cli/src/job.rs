@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::backend::{Backend, Kubernetes, fresh_uid};
+use crate::backend::{Backend, Kubernetes, fresh_uid, no_cluster};
 use crate::command::{HURT_MAX, On, Place, Script, UNNOTICED_MAX, try_script};
 use crate::up::up;
 use crate::{manifest, node, output};
@@ -62,7 +62,7 @@ pub(crate) async fn run(wanted: Wanted, place: &Place) -> anyhow::Result<ExitCod
             if let Some(on) = &wanted.on.on
                 && !backend.has(&namespace, on).await?
             {
-                bail!("there is no cluster {on} in namespace {namespace}");
+                bail!("{}", no_cluster(&namespace, on));
             }
             let job = as_job(&wanted, cluster, program)?;
             Box::pin(on_kubernetes(kubernetes, &namespace, &job, wanted.detach)).await

@@ -6,11 +6,12 @@ use anyhow::{Context as _, bail};
 use ebbtide_api::job::Named;
 use ebbtide_api::{Cluster, ClusterJob, Guarded};
 use ebbtide_plan::JOB;
+use ebbtide_plan::job::maker;
 use futures::AsyncBufReadExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{LogParams, PostParams};
-use kube::{Api, Resource as _, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -61,15 +62,9 @@ impl Kubernetes {
             // Who may not read jobs is told that there is no cluster.
             return Ok(job.ok().flatten());
         };
-        let owner = cluster
-            .meta()
-            .owner_references
-            .iter()
-            .flatten()
-            .find(|it| it.controller == Some(true) && it.kind == ClusterJob::kind(&()));
-        match (owner, job) {
+        match (maker(&cluster), job) {
             // One whose job is gone goes by itself.
-            (Some(owner), job) => Ok(job?.filter(|it| it.uid().as_ref() == Some(&owner.uid))),
+            (Some(maker), job) => Ok(job?.filter(|it| it.uid().as_ref() == Some(&maker.uid))),
             (None, Ok(Some(_))) => bail!(
                 "there are a cluster {name} and a job {name}, and neither is the other's: `kubectl delete \
                  cluster.ebbtide.dev {name}` ends one, `kubectl delete clusterjob {name}` the other"

@@ -143,7 +143,7 @@ where
         .with_context(|| format!("{name} is not gone after {DOWN_MAX:?}"))?
 }
 
-fn no_cluster(namespace: &str, name: &str) -> String {
+pub(crate) fn no_cluster(namespace: &str, name: &str) -> String {
     format!("there is no cluster {name} in namespace {namespace}")
 }
 

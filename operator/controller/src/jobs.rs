@@ -7,7 +7,7 @@ use ebbtide_api::{Cluster, ClusterJob, ClusterJobStatus};
 use ebbtide_plan::job::{JobChange, JobObserved, JobOp, JobPlan, named, news, plan, stuck};
 use ebbtide_plan::queue::{Key, Kind};
 use ebbtide_plan::unreadable::{has_ended, job_patch};
-use ebbtide_plan::{News, Refusal, Stage, is_going};
+use ebbtide_plan::{Refusal, Stage, is_going};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
@@ -18,7 +18,7 @@ use crate::api_call::{CallError, call};
 use crate::apply::{Child, Made, delete, is_owned, made, try_pod};
 use crate::metrics;
 use crate::reconcile::Context;
-use crate::record::{publish, unreadable, warn};
+use crate::record::{tell_trouble, tell_within_bounds, unreadable};
 use crate::slim::{SlimPod, is_scheduler, seen};
 
 /// What is tried when something goes, for messages.
@@ -245,10 +245,8 @@ async fn record(
         }
         Err(error) => return Err(error),
     }
-    for News { reason, field, note } in news(job.status.as_ref(), status) {
-        let it = job.object_ref(&());
-        let about = ObjectReference { field_path: Some(field), ..it.clone() };
-        warn(context, key, (reason, note, Some(about)), &it).await;
+    for trouble in news(job.status.as_ref(), status) {
+        tell_trouble(context, key, trouble, &job.object_ref(&())).await;
     }
     let before = job.status.as_ref().map(|it| it.phase);
     if before != Some(status.phase) && status.phase.is_over() {
@@ -291,10 +289,6 @@ async fn tell(
     (reason, note): (&str, &str),
     about: Option<ObjectReference>,
 ) {
-    if !context.beliefs.may_tell(key) {
-        tracing::info!(note, "too many events to tell");
-        return;
-    }
     let event = Event {
         type_: if ["Failed", "LeftOut"].contains(&reason) {
             EventType::Warning
@@ -306,5 +300,5 @@ async fn tell(
         note: Some(note.to_owned()),
         secondary: about,
     };
-    publish(context, event, &job.object_ref(&())).await;
+    tell_within_bounds(context, key, event, &job.object_ref(&())).await;
 }

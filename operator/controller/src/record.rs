@@ -85,7 +85,7 @@ async fn write(
             context.beliefs.wrote(status, written);
             count_phase(context, cluster, status);
             for trouble in news(cluster.status.as_ref(), status) {
-                tell_trouble(context, cluster, trouble).await;
+                tell_trouble(context, &key(cluster), trouble, &cluster.object_ref(&())).await;
             }
             Ok(())
         }
@@ -189,25 +189,26 @@ async fn tell(context: &Context, cluster: &Cluster, told: &Told) {
     publish(context, event, &cluster.object_ref(&())).await;
 }
 
-async fn tell_trouble(context: &Context, cluster: &Cluster, trouble: News) {
+/// Warns people of a trouble that a status tells.
+pub(crate) async fn tell_trouble(
+    context: &Context,
+    key: &Key,
+    trouble: News,
+    of: &ObjectReference,
+) {
     let News { reason, field, note } = trouble;
     // Events of one reason about one thing count up as one, with the words of the first.
-    let about = ObjectReference { field_path: Some(field), ..cluster.object_ref(&()) };
-    let told = (reason, note, Some(about));
-    warn(context, &key(cluster), told, &cluster.object_ref(&())).await;
+    let about = ObjectReference { field_path: Some(field), ..of.clone() };
+    warn(context, key, (reason, note, Some(about)), of).await;
 }
 
-/// Warns people of something for a reason, and names what it is about, unless they are told too much already.
-pub(crate) async fn warn(
+/// Warns people of something for a reason, and names what it is about.
+async fn warn(
     context: &Context,
     key: &Key,
     (reason, note, secondary): (String, String, Option<ObjectReference>),
     of: &ObjectReference,
 ) {
-    if !context.beliefs.may_tell(key) {
-        tracing::info!(reason, note, "too many events to tell");
-        return;
-    }
     let event = Event {
         type_: EventType::Warning,
         reason,
@@ -215,6 +216,20 @@ pub(crate) async fn warn(
         note: Some(note),
         secondary,
     };
+    tell_within_bounds(context, key, event, of).await;
+}
+
+/// Tells people of something, unless they are told too much already.
+pub(crate) async fn tell_within_bounds(
+    context: &Context,
+    key: &Key,
+    event: Event,
+    of: &ObjectReference,
+) {
+    if !context.beliefs.may_tell(key) {
+        tracing::info!(event.reason, event.note, "too many events to tell");
+        return;
+    }
     publish(context, event, of).await;
 }
 
@@ -259,7 +274,7 @@ where
 }
 
 /// Events are for people: losing one must not stop the work. Of a note that is too long the begin is told.
-pub(crate) async fn publish(context: &Context, mut event: Event, about: &ObjectReference) {
+async fn publish(context: &Context, mut event: Event, about: &ObjectReference) {
     if let Some(note) = &mut event.note {
         note.truncate(note.floor_char_boundary(NOTE_MAX));
     }

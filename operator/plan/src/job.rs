@@ -165,7 +165,12 @@ pub fn plan(job: &ClusterJob, observed: &JobObserved, site: &Site, now: Timestam
 
 /// Whether a cluster was made for a job: it ends with the job.
 pub fn is_made_for_job(cluster: &Cluster) -> bool {
-    owner(cluster).is_some_and(|it| it.kind == ClusterJob::kind(&()))
+    maker(cluster).is_some()
+}
+
+/// The job that something was made for.
+pub fn maker(object: &impl Resource<DynamicType = ()>) -> Option<&OwnerReference> {
+    owner(object).filter(|it| it.kind == ClusterJob::kind(&()))
 }
 
 fn owner(object: &impl Resource<DynamicType = ()>) -> Option<&OwnerReference> {
